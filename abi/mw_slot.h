@@ -1,0 +1,60 @@
+/* mw_slot.h - the control lines of one socket, and the records of its rings.
+ * Spec: docs/protocol.md 3. Indexes are free-running byte counts modulo 2^32, starting at
+ * MW_INDEX_START in both rings of every new socket, just below the wrap on purpose.
+ * Receive ring: INS writes, PVM reads. Send ring: PVM writes, INS reads. */
+#pragma once
+#include "abi/mw_types.h"
+
+#define MW_INDEX_START 0xfffff000u
+#define MW_MAX_WATCHES 4u
+
+/* want: set by the PVM before it sleeps, cleared by the INS when it acts. */
+#define MW_WANT_TOKEN_IN 1u  /* put a token on the placeholder when input or state changes */
+#define MW_WANT_TOKEN_OUT 2u /* ... when the send ring has room again or state changes */
+#define MW_WANT_OUT_EVENT 4u /* announce to the watching groups when there is room again */
+#define MW_WANT_RX_ROOM 8u   /* set by the INS, cleared by the PVM: announce when the reader made room */
+
+/* state, written by the INS only */
+#define MW_ST_OPEN 1u
+#define MW_ST_CONNECTING 2u
+#define MW_ST_CONNECTED 4u
+#define MW_ST_LISTENING 8u
+#define MW_ST_RCV_SHUT 16u  /* poll: RDHUP (the peer's FIN was seen, or shutdown(RD)) */
+#define MW_ST_EOF 32u       /* nothing will follow the bytes now in the receive ring */
+#define MW_ST_SND_SHUT 64u  /* our side was shut for writing */
+#define MW_ST_CLOSED 128u   /* TCP state CLOSE, or both directions shut: poll HUP */
+#define MW_ST_PRI 256u      /* urgent data pending */
+#define MW_ST_ERRQ 512u     /* the error queue is not empty: poll ERR */
+#define MW_ST_AT_MARK 1024u /* oob_mark is valid */
+
+struct mw_slot {
+  /* The PVM's line. */
+  uint32_t tx_tail;
+  uint32_t rx_head;
+  uint32_t want;
+  uint32_t accept_flags; /* MW_ACCEPT_*: what the last accept on this listener asked for */
+  uint64_t watches;      /* four 16-bit numbers, each 0 or 1 + a group that wants this socket's news */
+  uint8_t pad0[40];
+  /* The INS's line. */
+  uint32_t rx_tail;
+  uint32_t tx_head;
+  uint32_t state;
+  uint32_t gen;
+  int32_t error;      /* errno of the pending asynchronous error number error_seq */
+  uint32_t error_seq; /* grows by one for each; the PVM remembers which it has delivered */
+  uint32_t oob_mark;
+  uint8_t pad1[36];
+};
+MW_STATIC_ASSERT(sizeof(struct mw_slot) == 128, "frozen since protocol 1");
+MW_STATIC_ASSERT(offsetof(struct mw_slot, rx_tail) == 64, "one writer per cache line");
+
+/* A received datagram in the receive ring: this head, then control_len bytes of control messages, then
+ * data_len bytes; the next one starts at the next multiple of 8. */
+struct mw_dgram_head {
+  uint32_t data_len;
+  uint32_t control_len;
+  int32_t flags; /* MSG_TRUNC, MSG_CTRUNC as the kernel reported them to the INS */
+  uint32_t name_len;
+  uint8_t name[32];
+};
+MW_STATIC_ASSERT(sizeof(struct mw_dgram_head) == 48, "frozen since protocol 1");

@@ -1,0 +1,52 @@
+// atomics.h - how the ring code reaches shared words.
+//
+// The algorithms of this folder are templates over a policy with these operations, so that the source
+// which ships is also the one that the model checker explores (tests/model) and TSan watches.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+namespace mw {
+
+struct StdAtomics {
+  template <class T>
+  static T load_relaxed(T& w) {
+    return std::atomic_ref(w).load(std::memory_order_relaxed);
+  }
+  template <class T>
+  static T load_acquire(T& w) {
+    return std::atomic_ref(w).load(std::memory_order_acquire);
+  }
+  template <class T>
+  static T load_seq(T& w) {
+    return std::atomic_ref(w).load(std::memory_order_seq_cst);
+  }
+  template <class T, class U>
+  static void store_relaxed(T& w, U v) {
+    std::atomic_ref(w).store(static_cast<T>(v), std::memory_order_relaxed);
+  }
+  template <class T, class U>
+  static void store_release(T& w, U v) {
+    std::atomic_ref(w).store(static_cast<T>(v), std::memory_order_release);
+  }
+  template <class T, class U>
+  static T fetch_or(T& w, U v) {
+    return std::atomic_ref(w).fetch_or(static_cast<T>(v), std::memory_order_seq_cst);
+  }
+  template <class T, class U>
+  static T fetch_and(T& w, U v) {
+    return std::atomic_ref(w).fetch_and(static_cast<T>(v), std::memory_order_seq_cst);
+  }
+  template <class T, class U>
+  static T fetch_add(T& w, U v) {
+    return std::atomic_ref(w).fetch_add(static_cast<T>(v), std::memory_order_seq_cst);
+  }
+  template <class T, class U>
+  static T exchange(T& w, U v) {
+    return std::atomic_ref(w).exchange(static_cast<T>(v), std::memory_order_seq_cst);
+  }
+  static void fence() { std::atomic_thread_fence(std::memory_order_seq_cst); }
+};
+
+}  // namespace mw

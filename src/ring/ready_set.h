@@ -1,0 +1,111 @@
+// ready_set.h - both ends of a struct mw_ready_set (abi/mw_ready_set.h tells the story).
+//
+// TRUST       Any member may appear at any time; the consumer checks each against its own tables.
+//             drain() does work bounded by the size of the set, whatever the other side stores.
+// ORDERING    Everything is seq_cst, so one total order holds all of it. add(): set level 0, 1, 2 (or
+//             see them set), read sleepers, swap rung. Consumer: sleepers up, clear rung, look at top,
+//             sleep. Weaken any of these and a wake-up is lost (tests/model). A bit seen as already set
+//             is one that a drain has not taken yet, because drain clears upper levels before lower
+//             ones. On x86 the loads are plain ones; the cost is one locked operation for an add.
+// THREADS     Any number of adders and drainers, in any process.
+#pragma once
+
+#include <bit>
+#include <cstdint>
+
+#include "abi/mw_ready_set.h"
+#include "ring/atomics.h"
+
+namespace mw {
+
+// Header: mw_ready_set or, in a model, a structure with the same members.
+template <class Atomics = StdAtomics, class Header = mw_ready_set, class Word = uint64_t>
+class BasicReadySet {
+ public:
+  BasicReadySet() = default;
+  BasicReadySet(Header* h, Word* words, uint32_t bits) : h_(h), words_(words), bits_(bits) {}
+
+  // Adds member i. True if a consumer sleeps and the caller has to ring its doorbell.
+  bool add(uint32_t i) {
+    set(i);
+    return need_ring();
+  }
+
+  // Adds without a look at sleepers: by a consumer that puts back what it could not handle.
+  void put_back(uint32_t i) { set(i); }
+
+  // True if a consumer sleeps that nobody has rung for yet; the caller then has to ring.
+  bool need_ring() {
+    if (Atomics::load_seq(h_->sleepers) == 0) return false;
+    return Atomics::exchange(h_->rung, 1u) == 0;
+  }
+
+  bool empty() { return Atomics::load_seq(h_->top) == 0; }
+
+  // Takes members until `take(member)` returns false; that one and the rest stay in the set.
+  // Returns false if members were left.
+  template <class Take>
+  bool drain(Take&& take) {
+    if (Atomics::load_seq(h_->top) == 0) return true;
+    uint64_t top = Atomics::exchange(h_->top, uint64_t{0});
+    while (top != 0) {
+      const uint32_t t = static_cast<uint32_t>(std::countr_zero(top));
+      top &= top - 1;
+      uint64_t mid = Atomics::exchange(h_->mid[t], uint64_t{0});
+      while (mid != 0) {
+        const uint32_t m = t * 64 + static_cast<uint32_t>(std::countr_zero(mid));
+        mid &= mid - 1;
+        if (m >= word_count()) continue;  // a lie: there is no such word
+        uint64_t low = Atomics::exchange(words_[m], uint64_t{0});
+        while (low != 0) {
+          const uint32_t i = m * 64 + static_cast<uint32_t>(std::countr_zero(low));
+          if (i < bits_ && !take(i)) {
+            Atomics::fetch_or(words_[m], low);
+            Atomics::fetch_or(h_->mid[t], mid | (uint64_t{1} << (m & 63)));
+            Atomics::fetch_or(h_->top, top | (uint64_t{1} << t));
+            return false;
+          }
+          low &= low - 1;
+        }
+      }
+    }
+    return true;
+  }
+
+  // Announces a sleep. True: sleep now, and call wake() afterwards whatever the reason for waking.
+  // False: there is work, do not sleep (wake() is not to be called).
+  bool prepare_sleep() {
+    Atomics::fetch_add(h_->sleepers, 1u);
+    Atomics::exchange(h_->rung, 0u);
+    if (Atomics::load_seq(h_->top) == 0) return true;
+    Atomics::fetch_add(h_->sleepers, ~0u);
+    return false;
+  }
+  void wake() {
+    Atomics::fetch_add(h_->sleepers, ~0u);
+    Atomics::exchange(h_->rung, 0u);  // a drain that follows sees what was added while rung was 1
+  }
+
+  uint32_t bits() const { return bits_; }
+
+ private:
+  uint32_t word_count() const { return (bits_ + 63) / 64; }
+
+  static void set_bit(Word& w, uint64_t bit) {
+    if ((Atomics::load_seq(w) & bit) == 0) Atomics::fetch_or(w, bit);
+  }
+  void set(uint32_t i) {
+    // Level 0 always with a read-modify-write: it publishes what the news is about.
+    Atomics::fetch_or(words_[i / 64], uint64_t{1} << (i & 63));
+    set_bit(h_->mid[i / 4096], uint64_t{1} << (i / 64 & 63));
+    set_bit(h_->top, uint64_t{1} << (i / 4096));
+  }
+
+  Header* h_ = nullptr;
+  Word* words_ = nullptr;
+  uint32_t bits_ = 0;
+};
+
+using ReadySet = BasicReadySet<>;
+
+}  // namespace mw

@@ -1,0 +1,89 @@
+// control.h - messages between driver and INS (over R/mw/<id>/channel, SOCK_SEQPACKET) and between shim
+// and driver (over the attach socket). Spec: docs/protocol.md 6 and 7.
+//
+// Every message is one of these structures, whole; descriptors travel beside it in the order given.
+// TRUST       Receivers check size, type, every id and the kind of each descriptor. A message that does
+//             not fit ends the connection, with one log line.
+#pragma once
+
+#include <cstdint>
+
+#include "abi/mw_region.h"
+
+namespace mw {
+
+// ---- driver and INS ----
+enum class ControlType : uint32_t {
+  hello = 1,          // driver to INS: ControlHello + fds channel, drop_ins, bell x workers
+  hello_ack = 2,      // INS to driver: ControlHello with the version and features chosen, status
+  listener_up = 3,    // INS to driver: ControlListener + the INS's end of the listener's placeholder
+  listener_down = 4,  // INS to driver: ControlSlot: its last descriptor was closed
+  replay = 5,         // driver to INS: ControlListener + the same descriptor: make it again
+  replayed = 6,       // INS to driver: ControlSlot with status (errno of the step that failed, or 0)
+  start = 7,          // driver to INS: ControlSlot: the replay is complete, serve
+  group_open = 8,     // driver to INS: ControlSlot{slot = group} + the group's doorbell eventfd
+  group_close = 9,    // driver to INS: ControlSlot{slot = group}
+  bypass = 10,        // INS to driver: ControlSlot: bytes that nobody expected on a placeholder
+  poisoned = 11,      // INS to driver: ControlSlot: the PVM broke the protocol; the INS ends the session
+};
+
+struct ControlHello {
+  ControlType type;
+  uint32_t version;      // hello: the newest we speak; ack: the one chosen
+  uint32_t version_min;  // hello only
+  uint32_t features;     // hello: offered; ack: the subset taken
+  mw_geometry geometry;
+  uint32_t status;     // ack: 0 or errno
+  uint32_t first_gen;  // hello: generations of new slots start here; ack: the same
+};
+
+struct ControlSlot {
+  ControlType type;
+  uint32_t slot;
+  uint32_t gen;
+  uint32_t status;
+};
+
+constexpr uint32_t kMaxReplayOptions = 32;
+struct ReplayOption {
+  int32_t level;
+  int32_t name;
+  uint32_t len;
+  uint8_t value[36];
+};
+
+struct ControlListener {
+  ControlType type;
+  uint32_t slot;
+  uint32_t gen;
+  int32_t domain;
+  int32_t socket_type;
+  int32_t protocol;
+  int32_t backlog;
+  uint32_t option_count;
+  mw_addr local;
+  ReplayOption options[kMaxReplayOptions];  // in the order in which they were set
+};
+
+// ---- shim and driver ----
+enum class AttachType : uint32_t {
+  attach = 1,      // shim: AttachRequest. Answer: AttachReply + fds channel, session, drop_pvm, bells
+  group_open = 2,  // shim: AttachRequest + fds doorbell eventfd, write end of the life pipe.
+                   // Answer: AttachReply with `group`, once the INS knows it or as soon as it comes
+};
+
+struct AttachRequest {
+  AttachType type;
+  uint32_t version;
+  uint8_t token[16];  // the session's secret, from MWCOMMS_SESSION
+};
+
+struct AttachReply {
+  AttachType type;
+  uint32_t status;  // 0 or errno
+  uint32_t group;
+  uint32_t version;
+  mw_geometry geometry;
+};
+
+}  // namespace mw

@@ -1,0 +1,82 @@
+#include "transport/local/fd_message.h"
+
+#include <sys/syscall.h>
+
+#include <cstring>
+
+namespace mw {
+namespace {
+
+// The raw calls: this file is also linked into the shim, which interposes the libc ones.
+long raw_sendmsg(int fd, const msghdr* m, int flags) {
+  return ::syscall(SYS_sendmsg, fd, m, flags);
+}
+long raw_recvmsg(int fd, msghdr* m, int flags) { return ::syscall(SYS_recvmsg, fd, m, flags); }
+
+Error error_now(const char* where) {
+  if (errno == EAGAIN || errno == EWOULDBLOCK) return {Fault::would_block, errno, where};
+  if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN)
+    return {Fault::shutdown, errno, where};
+  return {Fault::sys, errno, where};
+}
+
+}  // namespace
+
+Status send_message(int socket, std::span<const std::byte> data, std::span<const int> fds,
+                    int flags) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxMessageFds)];
+  iovec iov{const_cast<std::byte*>(data.data()), data.size()};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  if (fds.size() > kMaxMessageFds) return Error{Fault::limit, 0, "too many descriptors"};
+  if (!fds.empty()) {
+    std::memset(control, 0, sizeof control);
+    m.msg_control = control;
+    m.msg_controllen = CMSG_SPACE(fds.size_bytes());
+    cmsghdr* c = CMSG_FIRSTHDR(&m);
+    c->cmsg_level = SOL_SOCKET;
+    c->cmsg_type = SCM_RIGHTS;
+    c->cmsg_len = CMSG_LEN(fds.size_bytes());
+    std::memcpy(CMSG_DATA(c), fds.data(), fds.size_bytes());
+  }
+  for (;;) {
+    const long n = raw_sendmsg(socket, &m, flags | MSG_NOSIGNAL);
+    if (n == static_cast<long>(data.size())) return Ok{};
+    if (n >= 0) return Error{Fault::sys, EMSGSIZE, "short message"};
+    if (errno != EINTR) return error_now("sendmsg");
+  }
+}
+
+Result<ReceivedMessage> receive_message(int socket, std::span<std::byte> room, int flags) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxMessageFds)];
+  iovec iov{room.data(), room.size()};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  long n = 0;
+  do {
+    n = raw_recvmsg(socket, &m, flags | MSG_CMSG_CLOEXEC);
+  } while (n < 0 && errno == EINTR);
+  if (n < 0) return error_now("recvmsg");
+  ReceivedMessage out;
+  out.bytes = static_cast<size_t>(n);
+  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < count; ++i) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
+      UniqueFd owned{fd};
+      if (out.fd_count < kMaxMessageFds) out.fds[out.fd_count++] = std::move(owned);
+    }
+  }
+  if ((m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
+    return Error{Fault::peer, 0, "message larger than the protocol allows"};
+  if (n == 0 && out.fd_count == 0) return Error{Fault::shutdown, 0, "end of stream"};
+  return out;
+}
+
+}  // namespace mw

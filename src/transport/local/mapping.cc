@@ -1,0 +1,47 @@
+#include "transport/local/mapping.h"
+
+#include <sys/mman.h>
+#include <sys/stat.h>
+
+namespace mw {
+namespace {
+constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
+}
+
+Mapping& Mapping::operator=(Mapping&& o) noexcept {
+  std::swap(base_, o.base_);
+  std::swap(bytes_, o.bytes_);
+  return *this;
+}
+
+Mapping::~Mapping() {
+  if (base_ != nullptr) ::munmap(base_, bytes_);
+}
+
+Result<UniqueFd> make_sealed_memfd(const char* name, uint64_t bytes) {
+  UniqueFd fd{::memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING)};
+  if (!fd) return Error{Fault::sys, errno, "memfd_create"};
+  if (::ftruncate(fd.get(), static_cast<off_t>(bytes)) < 0)
+    return Error{Fault::sys, errno, "ftruncate of a region"};
+  if (::fcntl(fd.get(), F_ADD_SEALS, kSeals) < 0) return Error{Fault::sys, errno, "F_ADD_SEALS"};
+  return fd;
+}
+
+Result<Mapping> map_sealed(int fd) {
+  const int seals = ::fcntl(fd, F_GET_SEALS);
+  if (seals < 0 || (seals & kSeals) != kSeals)
+    return Error{Fault::peer, 0, "the region's memory is not sealed"};
+  struct stat st {};
+  if (::fstat(fd, &st) < 0) return Error{Fault::sys, errno, "fstat of a region"};
+  const auto bytes = static_cast<uint64_t>(st.st_size);
+  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  if (base == MAP_FAILED) return Error{Fault::sys, errno, "mmap of a region"};
+  if (::madvise(base, bytes, MADV_DONTDUMP) < 0) {
+    const int err = errno;
+    ::munmap(base, bytes);
+    return Error{Fault::sys, err, "madvise of a region"};
+  }
+  return Mapping{static_cast<std::byte*>(base), bytes};
+}
+
+}  // namespace mw

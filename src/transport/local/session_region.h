@@ -1,0 +1,128 @@
+// session_region.h - region B: what the application's processes and the driver share, and the INS
+// never sees.
+//
+// The rings of a socket may be used by several processes (fork, SCM_RIGHTS), so the PVM's private end of
+// each - its own indexes, its locks, its epoll registrations - stands here and not in one process.
+//
+// TRUST       The application's processes trust each other, as processes that share a socket do. The
+//             driver does not trust what stands here: it only reads watches and frees calls and groups.
+// INVARIANTS  rx_head is changed under rx_lock, tx_tail under tx_lock. A slot's contents are valid for
+//             the generation in `gen`; a process whose descriptor carries another one holds a dead socket.
+// THREADS     Words are accessed through std::atomic_ref (StdAtomics); locks are SharedLock.
+#pragma once
+
+#include <cstdint>
+
+#include "abi/mw_region.h"
+
+namespace mw {
+
+constexpr uint64_t kSessionMagic = 0x3142'5357'4d6d'636full;
+
+enum SessionState : uint32_t {
+  kSessionStarting = 0,
+  kSessionUp = 1,    // an INS is attached
+  kSessionDown = 2,  // the INS died, another one is on its way
+  kSessionOver = 3,  // no INS will come any more
+};
+
+struct SessionHeader {
+  uint64_t magic;
+  mw_geometry geometry;
+  uint32_t state;      // SessionState; a futex word, woken on each change
+  uint32_t epoch;      // grows by one with each INS that attached
+  uint32_t first_gen;  // slots with a generation below (modulo 2^32) belong to dead INSs
+  uint32_t next_process;
+  uint8_t pad[64];
+};
+
+// One epoll registration of a socket.
+struct SessionWatch {
+  uint32_t group;   // 0: free; else 1 + group
+  int32_t fd;       // the descriptor it was registered with: part of the key, as in the kernel
+  uint32_t events;  // as given, without EPOLLONESHOT once it fired (then 0 or only flags)
+  uint32_t state;   // kWatch* bits
+  uint64_t data;
+};
+constexpr uint32_t kWatchFired = 1;    // EPOLLONESHOT: reported, silent until MOD
+constexpr uint32_t kWatchEdgeIn = 2;   // EPOLLET bookkeeping of the shim
+constexpr uint32_t kWatchEdgeOut = 4;
+
+struct SessionSlot {
+  uint32_t gen;
+  uint16_t domain;
+  uint16_t type;
+  uint16_t protocol;
+  uint16_t reserved0;
+  uint32_t flags;  // kSlot*
+  uint32_t rx_lock;
+  uint32_t tx_lock;
+  uint32_t watch_lock;
+  uint32_t rx_head;
+  uint32_t tx_tail;
+  uint32_t error_taken;  // the error_seq that was delivered last
+  uint32_t rcvlowat;
+  int32_t linger;      // -1: off, else seconds
+  int64_t rcvtimeo_us;  // 0: none
+  int64_t sndtimeo_us;
+  uint32_t peek_off;
+  uint32_t reserved1;
+  mw_addr local;  // len 0: not known
+  mw_addr peer;
+  SessionWatch watches[MW_MAX_WATCHES];
+  uint8_t pad[24];
+};
+static_assert(sizeof(SessionSlot) == 256);
+
+constexpr uint32_t kSlotListener = 1;
+constexpr uint32_t kSlotShutRd = 2;
+constexpr uint32_t kSlotShutWr = 4;
+constexpr uint32_t kSlotConnectedUdp = 8;
+
+// Who holds a call cell. pid 0: free.
+struct SessionCall {
+  uint32_t pid;
+  uint32_t seq;
+};
+
+// A group is an epoll instance whose sockets announce themselves in group_news. The driver hands out
+// ids and frees a group when the read end of its life pipe is gone from every process.
+struct SessionGroup {
+  uint32_t in_use;
+  uint32_t reserved[3];
+};
+
+struct SessionLayout {
+  uint64_t slots, calls, groups, bytes;
+};
+
+inline SessionLayout session_layout_of(const mw_geometry& g) {
+  SessionLayout l{};
+  l.calls = MW_PAGE;
+  l.groups = l.calls + sizeof(SessionCall) * uint64_t{g.calls};
+  l.slots = (l.groups + sizeof(SessionGroup) * uint64_t{g.groups} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
+  l.bytes = (l.slots + sizeof(SessionSlot) * uint64_t{g.slots} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
+  return l;
+}
+
+// Typed access to a mapped session region; indexes are range-checked by the caller.
+class SessionRegion {
+ public:
+  SessionRegion() = default;
+  SessionRegion(std::byte* base, const mw_geometry& g) : base_(base), l_(session_layout_of(g)) {}
+  SessionHeader& header() const { return *at<SessionHeader>(0); }
+  SessionSlot& slot(uint32_t i) const { return at<SessionSlot>(l_.slots)[i]; }
+  SessionCall& call(uint32_t i) const { return at<SessionCall>(l_.calls)[i]; }
+  SessionGroup& group(uint32_t i) const { return at<SessionGroup>(l_.groups)[i]; }
+  std::byte* base() const { return base_; }
+
+ private:
+  template <class T>
+  T* at(uint64_t offset) const {
+    return reinterpret_cast<T*>(base_ + offset);
+  }
+  std::byte* base_ = nullptr;
+  SessionLayout l_{};
+};
+
+}  // namespace mw
