@@ -1,0 +1,169 @@
+// mw - the command that users type: run a program behind an isolated network stack, list and clean sessions.
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <iostream>
+
+#include "base/log.h"
+#include "frontend/run.h"
+#include "frontend/session.h"
+#include "transport/local/session_fds.h"
+
+namespace {
+
+using mw::Failure;
+using mw::Outcome;
+
+// Beside ourselves in a build tree, at fixed places relative to ourselves in an installation.
+std::string find_program(const std::string& name, const char* build, const char* installed) {
+  std::error_code error;
+  const std::filesystem::path bin = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+  const std::filesystem::path in_build = (bin / build / name).lexically_normal();
+  if (std::filesystem::exists(in_build, error)) return in_build;
+  return (bin / installed / name).lexically_normal();
+}
+
+Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, unsigned workers) {
+  mw_geometry geometry = mw::kDefaultGeometry;
+  geometry.workers = workers;
+  auto made = mw::make_session_fds(session, geometry);
+  if (!made) {
+    return Failure{"make the session's shared memory",
+                   std::string(made.error().where) + ": " + mw::errno_text(made.error().err),
+                   "free memory or raise the limit of open files"};
+  }
+  mw::SessionDescriptors out;
+  const auto hand_over = [&out](const char* option, mw::UniqueFd fd) {
+    out.driver_arguments.insert(out.driver_arguments.end(), {option, std::to_string(fd.get())});
+    out.owned.push_back(std::move(fd));
+  };
+  hand_over("--channel-fd", std::move(made->channel));
+  hand_over("--session-fd", std::move(made->session));
+  hand_over("--attach-fd", std::move(made->attach));
+  hand_over("--drop-pvm-fd", std::move(made->drop_pvm));
+  hand_over("--drop-ins-fd", std::move(made->drop_ins));
+  std::string bells;
+  for (mw::UniqueFd& bell : made->bells) {
+    bells += (bells.empty() ? "" : ",") + std::to_string(bell.get());
+    out.owned.push_back(std::move(bell));
+  }
+  out.driver_arguments.insert(out.driver_arguments.end(), {"--bell-fds", bells});
+  out.attach_name = made->attach_name;
+  return out;
+}
+
+int usage_error(const CLI::App& app, const std::string& text) {
+  const bool sub = app.get_parent() != nullptr;
+  std::cerr << "mw: " << text << "\n" << app.help(sub ? "mw " + app.get_name() : "mw");
+  return mw::kExitUsage;
+}
+
+struct RunArguments {
+  std::vector<std::string> publish;
+  std::string net;
+  unsigned stacks = 1;
+  unsigned workers = 1;
+  bool verbose = false;
+};
+
+CLI::App* add_run(CLI::App* app, RunArguments* args) {
+  CLI::App* run = app->add_subcommand("run", "Run a command with its network in an isolated stack");
+  run->add_option("-p,--publish", args->publish,
+                  "Publish a port of the INS on the host; may be given several times")
+      ->type_name("[HOST:]PORT[:INSPORT][/udp]")
+      ->expected(1)
+      ->take_all()
+      ->trigger_on_parse(false);
+  run->add_option("--net", args->net,
+                  "isolated: own network namespace (default as root); host: the host's network")
+      ->type_name("MODE")
+      ->check(CLI::IsMember({"isolated", "host"}));
+  run->add_option("--ins", args->stacks, "Number of network stacks (this version: 1)")
+      ->type_name("N");
+  run->add_option("--workers", args->workers, "Worker threads of the INS")
+      ->type_name("W")
+      ->check(CLI::Range(1, 16));
+  run->add_flag("-v,--verbose", args->verbose, "Say what runs where");
+  run->prefix_command();
+  run->footer("mw run [-p [HOST:]PORT[:INSPORT][/udp]]... [--net isolated|host] [--workers W] [-v] -- CMD...\n"
+              "The exit status is CMD's; 128+N if signal N killed it; 125 if mw failed, 126 if CMD cannot be\n"
+              "run or covered, 127 if it was not found.");
+  return run;
+}
+
+int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::string> command) {
+  mw::RunRequest request;
+  const bool root = ::geteuid() == 0;
+  if (args.stacks != 1) {
+    return usage_error(run, "--ins: this version runs one INS a session; leave it out or say 1");
+  }
+  if (command.empty()) return usage_error(run, "no command given");
+  for (const std::string& text : args.publish) {
+    auto publish = mw::parse_publish(text);
+    if (!publish) return usage_error(run, publish.failure().text());
+    request.published.push_back(*publish);
+  }
+  request.net = (args.net.empty() ? root : args.net == "isolated") ? mw::NetMode::isolated
+                                                                   : mw::NetMode::host;
+  request.why_net = !args.net.empty() ? "--net " + args.net + " was given"
+                    : root            ? "it is the default for root"
+                                      : "only root can make network namespaces (default without root)";
+  if (request.net == mw::NetMode::isolated && !root) {
+    return usage_error(run, "--net isolated needs root; leave it out to use the host's network");
+  }
+  if (request.net == mw::NetMode::host && !request.published.empty()) {
+    return usage_error(run, "-p needs --net isolated: on the host's network the ports of the INS are "
+                            "the host's own");
+  }
+  request.command = std::move(command);
+  request.workers = args.workers;
+  request.verbose = args.verbose;
+  request.base = mw::default_base();
+  request.programs.driver = find_program("mwcommsd", ".", MW_LIBEXEC_FROM_BIN);
+  request.programs.ins = find_program("mwins", ".", MW_LIBEXEC_FROM_BIN);
+  request.programs.shim = find_program("libmwshim.so", "../lib", MW_LIB_FROM_BIN);
+  request.descriptors = make_descriptors;
+  return mw::run_session(request);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app{"MwComms: programs behind isolated network stacks", "mw"};
+  app.require_subcommand(1);
+  RunArguments args;
+  CLI::App* run = add_run(&app, &args);
+  CLI::App* ps = app.add_subcommand("ps", "List sessions: what runs where");
+  CLI::App* clean = app.add_subcommand("clean", "Remove what dead sessions left behind");
+  CLI::App* version = app.add_subcommand("version", "Print the version");
+
+  // What stands behind the first "--" is the command's, whatever it looks like.
+  const std::vector<std::string> words(argv + 1, argv + argc);
+  const auto dashes = std::find(words.begin(), words.end(), "--");
+  std::vector<std::string> ours(words.begin(), dashes);
+  try {
+    std::vector<std::string> reversed(ours.rbegin(), ours.rend());
+    app.parse(reversed);
+  } catch (const CLI::CallForHelp& help) {
+    return app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    const auto chosen = app.get_subcommands();
+    return usage_error(chosen.empty() ? app : *chosen[0], error.what());
+  }
+  if (*run) {
+    std::vector<std::string> command = run->remaining();
+    if (!command.empty() && command[0][0] == '-') {
+      return usage_error(*run, "unknown option " + command[0]);
+    }
+    const auto rest = command.empty() && dashes != words.end() ? dashes + 1 : dashes;
+    command.insert(command.end(), rest, words.end());
+    return run_command(*run, args, command);
+  }
+  if (dashes != words.end()) return usage_error(app, "only run takes a command");
+  if (*ps) return mw::print_sessions(mw::default_base());
+  if (*clean) return mw::clean_sessions(mw::default_base());
+  if (*version) std::puts("mw " MW_VERSION);
+  return 0;
+}

@@ -1,0 +1,51 @@
+// failure.h - why a step of the front end did not work, as a sentence for the person at the terminal.
+//
+// Set-up happens once, far from the data path, so unlike mw::Error these own their text: which step,
+// what went wrong, and what to do about it.
+#pragma once
+
+#include <cstdlib>
+#include <string>
+#include <utility>
+#include <variant>
+
+namespace mw {
+
+struct Failure {
+  std::string step;    // "create the network namespace mw-apache2-0"
+  std::string cause;   // "ip: command not found"
+  std::string remedy;  // "install iproute2"; empty if none is known
+
+  std::string text() const {
+    std::string s = "cannot " + step + ": " + cause;
+    if (!remedy.empty()) s += "; " + remedy;
+    return s;
+  }
+};
+
+// "No such file or directory" for ENOENT.
+std::string errno_text(int err);
+
+template <class T>
+class [[nodiscard]] Outcome {
+ public:
+  Outcome(T value) : v_(std::in_place_index<0>, std::move(value)) {}            // NOLINT: implicit
+  Outcome(Failure failure) : v_(std::in_place_index<1>, std::move(failure)) {}  // NOLINT
+  explicit operator bool() const { return v_.index() == 0; }
+  T& operator*() {
+    if (v_.index() != 0) std::abort();
+    return *std::get_if<0>(&v_);
+  }
+  T* operator->() { return &**this; }
+  const Failure& failure() const {
+    if (v_.index() != 1) std::abort();
+    return *std::get_if<1>(&v_);
+  }
+
+ private:
+  std::variant<T, Failure> v_;
+};
+
+struct Done {};
+
+}  // namespace mw

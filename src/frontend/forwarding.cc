@@ -1,0 +1,152 @@
+#include "frontend/forwarding.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <sstream>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "frontend/process.h"
+
+namespace mw {
+namespace {
+
+const std::string kConf4 = "/proc/sys/net/ipv4/conf/";
+const std::string kConf6 = "/proc/sys/net/ipv6/conf/";
+const std::string kGlobal4 = "/proc/sys/net/ipv4/ip_forward";
+const std::string kGlobal6 = kConf6 + "all/forwarding";
+
+struct Change {
+  std::string path;
+  std::string before;
+  std::string after;
+};
+
+std::string value_of(const std::string& path) {
+  const std::string text = read_text(path);
+  return text.substr(0, text.find('\n'));
+}
+
+Outcome<Done> set_value(const std::string& path, const std::string& value) {
+  const UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CLOEXEC)};
+  if (!fd || ::write(fd.get(), value.data(), value.size()) < 0) {
+    return Failure{"set " + path + " to " + value, errno_text(errno),
+                   "run as root outside of containers that lock /proc/sys, or set it yourself"};
+  }
+  return Done{};
+}
+
+bool is_ours(const std::string& link) { return link.compare(0, 3, kLinkPrefix) == 0; }
+
+// Interfaces other than loopback and the INSs' own.
+std::vector<std::string> host_links(const std::string& conf) {
+  std::vector<std::string> out;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(conf, error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string name = it->path().filename();
+    if (name != "all" && name != "default" && name != "lo" && !is_ours(name)) out.push_back(name);
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+// Newer kernels (6.17) can forward IPv6 for single interfaces. On older ones the switch is global, and
+// turning it on makes the host ignore router advertisements unless accept_ra says 2: say so first.
+void plan_v6(std::vector<Change>* changes) {
+  if (value_of(kGlobal6) != "0") return;
+  const bool single = !value_of(kConf6 + "all/force_forwarding").empty();
+  for (const std::string& link : host_links(kConf6)) {
+    const std::string setting = kConf6 + link + (single ? "/force_forwarding" : "/accept_ra");
+    const std::string before = value_of(setting);
+    if (single && before == "0") changes->push_back({setting, "0", "1"});
+    if (!single && before == "1") changes->push_back({setting, "1", "2"});
+  }
+  if (!single) changes->push_back({kGlobal6, "0", "1"});
+}
+
+void plan_v4(std::vector<Change>* changes) {
+  if (value_of(kGlobal4) != "0") return;
+  for (const std::string& link : host_links(kConf4)) {
+    const std::string setting = kConf4 + link + "/forwarding";
+    if (value_of(setting) == "0") changes->push_back({setting, "0", "1"});
+  }
+}
+
+std::string record_path(const std::string& base) { return base + "/forwarding"; }
+
+std::vector<Change> load(const std::string& base) {
+  std::vector<Change> out;
+  std::istringstream in(read_text(record_path(base)));
+  Change c;
+  while (in >> c.path >> c.before >> c.after) out.push_back(c);
+  return out;
+}
+
+std::string folder_below(const std::string& path, const std::string& conf) {
+  if (path.compare(0, conf.size(), conf) != 0) return "";
+  return path.substr(conf.size(), path.find('/', conf.size()) - conf.size());
+}
+
+GuardedLinks guarded_by(const std::vector<Change>& changes) {
+  GuardedLinks out;
+  for (const Change& c : changes) {
+    const std::string v4 = folder_below(c.path, kConf4);
+    const std::string v6 = folder_below(c.path, kConf6);
+    if (!v4.empty()) out.v4.push_back(v4);
+    if (c.path == kGlobal6) {
+      out.v6 = host_links(kConf6);  // the global switch opened every interface
+      return out;
+    }
+    if (!v6.empty()) out.v6.push_back(v6);
+  }
+  return out;
+}
+
+}  // namespace
+
+Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link) {
+  std::vector<Change> changes = load(base);
+  std::vector<Change> missing;
+  plan_v4(&missing);
+  plan_v6(&missing);
+  changes.insert(changes.end(), missing.begin(), missing.end());
+  std::ostringstream text;
+  for (const Change& c : changes) text << c.path << " " << c.before << " " << c.after << "\n";
+  if (!changes.empty()) {
+    if (auto saved = write_text_atomically(record_path(base), text.str()); !saved) {
+      return saved.failure();
+    }
+  }
+  for (const Change& c : missing) {
+    if (auto set = set_value(c.path, c.after); !set) return set.failure();
+  }
+  if (auto set = set_value(kConf4 + link + "/forwarding", "1"); !set) return set.failure();
+  const std::string single = kConf6 + link + "/force_forwarding";
+  if (value_of(kGlobal6) == "0" && !value_of(single).empty()) {
+    if (auto set = set_value(single, "1"); !set) return set.failure();
+  }
+  return guarded_by(changes);
+}
+
+Outcome<Done> release_forwarding(const std::string& base) {
+  std::vector<Change> changes = load(base);
+  std::reverse(changes.begin(), changes.end());
+  // Somebody turned forwarding on globally in the meantime: that is now his setting.
+  const bool taken_over = value_of(kGlobal4) == "1";
+  for (const Change& c : changes) {
+    const bool v4 = !folder_below(c.path, kConf4).empty();
+    if ((v4 && taken_over) || value_of(c.path) != c.after) continue;
+    if (auto set = set_value(c.path, c.before); !set) return set.failure();
+  }
+  if (::unlink(record_path(base).c_str()) < 0 && errno != ENOENT) {
+    return Failure{"remove " + record_path(base), errno_text(errno), ""};
+  }
+  return Done{};
+}
+
+}  // namespace mw

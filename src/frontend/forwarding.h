@@ -1,0 +1,25 @@
+// forwarding.h - make the host forward packets to and from the INSs, and put everything back afterwards.
+//
+// A default host forwards nothing. Forwarding is turned on for the interfaces that exist, one by one (never
+// globally: that would reset other settings), the old values are recorded, and the rules of every session
+// drop what would otherwise start to flow between other interfaces (GuardedLinks).
+//
+// INVARIANTS  The record is written before the first setting is changed. Settings that were already on are
+//             neither recorded nor guarded nor touched.
+// THREADS     Call under BaseLock.
+#pragma once
+
+#include <string>
+
+#include "frontend/failure.h"
+#include "frontend/plan.h"
+
+namespace mw {
+
+// Turns on what is missing, for `link` and for the host's other interfaces.
+Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link);
+
+// Restores the recorded values. Call when the last isolated session is gone.
+Outcome<Done> release_forwarding(const std::string& base);
+
+}  // namespace mw

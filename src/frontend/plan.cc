@@ -1,0 +1,278 @@
+#include "frontend/plan.h"
+
+#include <arpa/inet.h>
+#include <ctype.h>
+#include <string.h>
+
+#include <cstdio>
+#include <sstream>
+
+namespace mw {
+namespace {
+
+// IPv4 pools, /16 each, tried in turn: private, carrier-grade NAT, private, benchmarking.
+constexpr uint32_t kPools4[] = {0x0ad50000, 0x647f0000, 0xac1d0000, 0xc6130000};
+// IPv6 unique local /48s; the slot is the subnet number.
+constexpr const char* kPools6[] = {"fd6d:7763:6f6d:", "fd9c:4f1b:e2a7:"};
+// In none of the ranges from which Debian, systemd or container managers hand out uids.
+constexpr unsigned kFirstUid = 1880000000;
+// Routes this wide are a default route in disguise (a VPN's 0.0.0.0/1), not somebody's network.
+constexpr unsigned kWidestRoute = 4;
+
+Outcome<uint16_t> parse_port(const std::string& whole, const std::string& text) {
+  unsigned value = 0;
+  for (const char c : text) {
+    if (c < '0' || c > '9') value = 65536;
+    if (value < 65536) value = value * 10 + static_cast<unsigned>(c - '0');
+  }
+  if (text.empty() || value == 0 || value > 65535) {
+    return Failure{"publish '" + whole + "'", "'" + text + "' is not a port number from 1 to 65535",
+                   "write [HOST:]PORT[:INSPORT][/udp]"};
+  }
+  return static_cast<uint16_t>(value);
+}
+
+bool is_number(const std::string& s) {
+  return !s.empty() && s.find_first_not_of("0123456789") == std::string::npos;
+}
+
+bool covers(const Prefix& route, const Prefix& ours) {
+  if (route.v6 != ours.v6) return false;
+  const unsigned bits = route.bits < ours.bits ? route.bits : ours.bits;
+  for (unsigned i = 0; i < bits; ++i) {
+    const unsigned byte = i / 8;
+    const unsigned mask = 0x80u >> (i % 8);
+    if (((route.address[byte] ^ ours.address[byte]) & mask) != 0) return false;
+  }
+  return true;
+}
+
+bool collides(const std::vector<Prefix>& routes, const Prefix& ours) {
+  for (const Prefix& route : routes) {
+    if (covers(route, ours)) return true;
+  }
+  return false;
+}
+
+std::string text4(uint32_t address) {
+  const in_addr in{htonl(address)};
+  char buffer[INET_ADDRSTRLEN];
+  return ::inet_ntop(AF_INET, &in, buffer, sizeof(buffer));
+}
+
+bool place4(const std::vector<Prefix>& routes, unsigned slot, AddressPlan* plan) {
+  for (const uint32_t pool : kPools4) {
+    const uint32_t base = pool + slot * 4;
+    Prefix ours{false, {}, kPrefix4};
+    const uint32_t wire = htonl(base);
+    ::memcpy(ours.address, &wire, sizeof(wire));
+    if (collides(routes, ours)) continue;
+    plan->host4 = text4(base + 1);
+    plan->ins4 = text4(base + 2);
+    return true;
+  }
+  return false;
+}
+
+bool place6(const std::vector<Prefix>& routes, unsigned slot, AddressPlan* plan) {
+  for (const char* pool : kPools6) {
+    char base[INET6_ADDRSTRLEN];
+    std::snprintf(base, sizeof(base), "%s%x::", pool, slot);
+    Prefix ours{true, {}, kPrefix6};
+    if (::inet_pton(AF_INET6, base, ours.address) != 1 || collides(routes, ours)) continue;
+    char text[INET6_ADDRSTRLEN];
+    ours.address[15] = 1;
+    plan->host6 = ::inet_ntop(AF_INET6, ours.address, text, sizeof(text));
+    ours.address[15] = 2;
+    plan->ins6 = ::inet_ntop(AF_INET6, ours.address, text, sizeof(text));
+    return true;
+  }
+  return false;
+}
+
+std::string quoted_set(const std::vector<std::string>& names) {
+  std::string s = "{ ";
+  for (const std::string& name : names) s += (s.size() > 2 ? ", \"" : "\"") + name + "\"";
+  return s + " }";
+}
+
+// `local` rules see packets that the host itself sends. There ::1 is left out: a packet cannot leave the
+// loopback interface with ::1 as its source, so it would vanish; without a rule it is refused at once and
+// clients go on to 127.0.0.1.
+void publish_rules(std::ostringstream& out, const AddressPlan& plan, const Publish& p, bool local) {
+  const bool host_is_v6 = p.host.find(':') != std::string::npos;
+  const std::string proto = p.protocol == Protocol::udp ? "udp" : "tcp";
+  const std::string match = proto + " dport " + std::to_string(p.port);
+  const std::string port = std::to_string(p.ins_port);
+  if (p.host.empty() || !host_is_v6) {
+    const std::string where =
+        p.host.empty() ? "meta nfproto ipv4 fib daddr type local" : "ip daddr " + p.host;
+    out << "    " << where << " " << match << " dnat ip to " << plan.ins4 << ":" << port << "\n";
+  }
+  if (plan.ins6.empty()) return;
+  if (p.host.empty() || host_is_v6) {
+    const std::string where =
+        p.host.empty() ? "meta nfproto ipv6 fib daddr type local" : "ip6 daddr " + p.host;
+    const std::string not_loopback = local ? " ip6 daddr != ::1" : "";
+    out << "    " << where << not_loopback << " " << match << " dnat ip6 to [" << plan.ins6
+        << "]:" << port << "\n";
+  }
+}
+
+}  // namespace
+
+Outcome<Publish> parse_publish(const std::string& text) {
+  const Failure malformed{"publish '" + text + "'", "it is not [HOST:]PORT[:INSPORT][/udp]",
+                          "for example -p 8080:80 or -p 127.0.0.1:5353:53/udp"};
+  Publish p;
+  std::string rest = text;
+  const size_t slash = rest.rfind('/');
+  if (slash != std::string::npos) {
+    const std::string protocol = rest.substr(slash + 1);
+    if (protocol != "udp" && protocol != "tcp") return malformed;
+    if (protocol == "udp") p.protocol = Protocol::udp;
+    rest.resize(slash);
+  }
+  if (!rest.empty() && rest[0] == '[') {
+    const size_t close = rest.find(']');
+    if (close == std::string::npos || close + 1 >= rest.size() || rest[close + 1] != ':') {
+      return malformed;
+    }
+    p.host = rest.substr(1, close - 1);
+    in6_addr address;
+    if (::inet_pton(AF_INET6, p.host.c_str(), &address) != 1) return malformed;
+    rest.erase(0, close + 2);
+  } else {
+    const std::string first = rest.substr(0, rest.find(':'));
+    if (!is_number(first)) {
+      in_addr address;
+      if (::inet_pton(AF_INET, first.c_str(), &address) != 1) return malformed;
+      if (first.size() == rest.size()) return malformed;
+      p.host = first;
+      rest.erase(0, first.size() + 1);
+    }
+  }
+  if (p.host == "0.0.0.0" || p.host == "::") p.host.clear();
+  const size_t colon = rest.find(':');
+  auto port = parse_port(text, rest.substr(0, colon));
+  if (!port) return port.failure();
+  p.port = *port;
+  auto ins_port = colon == std::string::npos ? port : parse_port(text, rest.substr(colon + 1));
+  if (!ins_port) return ins_port.failure();
+  p.ins_port = *ins_port;
+  return p;
+}
+
+std::string to_string(const Publish& p) {
+  const bool v6 = p.host.find(':') != std::string::npos;
+  std::string s = p.host.empty() ? "*" : v6 ? "[" + p.host + "]" : p.host;
+  s += ":" + std::to_string(p.port) + " -> INS port " + std::to_string(p.ins_port);
+  return s + (p.protocol == Protocol::udp ? "/udp" : "/tcp");
+}
+
+std::vector<Prefix> parse_routes(const std::string& text) {
+  static const std::set<std::string> kTypes = {"unicast",     "local",    "broadcast",
+                                               "multicast",   "throw",    "anycast",
+                                               "unreachable", "prohibit", "blackhole"};
+  std::vector<Prefix> out;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string word;
+    words >> word;
+    if (kTypes.count(word) != 0) words >> word;
+    const size_t slash = word.find('/');
+    const std::string address = word.substr(0, slash);
+    Prefix p;
+    if (::inet_pton(AF_INET, address.c_str(), p.address) == 1) {
+      p.bits = 32;
+    } else if (::inet_pton(AF_INET6, address.c_str(), p.address) == 1) {
+      p.v6 = true;
+      p.bits = 128;
+    } else {
+      continue;  // "default", or a continuation line of a multipath route
+    }
+    if (slash != std::string::npos) {
+      unsigned bits = 0;
+      if (std::sscanf(word.c_str() + slash, "/%u", &bits) == 1 && bits < p.bits) p.bits = bits;
+    }
+    if (p.bits >= kWidestRoute) out.push_back(p);
+  }
+  return out;
+}
+
+AddressPlan choose_slot(const std::set<unsigned>& taken) {
+  AddressPlan plan;
+  while (taken.count(plan.slot) != 0) ++plan.slot;
+  plan.ins_uid = kFirstUid + plan.slot;
+  return plan;
+}
+
+Outcome<AddressPlan> choose_addresses(const std::vector<Prefix>& routes,
+                                      const std::set<unsigned>& taken, bool v6) {
+  for (unsigned slot = 0; slot < kMaxSlots; ++slot) {
+    if (taken.count(slot) != 0) continue;
+    AddressPlan plan;
+    plan.slot = slot;
+    plan.link = kLinkPrefix + std::to_string(slot);
+    plan.ins_uid = kFirstUid + slot;
+    if (!place4(routes, slot, &plan)) continue;
+    if (v6 && !place6(routes, slot, &plan)) continue;
+    return plan;
+  }
+  return Failure{"choose addresses for the INS",
+                 "the host has routes to 10.213.0.0/16, 100.127.0.0/16, 172.29.0.0/16 and "
+                 "198.19.0.0/16, or too many sessions run",
+                 "end some sessions or use --net host"};
+}
+
+std::string ruleset(const std::string& table, const AddressPlan& plan,
+                    const std::vector<Publish>& published, const GuardedLinks& guarded) {
+  const std::string link = "\"" + plan.link + "\"";
+  std::ostringstream out;
+  out << "table inet " << table << " {\n"
+      // What comes out of the INS carries the INS's address, and never reaches services that the host
+      // offers on loopback only (route_localnet would let it).
+      << "  chain early {\n    type filter hook prerouting priority raw; policy accept;\n"
+      << "    iifname " << link << " ip daddr 127.0.0.0/8 drop\n"
+      << "    iifname " << link << " ip saddr != " << plan.ins4 << " drop\n";
+  if (!plan.ins6.empty()) {
+    out << "    iifname " << link << " ip6 saddr != { ::, fe80::/10, " << plan.ins6 << " } drop\n";
+  }
+  out << "  }\n  chain publish {\n    type nat hook prerouting priority dstnat; policy accept;\n";
+  for (const Publish& p : published) publish_rules(out, plan, p, false);
+  out << "  }\n  chain publish_local {\n    type nat hook output priority -100; policy accept;\n";
+  for (const Publish& p : published) publish_rules(out, plan, p, true);
+  out << "  }\n  chain leave {\n    type nat hook postrouting priority srcnat; policy accept;\n"
+      << "    oifname " << link << " ip saddr 127.0.0.0/8 masquerade\n"
+      << "    ip saddr " << plan.ins4 << " masquerade\n";
+  if (!plan.ins6.empty()) out << "    ip6 saddr " << plan.ins6 << " masquerade\n";
+  // Through the host only published ports lead to the INS.
+  out << "  }\n  chain pass {\n    type filter hook forward priority filter; policy accept;\n";
+  const std::string beyond = " oifname != \"" + std::string(kLinkPrefix) + "*\" drop\n";
+  if (!guarded.v4.empty()) {
+    out << "    meta nfproto ipv4 iifname " << quoted_set(guarded.v4) << beyond;
+  }
+  if (!guarded.v6.empty()) {
+    out << "    meta nfproto ipv6 iifname " << quoted_set(guarded.v6) << beyond;
+  }
+  out << "    oifname " << link << " ct state established,related accept\n"
+      << "    oifname " << link << " ct status dnat accept\n"
+      << "    oifname " << link << " drop\n  }\n}\n";
+  return out.str();
+}
+
+std::string session_stem(const std::string& command) {
+  constexpr size_t kLongest = 20;
+  std::string stem;
+  for (const char c : command.substr(command.rfind('/') + 1)) {
+    const unsigned char u = static_cast<unsigned char>(c);
+    if (stem.size() == kLongest) break;
+    stem += ::isalnum(u) != 0 && u < 128 ? static_cast<char>(::tolower(u)) : '-';
+  }
+  while (!stem.empty() && stem[0] == '-') stem.erase(0, 1);
+  if (stem.empty() || ::isalpha(static_cast<unsigned char>(stem[0])) == 0) stem.insert(0, "s");
+  return stem;
+}
+
+}  // namespace mw

@@ -1,0 +1,76 @@
+// plan.h - what a session's network will look like, decided before anything is made: pure functions only.
+//
+// INVARIANTS  A session owns one slot number. Interface name, addresses and the INS's uid follow from it, so
+//             that two live sessions never share any of them. A slot is taken only if no route of the host
+//             covers its addresses.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "frontend/failure.h"
+
+namespace mw {
+
+enum class Protocol : uint8_t { tcp, udp };
+
+// One -p argument: a port of the host that leads to a port of the INS.
+struct Publish {
+  std::string host;  // numeric address without brackets; empty means every address of the host
+  uint16_t port = 0;
+  uint16_t ins_port = 0;
+  Protocol protocol = Protocol::tcp;
+};
+
+// [HOST:]PORT[:INSPORT][/tcp|/udp]; an IPv6 HOST stands in brackets.
+Outcome<Publish> parse_publish(const std::string& text);
+std::string to_string(const Publish& p);
+
+// The host's routes, as `ip route show table all` prints them, reduced to what they cover.
+struct Prefix {
+  bool v6 = false;
+  uint8_t address[16] = {};  // the first 4 bytes for IPv4
+  unsigned bits = 0;
+};
+std::vector<Prefix> parse_routes(const std::string& text);
+
+struct AddressPlan {
+  unsigned slot = 0;
+  std::string link;   // host end of the veth pair
+  std::string host4;  // addresses without prefix length; /30
+  std::string ins4;
+  std::string host6;  // /126; empty if the host has no IPv6
+  std::string ins6;
+  unsigned ins_uid = 0;
+};
+
+constexpr unsigned kPrefix4 = 30;
+constexpr unsigned kPrefix6 = 126;
+constexpr const char* kLinkPrefix = "mwv";
+constexpr unsigned kMaxSlots = 4096;
+
+// The lowest free slot whose addresses no route covers.
+// Errors: none is left (every slot taken, or the host routes all the pools).
+Outcome<AddressPlan> choose_addresses(const std::vector<Prefix>& routes,
+                                      const std::set<unsigned>& taken, bool v6);
+
+// The lowest free slot for a session without a network of its own.
+AddressPlan choose_slot(const std::set<unsigned>& taken);
+
+// Interfaces on which we had to turn forwarding on ourselves: between them nothing may start to flow.
+struct GuardedLinks {
+  std::vector<std::string> v4;
+  std::vector<std::string> v6;
+};
+
+// The session's one nftables table, ready for `nft -f -`: created, filled and active in one transaction.
+std::string ruleset(const std::string& table, const AddressPlan& plan,
+                    const std::vector<Publish>& published, const GuardedLinks& guarded);
+
+// "apache2" from "/usr/sbin/apache2": lower case letters, digits and dashes, at most 20 of them.
+std::string session_stem(const std::string& command);
+
+}  // namespace mw

@@ -1,0 +1,327 @@
+#include "frontend/process.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+
+#include "base/unique_fd.h"
+
+extern char** environ;
+
+namespace mw {
+namespace {
+
+constexpr rlim_t kHelperFds = 1u << 20;  // the kernel's default fs.nr_open
+
+struct ProcStat {
+  char state = 0;
+  pid_t parent = 0;
+  uint64_t start = 0;
+};
+
+// Fields of /proc/PID/stat behind the command name, which may itself hold spaces and brackets.
+bool read_stat(pid_t pid, ProcStat* out) {
+  const std::string text = read_text("/proc/" + std::to_string(pid) + "/stat");
+  const size_t end = text.rfind(')');
+  if (end == std::string::npos) return false;
+  int parent = 0;
+  unsigned long long start = 0;
+  const int n = std::sscanf(
+      text.c_str() + end + 1,
+      " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &out->state,
+      &parent, &start);
+  if (n != 3) return false;
+  out->parent = parent;
+  out->start = start;
+  return true;
+}
+
+void for_each_pid(const std::function<void(pid_t)>& visit) {
+  DIR* dir = ::opendir("/proc");
+  if (dir == nullptr) return;
+  while (const dirent* entry = ::readdir(dir)) {
+    char* end = nullptr;
+    const long pid = std::strtol(entry->d_name, &end, 10);
+    if (pid > 0 && *end == '\0') visit(static_cast<pid_t>(pid));
+  }
+  ::closedir(dir);
+}
+
+std::vector<char*> pointers(const std::vector<std::string>& strings) {
+  std::vector<char*> out;
+  for (const std::string& s : strings) out.push_back(const_cast<char*>(s.c_str()));
+  out.push_back(nullptr);
+  return out;
+}
+
+std::vector<std::string> merged_environment(const std::vector<std::string>& added) {
+  std::vector<std::string> out;
+  for (char** e = environ; *e != nullptr; ++e) {
+    const std::string entry = *e;
+    const std::string name = entry.substr(0, entry.find('=') + 1);
+    const bool replaced = std::any_of(added.begin(), added.end(), [&](const std::string& a) {
+      return a.compare(0, name.size(), name) == 0;
+    });
+    if (!replaced) out.push_back(entry);
+  }
+  out.insert(out.end(), added.begin(), added.end());
+  return out;
+}
+
+// What the child tells its parent if it cannot become the program.
+struct ExecReport {
+  int err;
+  char step[64];
+};
+
+[[noreturn]] void give_up(int report_fd, const char* step) {
+  ExecReport report{errno, {}};
+  ::strncpy(report.step, step, sizeof(report.step) - 1);
+  if (::write(report_fd, &report, sizeof(report)) < 0) ::_exit(126);
+  ::_exit(127);
+}
+
+void enter_background(int report_fd) {
+  // A Ctrl-C at the terminal is for the application alone.
+  if (::setpgid(0, 0) < 0) give_up(report_fd, "setpgid");
+  const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
+  if (null < 0 || ::dup2(null, STDIN_FILENO) < 0) give_up(report_fd, "open /dev/null");
+  if (::dup2(STDERR_FILENO, STDOUT_FILENO) < 0) give_up(report_fd, "dup2 stderr");
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) give_up(report_fd, "getrlimit");
+  rlimit wanted{kHelperFds, std::max(limit.rlim_max, kHelperFds)};
+  if (::geteuid() == 0 && ::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return;
+  wanted = {limit.rlim_max, limit.rlim_max};  // not allowed to raise the hard limit: use all of it
+  if (::setrlimit(RLIMIT_NOFILE, &wanted) < 0) give_up(report_fd, "setrlimit NOFILE");
+}
+
+void enter_namespaces(const SpawnRequest& request, int report_fd) {
+  if (request.netns >= 0 && ::setns(request.netns, CLONE_NEWNET) < 0) {
+    give_up(report_fd, "enter the network namespace");
+  }
+  if (request.resolv_conf.empty()) return;
+  if (::unshare(CLONE_NEWNS) < 0) give_up(report_fd, "unshare the mount namespace");
+  if (::mount("", "/", nullptr, MS_SLAVE | MS_REC, nullptr) < 0) {
+    give_up(report_fd, "detach the mount namespace");
+  }
+  if (::mount(request.resolv_conf.c_str(), "/etc/resolv.conf", nullptr, MS_BIND, nullptr) < 0) {
+    give_up(report_fd, "bind /etc/resolv.conf");
+  }
+}
+
+[[noreturn]] void become(const SpawnRequest& request, const std::vector<std::string>& environment,
+                         int report_fd) {
+  for (int sig = 1; sig < NSIG; ++sig) {
+    struct sigaction now{};
+    if (::sigaction(sig, nullptr, &now) < 0) continue;  // numbers that glibc keeps for itself
+    // An ignored signal stays ignored, as nohup(1) needs it; the rest start afresh.
+    if (now.sa_handler != SIG_IGN && now.sa_handler != SIG_DFL) ::signal(sig, SIG_DFL);
+  }
+  if (request.background) enter_background(report_fd);
+  enter_namespaces(request, report_fd);
+  for (const int fd : request.keep) {
+    const int flags = ::fcntl(fd, F_GETFD);
+    if (flags < 0 || ::fcntl(fd, F_SETFD, flags & ~FD_CLOEXEC) < 0) {
+      give_up(report_fd, "pass on a descriptor");
+    }
+  }
+  ::sigprocmask(SIG_SETMASK, &request.mask, nullptr);
+  ::execvpe(request.argv[0].c_str(), pointers(request.argv).data(), pointers(environment).data());
+  give_up(report_fd, "execute the program");
+}
+
+}  // namespace
+
+std::string errno_text(int err) {
+  char buffer[128];
+  return ::strerror_r(err, buffer, sizeof(buffer));  // the GNU one: returns the text
+}
+
+std::string read_text(const std::string& path) {
+  const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (!fd) return {};
+  std::string text;
+  char buffer[4096];
+  for (;;) {
+    const ssize_t n = ::read(fd.get(), buffer, sizeof(buffer));
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return text;
+    text.append(buffer, static_cast<size_t>(n));
+  }
+}
+
+Outcome<Done> write_text_atomically(const std::string& path, const std::string& text) {
+  const std::string step = "write " + path;
+  const std::string temporary = path + ".new";
+  const UniqueFd fd{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
+  if (!fd) return Failure{step, errno_text(errno), "check the folder's permissions and free space"};
+  const ssize_t n = ::write(fd.get(), text.data(), text.size());
+  if (n != static_cast<ssize_t>(text.size())) {
+    const int err = n < 0 ? errno : ENOSPC;
+    ::unlink(temporary.c_str());
+    return Failure{step, errno_text(err), "free some space in that file system"};
+  }
+  if (::rename(temporary.c_str(), path.c_str()) < 0) return Failure{step, errno_text(errno), ""};
+  return Done{};
+}
+
+ProcId identify(pid_t pid) {
+  ProcStat stat;
+  if (pid <= 0 || !read_stat(pid, &stat)) return {pid, 0};
+  return {pid, stat.start};
+}
+
+bool is_alive(const ProcId& id) {
+  ProcStat stat;
+  if (id.pid <= 0 || id.start == 0 || !read_stat(id.pid, &stat)) return false;
+  return stat.start == id.start && stat.state != 'Z' && stat.state != 'X';
+}
+
+std::vector<pid_t> children_of(pid_t parent) {
+  std::vector<pid_t> out;
+  for_each_pid([&](pid_t pid) {
+    ProcStat stat;
+    if (read_stat(pid, &stat) && stat.parent == parent && stat.state != 'Z') out.push_back(pid);
+  });
+  return out;
+}
+
+std::vector<pid_t> processes_with_environment(const std::string& prefix) {
+  std::vector<pid_t> out;
+  for_each_pid([&](pid_t pid) {
+    const std::string text = read_text("/proc/" + std::to_string(pid) + "/environ");
+    const bool first = text.compare(0, prefix.size(), prefix) == 0;
+    if (first || text.find('\0' + prefix) != std::string::npos) out.push_back(pid);
+  });
+  return out;
+}
+
+Outcome<pid_t> spawn(const SpawnRequest& request) {
+  const std::string step = "start " + request.argv[0];
+  int report[2];
+  if (::pipe2(report, O_CLOEXEC) < 0) {
+    return Failure{step, "pipe2: " + errno_text(errno), "raise the limit of open files"};
+  }
+  UniqueFd report_in{report[0]};
+  UniqueFd report_out{report[1]};
+  const std::vector<std::string> environment = merged_environment(request.environment);
+  const pid_t pid = ::fork();
+  if (pid < 0) {
+    return Failure{step, "fork: " + errno_text(errno), "raise the limit of processes or free memory"};
+  }
+  if (pid == 0) become(request, environment, report_out.get());
+  report_out.reset();
+  ExecReport result{};
+  ssize_t n = 0;
+  do {
+    n = ::read(report_in.get(), &result, sizeof(result));
+  } while (n < 0 && errno == EINTR);
+  if (n == 0) return pid;  // closed by the exec
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  const char* what = n == sizeof(result) ? result.step : "report";
+  return Failure{step, std::string(what) + ": " + errno_text(result.err), ""};
+}
+
+namespace {
+
+// Feeds `input` to one pipe while it empties two others, until both have ended.
+void converse(UniqueFd to, const std::string& input, const UniqueFd& out, const UniqueFd& err,
+              std::string* out_text, std::string* err_text) {
+  size_t sent = 0;
+  bool out_open = true;
+  bool err_open = true;
+  const auto drain = [](int fd, std::string* text) {
+    char buffer[4096];
+    const ssize_t n = ::read(fd, buffer, sizeof(buffer));
+    if (n > 0) text->append(buffer, static_cast<size_t>(n));
+    return n > 0 || (n < 0 && errno == EINTR);
+  };
+  if (input.empty()) to.reset();
+  while (out_open || err_open) {
+    pollfd fds[3] = {{out_open ? out.get() : -1, POLLIN, 0},
+                     {err_open ? err.get() : -1, POLLIN, 0},
+                     {to ? to.get() : -1, POLLOUT, 0}};
+    if (::poll(fds, 3, -1) < 0) continue;
+    if (fds[0].revents != 0) out_open = drain(out.get(), out_text);
+    if (fds[1].revents != 0) err_open = drain(err.get(), err_text);
+    if (fds[2].revents != 0) {
+      const ssize_t n = ::write(to.get(), input.data() + sent, input.size() - sent);
+      if (n > 0) sent += static_cast<size_t>(n);
+      if (n < 0 || sent == input.size()) to.reset();
+    }
+  }
+}
+
+std::string one_line(std::string text) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+}  // namespace
+
+Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
+                              const std::string& input) {
+  int in[2];
+  int out[2];
+  int err[2];
+  if (::pipe2(in, O_CLOEXEC) < 0) return Failure{step, "pipe2: " + errno_text(errno), ""};
+  UniqueFd in_read{in[0]};
+  UniqueFd in_write{in[1]};
+  if (::pipe2(out, O_CLOEXEC) < 0) return Failure{step, "pipe2: " + errno_text(errno), ""};
+  UniqueFd out_read{out[0]};
+  UniqueFd out_write{out[1]};
+  if (::pipe2(err, O_CLOEXEC) < 0) return Failure{step, "pipe2: " + errno_text(errno), ""};
+  UniqueFd err_read{err[0]};
+  UniqueFd err_write{err[1]};
+  const pid_t pid = ::fork();
+  if (pid < 0) return Failure{step, "fork: " + errno_text(errno), ""};
+  if (pid == 0) {
+    // Its own group: a Ctrl-C must not cut a transaction in half.
+    ::setpgid(0, 0);
+    ::signal(SIGPIPE, SIG_DFL);
+    if (::dup2(in_read.get(), 0) < 0 || ::dup2(out_write.get(), 1) < 0 ||
+        ::dup2(err_write.get(), 2) < 0) {
+      ::_exit(126);
+    }
+    ::execvp(argv[0].c_str(), pointers(argv).data());
+    ::dprintf(2, "%s: %s", argv[0].c_str(), errno_text(errno).c_str());
+    ::_exit(127);
+  }
+  in_read.reset();
+  out_write.reset();
+  err_write.reset();
+  struct sigaction ignore{};
+  struct sigaction before{};
+  ignore.sa_handler = SIG_IGN;  // a tool that fails early closes its stdin
+  ::sigaction(SIGPIPE, &ignore, &before);
+  std::string out_text;
+  std::string err_text;
+  converse(std::move(in_write), input, out_read, err_read, &out_text, &err_text);
+  ::sigaction(SIGPIPE, &before, nullptr);
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return out_text;
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 127) {
+    return Failure{step, one_line(err_text), "install the Debian package that has " + argv[0]};
+  }
+  return Failure{step, argv[0] + " says: " + one_line(err_text), ""};
+}
+
+}  // namespace mw

@@ -1,0 +1,56 @@
+// process.h - start a program with exactly the descriptors, namespaces and signals it should have, and
+// name processes so that a reused pid is never mistaken for the one we meant.
+//
+// INVARIANTS  A ProcId is a pid plus its start time; it stays unique until the machine reboots.
+//             spawn() reports a failed exec as a Failure, never as a child that exits with 127.
+// THREADS     The caller must be single-threaded: spawn() runs ordinary code between fork and exec.
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "frontend/failure.h"
+
+namespace mw {
+
+struct ProcId {
+  pid_t pid = 0;
+  uint64_t start = 0;  // clock ticks since boot, field 22 of /proc/PID/stat
+};
+
+// The identity of a running (or not yet reaped) process; start = 0 if there is none.
+ProcId identify(pid_t pid);
+// Still there, and not a zombie.
+bool is_alive(const ProcId& id);
+// Every process whose parent is `parent`, zombies excepted.
+std::vector<pid_t> children_of(pid_t parent);
+// Every process whose initial environment holds this NAME=VALUE prefix.
+std::vector<pid_t> processes_with_environment(const std::string& prefix);
+
+struct SpawnRequest {
+  std::vector<std::string> argv;         // argv[0] is a path, or looked up in PATH
+  std::vector<std::string> environment;  // added to ours; NAME=VALUE replaces an older NAME
+  std::vector<int> keep;                 // descriptors that the program inherits under their numbers
+  int netns = -1;                        // network namespace to enter first
+  std::string resolv_conf;               // shown to it as /etc/resolv.conf in its own mount namespace
+  bool background = false;               // own process group, no stdin, stdout to stderr, many fds
+  sigset_t mask{};                       // signal mask that it starts with
+};
+
+Outcome<pid_t> spawn(const SpawnRequest& request);
+
+// Runs a well-known tool to its end with `input` on stdin. The outcome is its stdout; a status other than
+// 0 is a Failure that quotes its stderr.
+Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
+                              const std::string& input = {});
+
+// The whole file, or an empty string if it cannot be read.
+std::string read_text(const std::string& path);
+// Replaces a file in one step, so that a reader sees the old or the new text.
+Outcome<Done> write_text_atomically(const std::string& path, const std::string& text);
+
+}  // namespace mw

@@ -1,0 +1,204 @@
+#include "frontend/session.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <map>
+#include <sstream>
+
+namespace mw {
+namespace {
+
+constexpr const char* kRecordFile = "owner";
+
+std::string text_of(const ProcId& id) {
+  return std::to_string(id.pid) + " " + std::to_string(id.start);
+}
+
+bool parse(const std::string& text, ProcId* id) {
+  std::istringstream in(text);
+  return static_cast<bool>(in >> id->pid >> id->start);
+}
+
+bool valid_name(const std::string& name) {
+  return !name.empty() && name.size() <= 40 &&
+         name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-") == std::string::npos;
+}
+
+bool parse_published(const std::string& text, Publish* p) {
+  // "udp 8080 80 HOST", HOST may be empty.
+  std::istringstream in(text);
+  std::string protocol;
+  if (!(in >> protocol >> p->port >> p->ins_port)) return false;
+  if (protocol != "udp" && protocol != "tcp") return false;
+  p->protocol = protocol == "udp" ? Protocol::udp : Protocol::tcp;
+  in >> p->host;
+  return true;
+}
+
+// What a lost power supply cannot leave: /run is empty after a reboot. /tmp is not, so pids and start
+// times there could fit by chance.
+std::string boot_id() { return read_text("/proc/sys/kernel/random/boot_id").substr(0, 36); }
+
+}  // namespace
+
+std::string default_base() {
+  if (::geteuid() == 0) return "/run/mwcomms";
+  const char* runtime = std::getenv("XDG_RUNTIME_DIR");
+  if (runtime != nullptr && runtime[0] == '/') return std::string(runtime) + "/mwcomms";
+  return "/tmp/mwcomms-" + std::to_string(::geteuid());
+}
+
+std::string SessionRecord::table() const {
+  std::string s = "mw_" + name;
+  std::replace(s.begin(), s.end(), '-', '_');
+  return s;
+}
+
+std::string encode(const SessionRecord& r) {
+  std::ostringstream out;
+  out << "boot=" << boot_id() << "\nowner=" << text_of(r.owner)
+      << "\napplication=" << text_of(r.application) << "\ndriver=" << text_of(r.driver)
+      << "\nins=" << text_of(r.ins) << "\nins_id=" << r.ins_id << "\nisolated=" << r.isolated
+      << "\nmark=" << r.mark << "\ncommand=" << r.command << "\nslot=" << r.plan.slot
+      << "\nins_uid=" << r.plan.ins_uid << "\n";
+  if (r.isolated) {
+    out << "link=" << r.plan.link << "\nhost4=" << r.plan.host4 << "\nins4=" << r.plan.ins4
+        << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6 << "\n";
+  }
+  for (const Publish& p : r.published) {
+    out << "publish=" << (p.protocol == Protocol::udp ? "udp " : "tcp ") << p.port << " "
+        << p.ins_port << " " << p.host << "\n";
+  }
+  return out.str();
+}
+
+Outcome<SessionRecord> decode(const std::string& name, const std::string& text) {
+  const Failure bad{"read the record of session " + name, "it is damaged",
+                    "look at its folder and remove it by hand"};
+  SessionRecord r;
+  r.name = name;
+  if (!valid_name(name)) return bad;
+  std::map<std::string, std::string> field;
+  std::istringstream in(text);
+  for (std::string line; std::getline(in, line);) {
+    const size_t eq = line.find('=');
+    if (eq == std::string::npos) return bad;
+    const std::string key = line.substr(0, eq);
+    const std::string value = line.substr(eq + 1);
+    Publish p;
+    if (key == "publish") {
+      if (!parse_published(value, &p)) return bad;
+      r.published.push_back(p);
+    } else {
+      field[key] = value;
+    }
+  }
+  if (!parse(field["owner"], &r.owner) || !parse(field["application"], &r.application) ||
+      !parse(field["driver"], &r.driver) || !parse(field["ins"], &r.ins)) {
+    return bad;
+  }
+  if (field["boot"] != boot_id()) r.owner = r.application = r.driver = r.ins = ProcId{};
+  r.ins_id = static_cast<unsigned>(std::strtoul(field["ins_id"].c_str(), nullptr, 10));
+  r.isolated = field["isolated"] == "1";
+  r.mark = field["mark"];
+  r.command = field["command"];
+  r.plan.slot = static_cast<unsigned>(std::strtoul(field["slot"].c_str(), nullptr, 10));
+  r.plan.ins_uid = static_cast<unsigned>(std::strtoul(field["ins_uid"].c_str(), nullptr, 10));
+  if (!r.isolated) return r;
+  r.plan.link = field["link"];
+  r.plan.host4 = field["host4"];
+  r.plan.ins4 = field["ins4"];
+  r.plan.host6 = field["host6"];
+  r.plan.ins6 = field["ins6"];
+  if (r.plan.link != kLinkPrefix + std::to_string(r.plan.slot)) return bad;
+  return r;
+}
+
+Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
+  const std::string step = "open the registry " + base;
+  const mode_t mode = ::geteuid() == 0 ? 0755 : 0700;
+  if (::mkdir(base.c_str(), mode) < 0 && errno != EEXIST) {
+    return Failure{step, errno_text(errno), "make its parent folder writable for you"};
+  }
+  UniqueFd folder{::open(base.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
+  struct stat st{};
+  if (!folder || ::fstat(folder.get(), &st) < 0) return Failure{step, errno_text(errno), ""};
+  // In /tmp somebody else may have been first.
+  if (st.st_uid != ::geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+    return Failure{step, "it belongs to, or can be written by, somebody else", "remove that folder"};
+  }
+  UniqueFd fd{::openat(folder.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
+  if (!fd) return Failure{step, errno_text(errno), "free some space in that file system"};
+  while (::flock(fd.get(), LOCK_EX) < 0) {
+    if (errno != EINTR) return Failure{step, "flock: " + errno_text(errno), ""};
+  }
+  return BaseLock(std::move(fd));
+}
+
+std::string session_folder(const std::string& base, const std::string& name) {
+  return base + "/" + name;
+}
+
+Outcome<Done> save(const std::string& base, const SessionRecord& record) {
+  return write_text_atomically(session_folder(base, record.name) + "/" + kRecordFile,
+                               encode(record));
+}
+
+Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& record) {
+  const std::string folder = session_folder(base, record.name);
+  for (const char* sub : {"", "/mw", "/mw/pvm"}) {
+    if (::mkdir((folder + sub).c_str(), 0700) < 0) {
+      return Failure{"make " + folder + sub, errno_text(errno),
+                     "free some space in that file system"};
+    }
+    if (*sub != '\0') continue;
+    if (auto saved = save(base, record); !saved) return saved.failure();
+  }
+  return Done{};
+}
+
+Outcome<Done> remove_session_folder(const std::string& base, const std::string& name) {
+  std::error_code error;
+  std::filesystem::remove_all(session_folder(base, name), error);
+  if (error) return Failure{"remove " + session_folder(base, name), error.message(), ""};
+  return Done{};
+}
+
+std::vector<SessionRecord> list_sessions(const std::string& base) {
+  std::vector<SessionRecord> out;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(base, error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string name = it->path().filename();
+    if (!it->is_directory(error)) continue;
+    auto record = decode(name, read_text(it->path().string() + "/" + kRecordFile));
+    if (record) {
+      out.push_back(*record);
+    } else if (valid_name(name) && !std::filesystem::exists(it->path() / kRecordFile, error)) {
+      // Its maker died between mkdir and the record, before anything else was made.
+      SessionRecord empty;
+      empty.name = name;
+      out.push_back(empty);
+    }
+  }
+  std::sort(out.begin(), out.end(),
+            [](const SessionRecord& a, const SessionRecord& b) { return a.name < b.name; });
+  return out;
+}
+
+SessionState state_of(const SessionRecord& record) {
+  if (is_alive(record.owner)) return SessionState::running;
+  if (is_alive(record.application)) return SessionState::orphaned;
+  if (record.mark.empty()) return SessionState::dead;
+  return processes_with_environment(record.mark).empty() ? SessionState::dead
+                                                         : SessionState::orphaned;
+}
+
+}  // namespace mw

@@ -1,0 +1,66 @@
+// session.h - the registry folder of a session and the record of all that was made for it, so that whoever
+// comes next can remove what a crash left behind.
+//
+// INVARIANTS  The record is written before the first thing that it names is made, and removed after the
+//             last one is gone. A record whose owner is dead may be cleaned up by anyone; one whose owner
+//             lives belongs to that owner alone. Making and removing happen under the base folder's lock.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "frontend/failure.h"
+#include "frontend/plan.h"
+#include "frontend/process.h"
+
+namespace mw {
+
+// Where sessions live: /run/mwcomms for root; otherwise $XDG_RUNTIME_DIR/mwcomms or /tmp/mwcomms-UID.
+std::string default_base();
+
+struct SessionRecord {
+  std::string name;
+  ProcId owner;        // mw run
+  ProcId application;  // the command itself; its descendants are found by their environment
+  ProcId driver;
+  ProcId ins;
+  unsigned ins_id = 0;
+  bool isolated = false;
+  AddressPlan plan;  // isolated only
+  std::vector<Publish> published;
+  std::string mark;  // "MWCOMMS_SESSION=NAME:" as it stands in the application's environment
+  std::string command;
+
+  std::string netns() const { return "mw-" + name; }
+  std::string table() const;
+};
+
+std::string encode(const SessionRecord& record);
+// Errors: text that encode() cannot have made.
+Outcome<SessionRecord> decode(const std::string& name, const std::string& text);
+
+// The base folder, private to its owner, locked as long as this object lives.
+class BaseLock {
+ public:
+  static Outcome<BaseLock> acquire(const std::string& base);
+
+ private:
+  explicit BaseLock(UniqueFd fd) : fd_(std::move(fd)) {}
+  UniqueFd fd_;
+};
+
+std::string session_folder(const std::string& base, const std::string& name);
+Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& record);
+Outcome<Done> save(const std::string& base, const SessionRecord& record);
+Outcome<Done> remove_session_folder(const std::string& base, const std::string& name);
+std::vector<SessionRecord> list_sessions(const std::string& base);
+
+enum class SessionState : uint8_t {
+  running,   // its mw run lives
+  orphaned,  // mw run is dead, the application still runs: nobody replaces a dead INS, nothing else changes
+  dead       // leftovers
+};
+SessionState state_of(const SessionRecord& record);
+
+}  // namespace mw

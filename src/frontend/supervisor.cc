@@ -1,0 +1,314 @@
+#include "frontend/supervisor.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace mw {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Passed on to the application. SIGCHLD is for us; job control is left to the terminal.
+constexpr int kForwarded[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
+                              SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH};
+// A helper that dies younger than this is started again with a growing delay, never above kLongestDelay:
+// new connections must work within a second.
+constexpr milliseconds kYoung{1000};
+constexpr milliseconds kFirstDelay{20};
+constexpr milliseconds kLongestDelay{900};
+constexpr milliseconds kBeat{1000};
+constexpr milliseconds kEndTimeout{2000};
+
+std::string describe(int status) {
+  if (WIFSIGNALED(status)) {
+    const char* name = ::sigabbrev_np(WTERMSIG(status));
+    return std::string("was killed by SIG") + (name != nullptr ? name : "?");
+  }
+  return "ended with exit status " + std::to_string(WEXITSTATUS(status));
+}
+
+int as_shell_status(int status) {
+  return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+}  // namespace
+
+HeldSignals::HeldSignals() {
+  ::sigemptyset(&set_);
+  ::sigaddset(&set_, SIGCHLD);
+  for (const int sig : kForwarded) ::sigaddset(&set_, sig);
+  ::sigprocmask(SIG_BLOCK, &set_, &previous_);
+}
+
+HeldSignals::~HeldSignals() {
+  const timespec now{};
+  while (::sigtimedwait(&set_, nullptr, &now) > 0) {
+  }
+  ::sigprocmask(SIG_SETMASK, &previous_, nullptr);
+}
+
+Supervisor::Supervisor(SupervisorConfig config, const HeldSignals& signals)
+    : config_(std::move(config)), held_(signals) {
+  signals_.reset(::signalfd(-1, &signals.set(), SFD_CLOEXEC | SFD_NONBLOCK));
+  ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+}
+
+Supervisor::~Supervisor() { end_helpers(); }
+
+Outcome<int> Supervisor::run() {
+  if (!signals_) return Failure{"watch signals", "signalfd: " + errno_text(errno), ""};
+  if (auto done = start(&driver_); !done) return done.failure();
+  if (auto done = start(&ins_); !done) return done.failure();
+  if (auto done = wait_until_serving(); !done) return done.failure();
+  if (interrupted_by_ != 0) return 128 + interrupted_by_;
+  starting_ = false;
+  config_.serving();
+  if (auto done = start_application(); !done) return done.failure();
+  supervise();
+  end_helpers();
+  return exit_status_;
+}
+
+Outcome<Done> Supervisor::start(Helper* helper) {
+  int ends[2];
+  if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) {
+    return Failure{std::string("start ") + helper->name, "pipe2: " + errno_text(errno),
+                   "raise the limit of open files"};
+  }
+  helper->ready_pipe.reset(ends[0]);
+  const UniqueFd theirs{ends[1]};
+  SpawnRequest request =
+      helper == &ins_ ? config_.ins(++ins_id_, theirs.get()) : config_.driver(theirs.get());
+  request.keep.push_back(theirs.get());
+  request.background = true;
+  request.mask = held_.previous();
+  auto pid = spawn(request);
+  helper->started = Clock::now();
+  if (!pid) {
+    helper->ready_pipe.reset();
+    return pid.failure();
+  }
+  helper->id = identify(*pid);
+  helper->ready = false;
+  helper->deadline = helper->started + config_.ready_timeout;
+  config_.changed();
+  return Done{};
+}
+
+Outcome<Done> Supervisor::wait_until_serving() {
+  const Clock::time_point deadline = Clock::now() + config_.ready_timeout;
+  while (!driver_.ready || !ins_.ready) {
+    const auto left = std::chrono::duration_cast<milliseconds>(deadline - Clock::now()).count();
+    if (left <= 0) {
+      const char* who = ins_.ready ? "mwcommsd" : "mwins";
+      return Failure{"start the session",
+                     std::string(who) + " was not ready within " +
+                         std::to_string(config_.ready_timeout.count() / 1000) + " s",
+                     "its messages, if any, stand above"};
+    }
+    wait_for_event(static_cast<int>(left));
+    if (interrupted_by_ != 0) return Done{};
+    if (!starting_failure_.empty()) {
+      return Failure{"start the session", starting_failure_, "its messages, if any, stand above"};
+    }
+  }
+  return Done{};
+}
+
+Outcome<Done> Supervisor::start_application() {
+  config_.application.mask = held_.previous();
+  auto pid = spawn(config_.application);
+  if (!pid) return pid.failure();
+  application_ = identify(*pid);
+  config_.changed();
+  return Done{};
+}
+
+void Supervisor::supervise() {
+  last_beat_at_ = Clock::now();
+  while (application_runs()) {
+    wait_for_event(next_timeout_ms());
+    tend(&driver_);
+    tend(&ins_);
+    watch_heartbeat();
+  }
+}
+
+int Supervisor::next_timeout_ms() const {
+  milliseconds timeout = kBeat;
+  for (const Helper* h : {&driver_, &ins_}) {
+    if (h->id.pid != 0 && h->ready) continue;
+    const auto left = std::chrono::ceil<milliseconds>(h->deadline - Clock::now());
+    timeout = std::clamp(left, milliseconds{0}, timeout);
+  }
+  return static_cast<int>(timeout.count());
+}
+
+void Supervisor::wait_for_event(int timeout_ms) {
+  pollfd fds[3] = {{signals_.get(), POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}};
+  Helper* const helpers[2] = {&driver_, &ins_};
+  for (int i = 0; i < 2; ++i) {
+    if (helpers[i]->ready_pipe) fds[i + 1].fd = helpers[i]->ready_pipe.get();
+  }
+  if (::poll(fds, 3, timeout_ms) <= 0) return;
+  for (int i = 0; i < 2; ++i) {
+    if (fds[i + 1].revents == 0) continue;
+    char byte = 0;
+    const ssize_t n = ::read(helpers[i]->ready_pipe.get(), &byte, 1);
+    if (n < 0 && errno == EAGAIN) continue;
+    // A newline says ready; an end without one is the helper's death, which SIGCHLD reports.
+    helpers[i]->ready_pipe.reset();
+    helpers[i]->ready = n == 1 && byte == '\n';
+    if (helpers[i]->ready && !starting_) {
+      config_.log(std::string(helpers[i]->name) + " serves again");
+    }
+  }
+  if (fds[0].revents != 0) take_signals();
+}
+
+void Supervisor::take_signals() {
+  signalfd_siginfo info{};
+  bool child = false;
+  while (::read(signals_.get(), &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
+    if (info.ssi_signo == SIGCHLD) {
+      child = true;
+    } else {
+      forward(info);
+    }
+  }
+  if (child) reap();
+}
+
+void Supervisor::forward(const signalfd_siginfo& info) {
+  const int sig = static_cast<int>(info.ssi_signo);
+  if (application_.pid == 0) {
+    if (sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT) interrupted_by_ = sig;
+    return;
+  }
+  if (!command_ended_) {
+    // The terminal has sent its own signals to the whole foreground group, the application included.
+    if (info.ssi_code != SI_KERNEL) ::kill(application_.pid, sig);
+    return;
+  }
+  // Daemons that the command left behind ended their ties to the terminal; Ctrl-C still means stop.
+  for (const pid_t pid : children_of(::getpid())) {
+    if (pid == driver_.id.pid || pid == ins_.id.pid) continue;
+    ::kill(pid, sig == SIGINT ? SIGTERM : sig);
+  }
+}
+
+void Supervisor::reap() {
+  int status = 0;
+  for (;;) {
+    const pid_t pid = ::waitpid(-1, &status, WNOHANG);
+    if (pid < 0 && errno == EINTR) continue;
+    if (pid <= 0) return;
+    if (pid == driver_.id.pid) {
+      helper_ended(&driver_, status);
+    } else if (pid == ins_.id.pid) {
+      helper_ended(&ins_, status);
+    } else if (pid == application_.pid && !command_ended_) {
+      command_ended_ = true;
+      exit_status_ = as_shell_status(status);
+    }
+  }
+}
+
+void Supervisor::helper_ended(Helper* helper, int status) {
+  const Clock::time_point now = Clock::now();
+  const bool young = now - helper->started < kYoung;
+  helper->quick_deaths = young ? helper->quick_deaths + 1 : 0;
+  const unsigned shift = std::min(helper->quick_deaths, 8u);
+  helper->deadline = now + (shift == 0 ? milliseconds{0}
+                                       : std::min(kLongestDelay, kFirstDelay * (1 << shift)));
+  const std::string what = std::string(helper->name) + " (pid " +
+                           std::to_string(helper->id.pid) + ") " + describe(status);
+  helper->id = ProcId{};
+  helper->ready_pipe.reset();
+  helper->ready = false;
+  if (helper == &ins_) config_.ins_gone(ins_id_);
+  config_.changed();
+  if (starting_) {
+    starting_failure_ = what + " before it was ready";
+  } else {
+    config_.log(what + "; starting another");
+  }
+}
+
+void Supervisor::tend(Helper* helper) {
+  if (Clock::now() < helper->deadline || !application_runs()) return;
+  if (helper->id.pid == 0) {
+    if (auto done = start(helper); !done) {
+      config_.log(done.failure().text());
+      helper->deadline = Clock::now() + kLongestDelay;
+    }
+    last_beat_at_ = Clock::now();
+  } else if (!helper->ready) {
+    config_.log(std::string(helper->name) + " does not become ready; ending it");
+    ::kill(helper->id.pid, SIGKILL);
+    helper->deadline = Clock::now() + config_.ready_timeout;
+  }
+}
+
+void Supervisor::watch_heartbeat() {
+  const Clock::time_point now = Clock::now();
+  if (ins_.id.pid == 0 || !ins_.ready) {
+    last_beat_at_ = now;
+    return;
+  }
+  const std::string beat = config_.heartbeat(ins_id_);
+  if (beat.empty() || beat != last_beat_) {
+    last_beat_ = beat;
+    last_beat_at_ = now;
+  } else if (now - last_beat_at_ > config_.heartbeat_timeout) {
+    config_.log("mwins (pid " + std::to_string(ins_.id.pid) + ") has stopped beating; ending it");
+    ::kill(ins_.id.pid, SIGKILL);
+    last_beat_at_ = now;
+  }
+}
+
+bool Supervisor::application_runs() const {
+  if (!command_ended_) return true;
+  for (const pid_t pid : children_of(::getpid())) {
+    if (pid != driver_.id.pid && pid != ins_.id.pid) return true;
+  }
+  return false;
+}
+
+void Supervisor::end_helpers() {
+  const Clock::time_point deadline = Clock::now() + kEndTimeout;
+  for (const Helper* h : {&ins_, &driver_}) {
+    if (h->id.pid != 0) ::kill(h->id.pid, SIGTERM);
+  }
+  bool killed = false;
+  while (ins_.id.pid != 0 || driver_.id.pid != 0) {
+    int status = 0;
+    const pid_t pid = ::waitpid(-1, &status, WNOHANG);
+    if (pid < 0 && errno != EINTR) return;
+    for (Helper* h : {&ins_, &driver_}) {
+      if (pid > 0 && h->id.pid == pid) h->id = ProcId{};
+    }
+    if (pid != 0) continue;
+    const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now()).count();
+    if (left <= 0 && !killed) {
+      killed = true;
+      for (const Helper* h : {&ins_, &driver_}) {
+        if (h->id.pid != 0) ::kill(h->id.pid, SIGKILL);
+      }
+    }
+    pollfd sigchld{signals_.get(), POLLIN, 0};
+    ::poll(&sigchld, 1, killed ? -1 : static_cast<int>(left));
+    signalfd_siginfo info{};
+    while (::read(signals_.get(), &info, sizeof(info)) > 0) {
+    }
+  }
+}
+
+}  // namespace mw

@@ -1,0 +1,118 @@
+// supervisor.h - keeps one session running: driver, INS and application.
+//
+// Starts driver and INS, waits until both serve, then starts the application. Replaces an INS or a driver that
+// dies. Ends when the last process of the application has ended: as a subreaper it inherits what the
+// application leaves behind, so a daemon that goes to the background stays part of the session.
+//
+// INVARIANTS  The application never runs before the channel serves, and driver and INS never outlive run().
+//             One INS at a time; ids rise and are not used twice.
+// THREADS     One. The signals that HeldSignals blocks are taken from a signalfd.
+#pragma once
+
+#include <signal.h>
+#include <sys/signalfd.h>
+
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/unique_fd.h"
+#include "frontend/failure.h"
+#include "frontend/process.h"
+
+namespace mw {
+
+// Holds back the signals that end or steer a session, so that set-up and removal are never cut short.
+class HeldSignals {
+ public:
+  HeldSignals();
+  ~HeldSignals();  // drops what is still pending: the session that it was meant for is over
+  HeldSignals(const HeldSignals&) = delete;
+  HeldSignals& operator=(const HeldSignals&) = delete;
+  const sigset_t& set() const { return set_; }
+  const sigset_t& previous() const { return previous_; }
+
+ private:
+  sigset_t set_{};
+  sigset_t previous_{};
+};
+
+struct SupervisorConfig {
+  std::function<SpawnRequest(int ready_fd)> driver;
+  std::function<SpawnRequest(unsigned id, int ready_fd)> ins;
+  SpawnRequest application;
+  // Called after each start or end of a process.
+  std::function<void()> changed;
+  // Called for an INS that has ended, so that nobody finds it any more.
+  std::function<void(unsigned id)> ins_gone;
+  // Text that rises while the INS lives; called about once a second.
+  std::function<std::string(unsigned id)> heartbeat;
+  // Called once, when the channel serves and before the application starts.
+  std::function<void()> serving;
+  std::function<void(const std::string&)> log;
+  std::chrono::milliseconds ready_timeout{10000};
+  std::chrono::milliseconds heartbeat_timeout{6000};
+};
+
+class Supervisor {
+ public:
+  Supervisor(SupervisorConfig config, const HeldSignals& signals);
+  ~Supervisor();
+  Supervisor(const Supervisor&) = delete;
+  Supervisor& operator=(const Supervisor&) = delete;
+
+  // Runs the session to its end. The outcome is what a shell would show as the command's exit status.
+  // Failure: driver, INS or command could not be started; everything started has been ended again.
+  Outcome<int> run();
+
+  ProcId application() const { return application_; }
+  ProcId driver() const { return driver_.id; }
+  ProcId ins() const { return ins_.id; }
+  unsigned ins_id() const { return ins_id_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+
+  struct Helper {
+    const char* name;
+    ProcId id;  // pid 0: not running
+    UniqueFd ready_pipe;
+    bool ready = false;
+    unsigned quick_deaths = 0;
+    Clock::time_point started;
+    Clock::time_point deadline;  // not running: when to start it; not ready: when to give it up
+  };
+
+  Outcome<Done> start(Helper* helper);
+  Outcome<Done> wait_until_serving();
+  Outcome<Done> start_application();
+  void supervise();
+  void wait_for_event(int timeout_ms);
+  int next_timeout_ms() const;
+  void take_signals();
+  void forward(const signalfd_siginfo& info);
+  void reap();
+  void helper_ended(Helper* helper, int status);
+  void tend(Helper* helper);
+  void watch_heartbeat();
+  bool application_runs() const;
+  void end_helpers();
+
+  SupervisorConfig config_;
+  const HeldSignals& held_;
+  UniqueFd signals_;
+  Helper driver_{"mwcommsd", {}, {}, false, 0, {}, {}};
+  Helper ins_{"mwins", {}, {}, false, 0, {}, {}};
+  unsigned ins_id_ = 0;
+  ProcId application_;
+  bool command_ended_ = false;
+  int exit_status_ = 0;
+  int interrupted_by_ = 0;  // a signal that arrived before the application was started
+  bool starting_ = true;
+  std::string starting_failure_;
+  std::string last_beat_;
+  Clock::time_point last_beat_at_;
+};
+
+}  // namespace mw
