@@ -1,0 +1,149 @@
+// calls_process.cc - fork, exec, spawn, signals and limits.
+#include <fcntl.h>
+#include <signal.h>
+#include <spawn.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "call.h"
+#include "session.h"
+
+namespace sockagent {
+namespace {
+
+std::atomic<int> g_signals{0};
+
+void count_signal(int) { g_signals.fetch_add(1, std::memory_order_relaxed); }
+
+// fork NAME: the child serves as process NAME.
+void do_fork(const Call& call, Reply& reply) {
+  const std::string name = call.text(0);
+  const pid_t child = ::fork();
+  if (child == 0) serve(name, "0");
+  reply.print(child > 0 ? "= child" : "= -1");
+}
+
+// exec: the interpreter again, in the same process and with the same control pipes.
+void do_exec(const Call& call, Reply& reply) {
+  const std::string name = call.text(0);
+  const char* const argv[] = {identity().program.c_str(), identity().directory.c_str(),
+                              name.c_str(), current_request().c_str(), nullptr};
+  reply.call([&] { return ::execv(argv[0], const_cast<char* const*>(argv)); });
+}
+
+// vfork_exec NAME
+void do_vfork_exec(const Call& call, Reply& reply) {
+  const std::string name = call.text(0);
+  const char* const argv[] = {identity().program.c_str(), identity().directory.c_str(),
+                              name.c_str(), "0", nullptr};
+  const pid_t child = ::vfork();
+  if (child == 0) {
+    ::execv(argv[0], const_cast<char* const*>(argv));
+    ::_exit(98);
+  }
+  reply.print(child > 0 ? "= child" : "= -1");
+}
+
+// spawn NAME [dup=FD:NUMBER]: posix_spawn, as shells and servers start their helpers.
+void do_spawn(const Call& call, Reply& reply) {
+  const std::string name = call.text(0);
+  const char* const argv[] = {identity().program.c_str(), identity().directory.c_str(),
+                              name.c_str(), "0", nullptr};
+  posix_spawn_file_actions_t actions;
+  posix_spawn_file_actions_init(&actions);
+  const auto dup = call.options.find("dup");
+  if (dup != call.options.end()) {
+    const std::size_t colon = dup->second.find(':');
+    posix_spawn_file_actions_adddup2(&actions,
+                                     static_cast<int>(parse_number(dup->second.substr(0, colon))),
+                                     static_cast<int>(parse_number(dup->second.substr(colon + 1))));
+  }
+  pid_t child = 0;
+  const int result = ::posix_spawn(&child, argv[0], &actions, nullptr,
+                                   const_cast<char* const*>(argv), environ);
+  posix_spawn_file_actions_destroy(&actions);
+  reply.print("= " + std::to_string(result));
+}
+
+// wait: the end of any child.
+void do_wait(const Call&, Reply& reply) {
+  int status = 0;
+  pid_t child;
+  do {
+    child = ::waitpid(-1, &status, 0);
+  } while (child < 0 && errno == EINTR);
+  if (child < 0) {
+    reply.print("= -1");
+  } else if (WIFSIGNALED(status)) {
+    reply.field("killed", std::string("SIG") + sigabbrev_np(WTERMSIG(status)));
+  } else {
+    reply.field("exited", WEXITSTATUS(status));
+  }
+}
+
+void do_exit(const Call& call, Reply&) { reply_and_exit("= exit", static_cast<int>(call.number(0, 0))); }
+
+// signal NAME handle|restart|ignore|default
+void do_signal(const Call& call, Reply& reply) {
+  const std::string& how = call.text(1);
+  struct sigaction action{};
+  if (how == "ignore") {
+    action.sa_handler = SIG_IGN;
+  } else if (how == "default") {
+    action.sa_handler = SIG_DFL;
+  } else {
+    action.sa_handler = count_signal;
+    action.sa_flags = how == "restart" ? SA_RESTART : 0;
+  }
+  reply.call([&] { return ::sigaction(static_cast<int>(call.number(0)), &action, nullptr); });
+}
+
+// tkill THREAD SIGNAL: to one actor thread of this process.
+void do_tkill(const Call& call, Reply& reply) {
+  reply.call([&] {
+    return ::syscall(SYS_tgkill, ::getpid(), thread_id(call.text(0)),
+                     static_cast<int>(call.number(1)));
+  });
+}
+
+void do_signals(const Call&, Reply& reply) { reply.field("count", g_signals.exchange(0)); }
+
+// getsig: how many arrive within a second, waiting for the first.
+void do_await_signal(const Call&, Reply& reply) {
+  for (int i = 0; i < 2000 && g_signals.load() == 0; ++i) ::usleep(500);
+  reply.field("count", g_signals.exchange(0));
+}
+
+void do_limit_files(const Call& call, Reply& reply) {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  limit.rlim_cur = static_cast<rlim_t>(call.number(0));
+  reply.call([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); });
+}
+
+void do_getpid_same(const Call&, Reply& reply) { reply.field("thread", ::gettid() == ::getpid()); }
+
+}  // namespace
+
+void add_process_calls(Table& table) {
+  table.insert({{"fork", do_fork},
+                {"exec", do_exec},
+                {"vfork_exec", do_vfork_exec},
+                {"spawn", do_spawn},
+                {"wait", do_wait},
+                {"exit", do_exit},
+                {"signal", do_signal},
+                {"tkill", do_tkill},
+                {"signals", do_signals},
+                {"await_signal", do_await_signal},
+                {"limit_files", do_limit_files},
+                {"main_thread", do_getpid_same}});
+}
+
+}  // namespace sockagent

@@ -1,0 +1,1 @@
+"""Helpers shared by the Python tests: build tree, network namespaces, bounded processes."""

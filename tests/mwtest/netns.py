@@ -1,0 +1,60 @@
+"""Private network namespaces that never outlive their test.
+
+A namespace's name carries the pid of the test run that made it, so that leftovers of a killed run
+are recognised and removed by sweep() at the next start, and those of a running one are not.
+"""
+
+import itertools
+import os
+import signal
+import subprocess
+
+_PREFIX = "mwt"
+_counter = itertools.count()
+
+
+def _ip(*words: str, check: bool = True) -> str:
+    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20)
+    if check and done.returncode != 0:
+        raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()} (root is needed)")
+    return done.stdout
+
+
+def _remove(name: str) -> None:
+    for pid in _ip("netns", "pids", name, check=False).split():
+        try:
+            os.kill(int(pid), signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it ended between the listing and here
+    _ip("netns", "delete", name, check=False)
+
+
+def sweep() -> list:
+    """Removes the namespaces of test runs that are no longer alive; returns their names."""
+    removed = []
+    for line in _ip("netns", "list").splitlines():
+        name = line.split()[0]
+        owner = name[len(_PREFIX):].partition("-")[0]
+        if name.startswith(_PREFIX) and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            _remove(name)
+            removed.append(name)
+    return removed
+
+
+class Namespace:
+    """A new network namespace with its loopback up; a context manager."""
+
+    def __init__(self) -> None:
+        self.name = f"{_PREFIX}{os.getpid()}-{next(_counter)}"
+
+    def __enter__(self) -> "Namespace":
+        _ip("netns", "add", self.name)
+        _ip("-n", self.name, "link", "set", "lo", "up")
+        return self
+
+    def __exit__(self, *_) -> None:
+        _remove(self.name)
+
+    def wrap(self, command: list) -> list:
+        """The command, started inside."""
+        return ["nsenter", f"--net=/run/netns/{self.name}", *[str(word) for word in command]]
