@@ -1,0 +1,74 @@
+#include "driver/listeners.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <cstring>
+
+#include "base/log.h"
+#include "transport/local/fd_message.h"
+
+namespace mw {
+namespace {
+
+int socket_option(int fd, int name) {
+  int value = -1;
+  socklen_t size = sizeof value;
+  return ::getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
+}
+
+bool hung_up(int fd) {
+  pollfd p{fd, 0, 0};
+  return ::poll(&p, 1, 0) == 1 && (p.revents & POLLHUP) != 0;
+}
+
+}  // namespace
+
+Status Listeners::check(const ControlListener& r, int end) const {
+  bool good = r.slot < slots_ && r.gen != 0 && (r.domain == AF_INET || r.domain == AF_INET6) &&
+              r.local.len <= sizeof r.local.bytes && r.option_count <= kMaxReplayOptions;
+  for (uint32_t i = 0; good && i < r.option_count; ++i)
+    good = r.options[i].len <= sizeof r.options[i].value;
+  good = good && socket_option(end, SO_DOMAIN) == AF_UNIX &&
+         socket_option(end, SO_TYPE) == SOCK_STREAM;
+  if (!good) return Error{Fault::peer, 0, "announcement of a listener"};
+  return Ok{};
+}
+
+Status Listeners::put(const ControlListener& record, UniqueFd end) {
+  if (auto checked = check(record, end.get()); !checked) return checked;
+  if (listeners_.size() == kMaxListeners && !listeners_.contains(record.slot))
+    return Error{Fault::limit, 0, "too many listeners"};
+  const int fds[] = {end.get()};
+  if (auto stored = store_.put({StoreKind::listener, record.slot}, bytes_of(record), fds); !stored)
+    log_line("mwcommsd", "a listener will be lost if driver and stack die together: %s",
+             stored.error().where);
+  listeners_[record.slot] = {record, std::move(end)};
+  return Ok{};
+}
+
+void Listeners::restore(uint32_t slot, StoreEntry entry) {
+  ControlListener record{};
+  if (entry.data.size() != sizeof record || entry.fds.size() != 1) return;
+  std::memcpy(&record, entry.data.data(), sizeof record);
+  if (record.slot != slot || !check(record, entry.fds[0].get())) return;
+  listeners_[slot] = {record, std::move(entry.fds[0])};
+}
+
+void Listeners::drop(uint32_t slot, uint32_t gen) {
+  const auto it = listeners_.find(slot);
+  if (it == listeners_.end() || it->second.record.gen != gen) return;
+  listeners_.erase(it);
+  if (auto dropped = store_.drop({StoreKind::listener, slot}); !dropped)
+    log_line("mwcommsd", "cannot forget a listener: %s", dropped.error().where);
+}
+
+void Listeners::drop_closed() {
+  std::vector<std::pair<uint32_t, uint32_t>> closed;
+  for (const auto& [slot, l] : listeners_) {
+    if (hung_up(l.end.get())) closed.emplace_back(slot, l.record.gen);
+  }
+  for (const auto& [slot, gen] : closed) drop(slot, gen);
+}
+
+}  // namespace mw

@@ -1,0 +1,99 @@
+#include "driver/options.h"
+
+#include <fcntl.h>
+
+#include <charconv>
+#include <string_view>
+
+#include "abi/mw_region.h"
+
+namespace mw {
+namespace {
+
+std::optional<int> parse_fd(std::string_view text) {
+  int fd = -1;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), fd);
+  if (error != std::errc{} || end != text.data() + text.size()) return std::nullopt;
+  if (fd < 3 || ::fcntl(fd, F_GETFD) < 0) return std::nullopt;
+  return fd;
+}
+
+std::optional<std::vector<int>> parse_fds(std::string_view text) {
+  std::vector<int> fds;
+  for (;;) {
+    const size_t comma = text.find(',');
+    const auto fd = parse_fd(text.substr(0, comma));
+    if (!fd || fds.size() == MW_MAX_WORKERS) return std::nullopt;
+    fds.push_back(*fd);
+    if (comma == std::string_view::npos) return fds;
+    text.remove_prefix(comma + 1);
+  }
+}
+
+bool parse_token(std::string_view hex, std::array<uint8_t, 16>* token) {
+  if (hex.size() != 2 * token->size()) return false;
+  for (size_t i = 0; i < token->size(); ++i) {
+    const char* at = hex.data() + 2 * i;
+    const auto [end, error] = std::from_chars(at, at + 2, (*token)[i], 16);
+    if (error != std::errc{} || end != at + 2) return false;
+  }
+  return true;
+}
+
+bool assign_fd(std::string_view value, int* out) {
+  const auto fd = parse_fd(value);
+  if (fd) *out = *fd;
+  return fd.has_value();
+}
+
+bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
+  if (name == "--registry" || name == "--session") {
+    (name == "--registry" ? o->registry : o->session) = value;
+    return !value.empty();
+  }
+  if (name == "--token") return parse_token(value, &o->token);
+  if (name == "--channel-fd") return assign_fd(value, &o->channel_fd);
+  if (name == "--session-fd") return assign_fd(value, &o->session_fd);
+  if (name == "--attach-fd") return assign_fd(value, &o->attach_fd);
+  if (name == "--drop-pvm-fd") return assign_fd(value, &o->drop_pvm_fd);
+  if (name == "--drop-ins-fd") return assign_fd(value, &o->drop_ins_fd);
+  if (name == "--ready-fd") return assign_fd(value, &o->ready_fd);
+  if (name != "--bell-fds" && name != "--store-fds") return false;
+  auto fds = parse_fds(value);
+  if (!fds) return false;
+  if (name == "--bell-fds") {
+    o->bell_fds = std::move(*fds);
+    return true;
+  }
+  if (fds->size() != 2) return false;
+  o->store_fds[0] = (*fds)[0];
+  o->store_fds[1] = (*fds)[1];
+  return true;
+}
+
+}  // namespace
+
+const char kDriverUsage[] =
+    "usage: mwcommsd --registry DIR --session NAME --token HEX32 --channel-fd N --session-fd N\n"
+    "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd N\n"
+    "                [--store-fds N,N]\n"
+    "The driver of one session; `mw run` starts it.\n";
+
+std::optional<DriverOptions> parse_driver_options(std::span<const char* const> args,
+                                                  std::string* why) {
+  DriverOptions o;
+  bool have_token = false;
+  for (size_t i = 0; i < args.size(); i += 2) {
+    *why = args[i];
+    if (i + 1 == args.size() || !assign(args[i], args[i + 1], &o)) return std::nullopt;
+    have_token = have_token || std::string_view(args[i]) == "--token";
+  }
+  *why = "an argument is missing";
+  if (o.registry.empty() || o.session.empty() || !have_token || o.channel_fd < 0 ||
+      o.session_fd < 0 || o.attach_fd < 0 || o.drop_pvm_fd < 0 || o.drop_ins_fd < 0 ||
+      o.bell_fds.empty() || o.ready_fd < 0)
+    return std::nullopt;
+  return o;
+}
+
+}  // namespace mw

@@ -1,0 +1,36 @@
+// options.h - the command line of mwcommsd.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace mw {
+
+struct DriverOptions {
+  std::string registry;
+  std::string session;
+  std::array<uint8_t, 16> token{};
+  int channel_fd = -1;
+  int session_fd = -1;
+  int attach_fd = -1;
+  int drop_pvm_fd = -1;
+  int drop_ins_fd = -1;
+  std::vector<int> bell_fds;
+  int ready_fd = -1;
+  int store_fds[2] = {-1, -1};  // fd_store.h; absent: -1
+  // An INS that left its control connection is killed before a successor gets the region. Tests that
+  // play the INS themselves turn this off.
+  bool kill_lost_ins = true;
+};
+
+extern const char kDriverUsage[];
+
+// Nothing if the arguments are wrong; `why` then names the argument. Every descriptor named must be open.
+std::optional<DriverOptions> parse_driver_options(std::span<const char* const> args,
+                                                  std::string* why);
+
+}  // namespace mw

@@ -1,0 +1,206 @@
+#include "driver/processes.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "base/log.h"
+#include "transport/local/control.h"
+#include "transport/local/fd_message.h"
+
+namespace mw {
+namespace {
+
+constexpr int kAcceptsPerTurn = 64;
+
+// Takes the same time whatever the guess.
+bool same_token(const uint8_t* a, const uint8_t* b, size_t n) {
+  volatile uint8_t difference = 0;
+  for (size_t i = 0; i < n; ++i) difference = static_cast<uint8_t>(difference | (a[i] ^ b[i]));
+  return difference == 0;
+}
+
+uint32_t status_of(const Error& e) {
+  switch (e.fault) {
+    case Fault::peer: return EINVAL;
+    case Fault::limit: return ENOSPC;
+    case Fault::sys: return static_cast<uint32_t>(e.err);
+    case Fault::would_block: return EAGAIN;
+    case Fault::shutdown: return EPIPE;
+  }
+  return EIO;
+}
+
+}  // namespace
+
+Status Processes::listen() {
+  spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+  const int flags = ::fcntl(options_.attach_fd, F_GETFL);
+  if (flags < 0 || ::fcntl(options_.attach_fd, F_SETFL, flags | O_NONBLOCK) < 0)
+    return Error{Fault::sys, errno, "fcntl of the attach socket"};
+  return poller_.add(options_.attach_fd, EPOLLIN, Source::attach);
+}
+
+void Processes::accept_new() {
+  for (int i = 0; i < kAcceptsPerTurn; ++i) {
+    UniqueFd fd{::accept4(options_.attach_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+    if (fd) {
+      admit(std::move(fd));
+      continue;
+    }
+    if (errno != EMFILE && errno != ENFILE) return;
+    // Left in the queue it would wake us for ever: it gets an end of file instead.
+    spare_.reset();
+    UniqueFd refused{::accept4(options_.attach_fd, nullptr, nullptr, SOCK_CLOEXEC)};
+    refused.reset();
+    spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+    log_line("mwcommsd", "a process was refused: the driver is out of file descriptors");
+  }
+}
+
+void Processes::admit(UniqueFd connection) {
+  auto who = peer_of(connection.get());
+  if (!who) return;
+  std::vector<uint32_t> strangers;
+  for (const auto& [id, a] : attachments_) {
+    if (!a.admitted) strangers.push_back(id);
+  }
+  if (strangers.size() >= kMaxStrangers) forget(strangers.front());
+  const uint32_t id = next_id_++;
+  if (!poller_.add(connection.get(), EPOLLIN | EPOLLRDHUP, Source::process, id)) return;
+  attachments_[id] = {std::move(connection), std::move(*who), false};
+}
+
+bool Processes::may_attach(const Attachment& a) const {
+  const auto it = per_user_.find(a.who.uid);
+  return it == per_user_.end() || it->second < kMaxPerUser;
+}
+
+void Processes::on_message(uint32_t id, uint32_t events) {
+  const auto it = attachments_.find(id);
+  if (it == attachments_.end()) return;
+  Attachment& a = it->second;
+  AttachRequest request{};
+  auto m = receive_message(a.connection.get(), writable_bytes_of(request), MSG_DONTWAIT);
+  if (!m && m.error().fault == Fault::would_block && (events & (EPOLLHUP | EPOLLRDHUP)) == 0) return;
+  bool good = static_cast<bool>(m);
+  if (good) {
+    good = m->bytes == sizeof request &&
+           same_token(request.token, options_.token.data(), options_.token.size());
+    if (good && request.type == AttachType::attach && m->fd_count == 0) {
+      good = answer_attach(a, id);
+    } else if (good && request.type == AttachType::group_open && m->fd_count == 2) {
+      good = answer_group_open(a, std::move(m->fds[0]), std::move(m->fds[1]));
+    } else {
+      good = false;
+    }
+    if (!good) log_line("mwcommsd", "refused %s: its request does not fit", describe(a.who).c_str());
+  }
+  if (!good) connection_ended(id);
+}
+
+void Processes::connection_ended(uint32_t id) {
+  Attachment& a = attachments_.at(id);
+  const bool alive = a.admitted && a.who.death && !has_died(a.who.death.get());
+  const bool known_otherwise =
+      std::any_of(attachments_.begin(), attachments_.end(), [&](const auto& other) {
+        return other.first != id && other.second.admitted && other.second.who.pid == a.who.pid;
+      });
+  if (!alive || known_otherwise) {
+    forget(id);
+  } else if (a.connection) {
+    poller_.remove(a.connection.get());
+    a.connection.reset();
+  }
+}
+
+bool Processes::answer_attach(Attachment& a, uint32_t id) {
+  AttachReply reply{};
+  reply.type = AttachType::attach;
+  reply.version = MW_PROTOCOL_VERSION;
+  reply.geometry = memory_.geometry();
+  if (!a.admitted) {
+    if (!may_attach(a)) {
+      reply.status = EAGAIN;  // as fork() with too many processes
+      log_line("mwcommsd", "%s may not attach: user %u has %zu processes attached",
+               describe(a.who).c_str(), a.who.uid, kMaxPerUser);
+      (void)send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT);
+      return false;
+    }
+    // A process that died meanwhile has no pidfd: its connection ends by itself.
+    if (a.who.death) {
+      if (!poller_.add(a.who.death.get(), EPOLLIN, Source::process_death, id)) return false;
+    }
+    a.admitted = true;
+    ++per_user_[a.who.uid];
+  }
+  std::vector<int> fds{options_.channel_fd, options_.session_fd, options_.drop_pvm_fd};
+  fds.insert(fds.end(), options_.bell_fds.begin(), options_.bell_fds.end());
+  return static_cast<bool>(
+      send_message(a.connection.get(), bytes_of(reply), fds, MSG_DONTWAIT));
+}
+
+bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
+  AttachReply reply{};
+  reply.type = AttachType::group_open;
+  reply.version = MW_PROTOCOL_VERSION;
+  reply.geometry = memory_.geometry();
+  auto group = groups_.open(std::move(bell), std::move(life));
+  if (group) {
+    reply.group = *group;
+    // Before the answer, so that the INS reads it before it can see the group in a socket's watches.
+    on_group_open(*group);
+  } else {
+    reply.status = status_of(group.error());
+    log_line("mwcommsd", "%s gets no group: %s", describe(a.who).c_str(), group.error().where);
+  }
+  return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
+}
+
+void Processes::on_death(uint32_t id) { forget(id); }
+
+void Processes::forget(uint32_t id) {
+  const auto it = attachments_.find(id);
+  if (it == attachments_.end()) return;
+  Attachment& a = it->second;
+  if (a.connection) poller_.remove(a.connection.get());
+  const bool admitted = a.admitted;
+  if (admitted) {
+    if (a.who.death) poller_.remove(a.who.death.get());
+    if (--per_user_[a.who.uid] == 0) per_user_.erase(a.who.uid);
+  }
+  attachments_.erase(it);
+  if (admitted) sweep_calls();
+}
+
+void Processes::sweep_calls() {
+  uint32_t last_pid = 0;
+  bool last_dead = false;
+  memory_.free_dead_calls([&](uint32_t pid) {
+    if (pid != last_pid) {
+      last_pid = pid;
+      last_dead = is_dead(pid);
+    }
+    return last_dead;
+  });
+}
+
+size_t Processes::attached() const {
+  return static_cast<size_t>(std::count_if(attachments_.begin(), attachments_.end(),
+                                           [](const auto& a) { return a.second.admitted; }));
+}
+
+std::string Processes::names() const {
+  constexpr size_t kNamed = 8;
+  std::string text;
+  size_t n = 0;
+  for (const auto& [id, a] : attachments_) {
+    if (!a.admitted) continue;
+    if (n++ < kNamed) text += (text.empty() ? "" : " ") + describe(a.who);
+  }
+  if (n > kNamed) text += " and " + std::to_string(n - kNamed) + " more";
+  return text.empty() ? "no attached process" : text;
+}
+
+}  // namespace mw

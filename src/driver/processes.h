@@ -1,0 +1,70 @@
+// processes.h - the application's processes: attaching, liveness, groups that they ask for.
+//
+// TRUST       Anyone on the host can connect to an abstract socket. A connection that did not show the
+//             token yet is worth nothing: it is one of a bounded number, and the oldest makes room.
+//             After it a process is as trusted as the application, and still bounded per user.
+// INVARIANTS  The connection tells who asks; the process is alive until its pidfd says otherwise, as it
+//             may close the connection, and its children may hold it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+
+#include "driver/groups.h"
+#include "driver/options.h"
+#include "driver/poller.h"
+#include "driver/process_info.h"
+#include "driver/session_state.h"
+
+namespace mw {
+
+class Processes {
+ public:
+  Processes(Poller& poller, const DriverOptions& options, SessionMemory& memory, Groups& groups)
+      : poller_(poller), options_(options), memory_(memory), groups_(groups) {}
+
+  // Called with a group that the INS has to learn about.
+  std::function<void(uint32_t group)> on_group_open;
+
+  // Errors: sys.
+  Status listen();
+  void accept_new();
+  void on_message(uint32_t id, uint32_t events);
+  void on_death(uint32_t id);
+  // Frees the calls of processes that died, whether they were attached or not.
+  void sweep_calls();
+
+  size_t attached() const;
+  // "nginx[12] nginx[13] ...", shortened.
+  std::string names() const;
+
+  static constexpr size_t kMaxStrangers = 64;
+  static constexpr size_t kMaxPerUser = 8192;
+
+ private:
+  struct Attachment {
+    UniqueFd connection;
+    ProcessInfo who;
+    bool admitted = false;
+  };
+
+  void admit(UniqueFd connection);
+  void connection_ended(uint32_t id);
+  void forget(uint32_t id);
+  bool answer_attach(Attachment& a, uint32_t id);
+  bool answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life);
+  bool may_attach(const Attachment& a) const;
+
+  Poller& poller_;
+  const DriverOptions& options_;
+  SessionMemory& memory_;
+  Groups& groups_;
+  UniqueFd spare_;  // given up for a moment to refuse a connection when we are out of descriptors
+  uint32_t next_id_ = 1;
+  std::map<uint32_t, Attachment> attachments_;
+  std::map<uint32_t, size_t> per_user_;
+};
+
+}  // namespace mw

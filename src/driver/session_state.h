@@ -1,0 +1,68 @@
+// session_state.h - what the driver does to the memory of a session.
+//
+// TRUST       Both regions are written by others at any time. Nothing read here is used as an index or a
+//             count before it was checked; loops are bounded by the geometry, which is a private copy.
+// INVARIANTS  Memory that nobody touched stays untouched: walks over slots skip the holes of the memfd.
+// ORDERING    ins_lost(): state first, so that no shim starts to wait for a dead INS unnoticed; then the
+//             workers' sets are emptied; then pending calls are answered. A call made meanwhile is
+//             answered here or still stands in a set for the successor.
+// THREADS     The driver's only thread.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "ring/channel.h"
+#include "transport/local/mapping.h"
+#include "transport/local/session_region.h"
+
+namespace mw {
+
+class SessionMemory {
+ public:
+  // Checks seals and geometry of both; keeps no descriptor (the caller's stay open).
+  // Errors: peer (they do not fit), sys.
+  static Result<SessionMemory> open(int channel_fd, int session_fd);
+
+  const Channel& channel() const { return channel_; }
+  SessionRegion& session() { return session_; }
+  const mw_geometry& geometry() const { return channel_.geometry(); }
+
+  uint32_t state();
+  uint32_t first_gen();
+  // The first generation that a successor may use.
+  uint32_t next_first_gen();
+  void ins_up(uint32_t first_gen);
+  // Answers what the dead INS will never answer, and wakes all waiters. The groups' doorbells are the
+  // caller's to ring: `ring_all` is called once for that, after the news stands in the sets.
+  void ins_lost(const std::function<void()>& ring_all);
+
+  bool group_in_use(uint32_t group);
+  void set_group_in_use(uint32_t group, bool in_use);
+  // After its last process: empties the set, removes its registrations from all sockets.
+  void clear_group(uint32_t group);
+
+  // Frees the cells of processes that no longer exist, as far as they are answered.
+  // Returns how many remain because their answer is still to come.
+  uint32_t free_dead_calls(const std::function<bool(uint32_t pid)>& is_dead);
+
+ private:
+  SessionMemory() = default;
+  template <class Visit>
+  void each_touched_slot(Visit&& visit);
+  template <class Visit>
+  void each_touched_session_slot(Visit&& visit);
+  void answer_pending_calls();
+  void publish_state(uint32_t state);
+
+  Mapping channel_map_, session_map_;
+  Channel channel_;
+  SessionRegion session_;
+  int channel_fd_ = -1, session_fd_ = -1;  // borrowed
+};
+
+// Wakes everybody who waits for this word, in any process.
+void wake_all(uint32_t& word);
+
+}  // namespace mw
