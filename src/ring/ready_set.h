@@ -86,6 +86,11 @@ class BasicReadySet {
     Atomics::exchange(h_->rung, 0u);  // a drain that follows sees what was added while rung was 1
   }
 
+  // A consumer that never sleeps but wants to be rung for: the next add rings again.
+  void clear_rung() { Atomics::exchange(h_->rung, 0u); }
+  // Counts a consumer as asleep for good, whatever is in the set.
+  void stay_asleep() { Atomics::fetch_add(h_->sleepers, 1u); }
+
   uint32_t bits() const { return bits_; }
 
  private:

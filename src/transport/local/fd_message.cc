@@ -1,17 +1,11 @@
 #include "transport/local/fd_message.h"
 
-#include <sys/syscall.h>
-
 #include <cstring>
+
+#include "base/raw_syscall.h"
 
 namespace mw {
 namespace {
-
-// The raw calls: this file is also linked into the shim, which interposes the libc ones.
-long raw_sendmsg(int fd, const msghdr* m, int flags) {
-  return ::syscall(SYS_sendmsg, fd, m, flags);
-}
-long raw_recvmsg(int fd, msghdr* m, int flags) { return ::syscall(SYS_recvmsg, fd, m, flags); }
 
 Error error_now(const char* where) {
   if (errno == EAGAIN || errno == EWOULDBLOCK) return {Fault::would_block, errno, where};
@@ -41,7 +35,7 @@ Status send_message(int socket, std::span<const std::byte> data, std::span<const
     std::memcpy(CMSG_DATA(c), fds.data(), fds.size_bytes());
   }
   for (;;) {
-    const long n = raw_sendmsg(socket, &m, flags | MSG_NOSIGNAL);
+    const long n = raw_syscall(SYS_sendmsg, socket, &m, flags | MSG_NOSIGNAL);
     if (n == static_cast<long>(data.size())) return Ok{};
     if (n >= 0) return Error{Fault::sys, EMSGSIZE, "short message"};
     if (errno != EINTR) return error_now("sendmsg");
@@ -58,7 +52,7 @@ Result<ReceivedMessage> receive_message(int socket, std::span<std::byte> room, i
   m.msg_controllen = sizeof control;
   long n = 0;
   do {
-    n = raw_recvmsg(socket, &m, flags | MSG_CMSG_CLOEXEC);
+    n = raw_syscall(SYS_recvmsg, socket, &m, flags | MSG_CMSG_CLOEXEC);
   } while (n < 0 && errno == EINTR);
   if (n < 0) return error_now("recvmsg");
   ReceivedMessage out;

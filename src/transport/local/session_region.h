@@ -65,8 +65,8 @@ struct SessionSlot {
   int32_t linger;      // -1: off, else seconds
   int64_t rcvtimeo_us;  // 0: none
   int64_t sndtimeo_us;
-  uint32_t peek_off;
-  uint32_t reserved1;
+  uint32_t posted;   // 0, or 1 + the cell of the last call that nobody waited for
+  uint32_t waiters;  // threads that sleep for a token, in all processes
   mw_addr local;  // len 0: not known
   mw_addr peer;
   SessionWatch watches[MW_MAX_WATCHES];
@@ -77,7 +77,8 @@ static_assert(sizeof(SessionSlot) == 256);
 constexpr uint32_t kSlotListener = 1;
 constexpr uint32_t kSlotShutRd = 2;
 constexpr uint32_t kSlotShutWr = 4;
-constexpr uint32_t kSlotConnectedUdp = 8;
+constexpr uint32_t kSlotNonblock = 8;      // O_NONBLOCK of the open file, kept here to save asking
+constexpr uint32_t kSlotResetTaken = 16;  // the death of its INS was reported once
 
 // Who holds a call cell. pid 0: free.
 struct SessionCall {

@@ -1,0 +1,45 @@
+// raw_syscall.h - system calls that nobody can interpose: for code that is also linked into the shim,
+// where the C library's names are our own.
+#pragma once
+
+#include <sys/syscall.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <type_traits>
+
+namespace mw {
+
+inline long raw_syscall6(long n, long a, long b, long c, long d, long e, long f) {
+  register long r10 asm("r10") = d;
+  register long r8 asm("r8") = e;
+  register long r9 asm("r9") = f;
+  long ret = 0;
+  asm volatile("syscall"
+               : "=a"(ret)
+               : "a"(n), "D"(a), "S"(b), "d"(c), "r"(r10), "r"(r8), "r"(r9)
+               : "rcx", "r11", "memory");
+  if (ret < 0 && ret > -4096) {
+    errno = static_cast<int>(-ret);
+    return -1;
+  }
+  return ret;
+}
+
+template <class T>
+long syscall_word(T v) {
+  if constexpr (std::is_pointer_v<T>)
+    return reinterpret_cast<long>(v);
+  else
+    return static_cast<long>(v);
+}
+
+// As syscall(2): -1 and errno on failure.
+template <class... A>
+long raw_syscall(long n, A... args) {
+  static_assert(sizeof...(A) <= 6);
+  long w[6] = {syscall_word(args)...};
+  return raw_syscall6(n, w[0], w[1], w[2], w[3], w[4], w[5]);
+}
+
+}  // namespace mw

@@ -1,0 +1,170 @@
+#include "shim/calls.h"
+
+#include <limits.h>
+#include <sched.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "shim/process.h"
+#include "transport/local/fd_message.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+constexpr timespec kTick{0, 100'000'000};
+constexpr int kTicksToLiveness = 20;   // two seconds without an answer: is anybody there?
+constexpr int kTicksToGiveUp = 3000;  // the driver answers for a dead INS long before
+
+// Finds a free, answered cell and makes it ours.
+uint32_t acquire_cell() {
+  const uint32_t n = process.channel.geometry().calls;
+  uint32_t at = this_thread() * 2654435761u % n;
+  for (uint32_t tries = 0;; ++tries, at = (at + 1) % n) {
+    if (tries == n) {
+      ::sched_yield();
+      tries = 0;
+    }
+    SessionCall& owner = process.session.call(at);
+    uint32_t nobody = 0;
+    if (A::load_relaxed(owner.pid) != 0) continue;
+    if (!std::atomic_ref(owner.pid).compare_exchange_strong(nobody, process.pid)) continue;
+    // A posted or abandoned request may still be on its way: the cell is the INS's until answered.
+    if (A::load_acquire(process.channel.call(at).done_seq) == owner.seq) return at;
+    A::store_release(owner.pid, 0u);
+  }
+}
+
+void release_cell(uint32_t at) { A::store_release(process.session.call(at).pid, 0u); }
+
+// Writes the request and announces it. Returns 0 or -errno.
+int submit(uint32_t at, const CallRequest& r) {
+  mw_call& cell = process.channel.call(at);
+  SessionCall& mine = process.session.call(at);
+  uint32_t len = 0;
+  for (const Bytes& b : r.in) {
+    if (b.len > MW_CALL_PAYLOAD - len) return -EINVAL;
+    if (b.len != 0) std::memcpy(cell.payload + len, b.data, b.len);
+    len += b.len;
+  }
+  uint32_t seq = mine.seq + 1;
+  if (seq == 0) seq = 1;
+  cell.op = r.op;
+  cell.slot = r.slot;
+  cell.gen = r.gen;
+  std::memcpy(cell.arg, r.arg, sizeof cell.arg);
+  cell.in_len = len;
+  cell.flags2 = r.flags;
+  cell.caller = this_thread();
+  A::store_relaxed(cell.waiting, 0u);
+  mine.seq = seq;
+  A::store_release(cell.seq, seq);
+  if (r.placeholder >= 0) {
+    const mw_drop_record record{MW_DROP_MAGIC, at, seq};
+    const int fds[] = {r.placeholder};
+    if (auto sent = send_message(process.drop_fd, bytes_of(record), fds, 0); !sent) {
+      mine.seq = A::load_acquire(cell.done_seq);  // it never left: the cell counts as answered
+      return -ENETDOWN;
+    }
+    return 0;
+  }
+  const uint32_t worker = process.channel.worker_of(r.slot);
+  if (process.channel.call_news(worker).add(at)) ring_bell(process.bells[worker]);
+  return 0;
+}
+
+// Waits for the answer. False: nobody will give one.
+bool await(uint32_t at) {
+  mw_call& cell = process.channel.call(at);
+  const uint32_t seq = process.session.call(at).seq;
+  const int saved = errno;
+  bool answered = false;
+  for (int ticks = 0; ticks < kTicksToGiveUp;) {
+    uint32_t done = A::load_acquire(cell.done_seq);
+    if (done == seq) {
+      answered = true;
+      break;
+    }
+    A::exchange(cell.waiting, 1u);
+    done = A::load_seq(cell.done_seq);
+    if (done == seq) continue;
+    if (raw_futex(&cell.done_seq, FUTEX_WAIT, done, &kTick) < 0 && errno == ETIMEDOUT) {
+      ++ticks;
+      if (ticks >= kTicksToLiveness && cell.op != MW_OP_RESOLVE &&
+          A::load_relaxed(process.session.header().state) != kSessionUp)
+        break;
+    }
+  }
+  errno = saved;
+  return answered;
+}
+
+CallAnswer take_answer(uint32_t at, void* room, uint32_t room_len) {
+  const mw_call& cell = process.channel.call(at);
+  CallAnswer a;
+  a.ret = *const_cast<const volatile int32_t*>(&cell.ret);
+  a.err = *const_cast<const volatile int32_t*>(&cell.err);
+  a.len = *const_cast<const volatile uint32_t*>(&cell.out_len);
+  if (a.len > MW_CALL_PAYLOAD || a.err < -4096 || a.err > 4096) {
+    poison("answer to a call");
+    return {-1, ECONNRESET, 0};
+  }
+  a.len = std::min(a.len, room_len);
+  if (a.len != 0) std::memcpy(room, cell.payload, a.len);
+  return a;
+}
+
+void await_posted(uint32_t slot) {
+  SessionSlot& s = process.session.slot(slot);
+  const uint32_t posted = A::load_acquire(s.posted);
+  if (posted == 0) return;
+  const uint32_t at = posted - 1;
+  if (at < process.channel.geometry().calls) await(at);
+  uint32_t same = posted;
+  std::atomic_ref(s.posted).compare_exchange_strong(same, 0u);
+}
+
+}  // namespace
+
+bool session_up() {
+  uint32_t& state = process.session.header().state;
+  for (int ticks = 0; ticks < kTicksToLiveness; ++ticks) {
+    const uint32_t s = A::load_acquire(state);
+    if (s == kSessionUp) return true;
+    if (s == kSessionOver) return false;
+    const int saved = errno;
+    raw_futex(&state, FUTEX_WAIT, s, &kTick);
+    errno = saved;
+  }
+  return A::load_acquire(state) == kSessionUp;
+}
+
+CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
+  if (process.poisoned) return {-1, ECONNRESET, 0};
+  if (!session_up()) return {-1, ENETDOWN, 0};
+  if (request.op != MW_OP_SOCKET && request.op < MW_OP_RESOLVE) await_posted(request.slot);
+  const uint32_t at = acquire_cell();
+  CallAnswer a;
+  if (const int rc = submit(at, request); rc < 0)
+    a.err = -rc;
+  else if (await(at))
+    a = take_answer(at, room, room_len);
+  else
+    a.err = request.op == MW_OP_SOCKET ? ENETDOWN : ECONNRESET;
+  release_cell(at);
+  return a;
+}
+
+void post(const CallRequest& request) {
+  if (process.poisoned || !session_up()) return;
+  await_posted(request.slot);
+  const uint32_t at = acquire_cell();
+  SessionSlot& s = process.session.slot(request.slot);
+  if (submit(at, request) == 0) A::store_release(s.posted, at + 1);
+  release_cell(at);
+}
+
+}  // namespace mw::shim

@@ -1,0 +1,371 @@
+// control.cc - socket calls that are not bytes: creation, names, options, connect, accept, flags.
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/sockios.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/time.h>
+
+#include <algorithm>
+
+#include "shim/calls.h"
+#include "shim/epoll.h"
+#include "shim/socket.h"
+#include "transport/local/fd_message.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+CallRequest about(const Sock& s, uint32_t op) {
+  CallRequest r;
+  r.op = op;
+  r.slot = s.index;
+  r.gen = s.gen;
+  return r;
+}
+
+int plain(const CallRequest& r) {
+  const CallAnswer a = call(r, nullptr, 0);
+  return a.ret < 0 ? -a.err : a.ret;
+}
+
+void set_flag(const Sock& s, uint32_t flag, bool on) {
+  if (on)
+    A::fetch_or(s.mine.flags, flag);
+  else
+    A::fetch_and(s.mine.flags, ~flag);
+}
+
+bool bad_pointer(const void* p) { return reinterpret_cast<uintptr_t>(p) < MW_PAGE; }
+
+bool is_listener(const Sock& s) { return (state_of(s) & MW_ST_LISTENING) != 0; }
+
+}  // namespace
+
+int sock_create(int domain, int type, int protocol) {
+  if (!attach()) return -ENETDOWN;
+  int pair[2];
+  if (libc.syscall(SYS_socketpair, AF_UNIX,
+                   SOCK_STREAM | (type & (SOCK_CLOEXEC | SOCK_NONBLOCK)), 0, pair) < 0)
+    return -errno;
+  CallRequest r;
+  r.op = MW_OP_SOCKET;
+  r.arg[0] = domain;
+  r.arg[1] = type & ~(SOCK_CLOEXEC | SOCK_NONBLOCK);
+  r.arg[2] = protocol;
+  r.placeholder = pair[1];
+  mw_new_socket made{};
+  const CallAnswer a = call(r, &made, sizeof made);
+  libc.close(pair[1]);
+  int rc = a.ret < 0 ? -a.err : 0;
+  if (rc == 0 && (a.len != sizeof made || made.slot >= process.channel.geometry().slots ||
+                  made.gen == 0)) {
+    poison("answer to socket");
+    rc = -ENETDOWN;
+  }
+  if (rc == 0) {
+    rc = adopt_socket(pair[0], made.slot, made.gen, domain, r.arg[1], protocol,
+                      (type & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0);
+  }
+  if (rc < 0) {
+    libc.close(pair[0]);
+    return rc;
+  }
+  return pair[0];
+}
+
+int sock_bind(const Sock& s, const sockaddr* a, socklen_t len) {
+  if (bad_pointer(a)) return -EFAULT;
+  if (len > sizeof(sockaddr_storage)) return -EINVAL;
+  CallRequest r = about(s, MW_OP_BIND);
+  r.in[0] = {a, len};
+  return plain(r);
+}
+
+int sock_listen(const Sock& s, int backlog) {
+  CallRequest r = about(s, MW_OP_LISTEN);
+  r.arg[0] = backlog;
+  const int rc = plain(r);
+  if (rc == 0) {
+    set_flag(s, kSlotListener, true);
+    epoll_socket_became_listener(s);
+  }
+  return rc;
+}
+
+void give_address(const mw_addr& from, sockaddr* a, socklen_t* len) {
+  if (a == nullptr || len == nullptr) return;
+  memcpy(a, from.bytes, std::min<size_t>(*len, from.len));
+  *len = from.len;
+}
+
+int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
+  if ((flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0) return -EINVAL;
+  if (s.datagram()) return -EOPNOTSUPP;
+  if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) return -EINVAL;
+  if (a != nullptr && (bad_pointer(a) || bad_pointer(len))) return -EFAULT;
+  if (a != nullptr && static_cast<int>(*len) < 0) return -EINVAL;
+  const uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
+  if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
+  if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
+
+  mw_accept_record record{};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
+  iovec iov{&record, sizeof record};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  int receive_flags = (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0;
+  if (s.mine.rcvtimeo_us != 0 && !s.nonblocking()) {
+    pollfd p{s.fd, POLLIN, 0};
+    const int n = libc.poll(&p, 1, static_cast<int>((s.mine.rcvtimeo_us + 999) / 1000));
+    if (n < 0) return -errno;
+    receive_flags |= MSG_DONTWAIT;
+  }
+  // The queue of accepted connections is this descriptor's own: blocking, waking one of several
+  // processes, EAGAIN for the losers and signals are the kernel's.
+  const ssize_t n = libc.recvmsg(s.fd, &m, receive_flags);
+  if (n < 0) return -errno;
+  if (n == 0) return -EINVAL;  // shut down, or the session is over
+  int fd = -1;
+  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
+      int got = -1;
+      memcpy(&got, CMSG_DATA(c) + i * sizeof(int), sizeof got);
+      if (fd < 0)
+        fd = got;
+      else
+        libc.close(got);
+    }
+  }
+  if (fd < 0) return (m.msg_flags & MSG_CTRUNC) != 0 ? -EMFILE : -ECONNABORTED;
+  int domain = 0;
+  socklen_t domain_len = sizeof domain;
+  const bool sane = n == sizeof record && record.magic == MW_ACCEPT_MAGIC &&
+                    record.slot < process.channel.geometry().slots && record.gen != 0 &&
+                    record.local.len <= sizeof record.local.bytes &&
+                    record.peer.len <= sizeof record.peer.bytes &&
+                    libc.getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &domain_len) == 0 &&
+                    domain == AF_UNIX;
+  if (!sane) {
+    libc.close(fd);
+    poison("accept record");
+    return -ECONNABORTED;
+  }
+  if (((record.flags & MW_ACCEPT_NONBLOCK) != 0) != (wish != 0))
+    libc.fcntl(fd, F_SETFL, wish != 0 ? O_NONBLOCK : 0);
+  if (const int rc = adopt_socket(fd, record.slot, record.gen, s.mine.domain, s.mine.type,
+                                  s.mine.protocol, wish != 0 ? kSlotNonblock : 0);
+      rc < 0) {
+    libc.close(fd);
+    return rc;
+  }
+  SessionSlot& mine = process.session.slot(record.slot);
+  mine.local = record.local;
+  mine.peer = record.peer;
+  mine.rcvlowat = s.mine.rcvlowat;
+  mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
+  mine.sndtimeo_us = s.mine.sndtimeo_us;
+  give_address(record.peer, a, len);
+  return fd;
+}
+
+int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
+  if (bad_pointer(a)) return -EFAULT;
+  if (len > sizeof(sockaddr_storage)) return -EINVAL;
+  CallRequest r = about(s, MW_OP_CONNECT);
+  r.in[0] = {a, len};
+  s.mine.local.len = 0;
+  s.mine.peer.len = 0;
+  const int rc = plain(r);
+  if (s.datagram() || s.nonblocking()) return rc;
+  if (rc != -EINPROGRESS && rc != -EALREADY) return rc;
+  const int64_t deadline = deadline_after_us(s.mine.sndtimeo_us);
+  const int waited = wait_for(s, POLLOUT, deadline, [&] {
+    return (state_of(s) & MW_ST_CONNECTING) == 0 || error_pending(s);
+  });
+  if (waited == -EAGAIN) return -EINPROGRESS;
+  if (waited < 0) return waited;
+  if (const int error = take_error(s); error != 0) return -error;
+  return (state_of(s) & MW_ST_CONNECTED) != 0 ? 0 : -ECONNABORTED;
+}
+
+int sock_shutdown(const Sock& s, int how) {
+  if (how < SHUT_RD || how > SHUT_RDWR) return -EINVAL;
+  CallRequest r = about(s, MW_OP_SHUTDOWN);
+  r.arg[0] = how;
+  const bool listener = is_listener(s);
+  const int rc = plain(r);
+  if (rc < 0) return rc;
+  if (listener) {
+    // accept() in other threads and processes returns EINVAL; the socket is no listener any more.
+    if (how != SHUT_WR) libc.shutdown(s.fd, SHUT_RD);
+    return rc;
+  }
+  if (how != SHUT_WR) set_flag(s, kSlotShutRd, true);
+  if (how != SHUT_RD) set_flag(s, kSlotShutWr, true);
+  // Those who wait on this socket look again.
+  announce(s);
+  return rc;
+}
+
+int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len) {
+  if (bad_pointer(len)) return -EFAULT;
+  if (static_cast<int>(*len) < 0) return -EINVAL;
+  if (*len != 0 && bad_pointer(value)) return -EFAULT;
+  const auto give = [&](const void* from, size_t n) {
+    const size_t k = std::min<size_t>(*len, n);
+    memcpy(value, from, k);
+    *len = static_cast<socklen_t>(k);
+    return 0;
+  };
+  if (level == SOL_SOCKET) {
+    if (name == SO_ERROR) {
+      if (const int error = take_error(s); error != 0) return give(&error, sizeof error);
+    } else if (name == SO_RCVTIMEO || name == SO_SNDTIMEO) {
+      const int64_t us = name == SO_RCVTIMEO ? s.mine.rcvtimeo_us : s.mine.sndtimeo_us;
+      const timeval t{us / 1'000'000, us % 1'000'000};
+      return give(&t, sizeof t);
+    } else if (name == SO_TYPE) {
+      const int type = s.mine.type;
+      return give(&type, sizeof type);
+    } else if (name == SO_DOMAIN) {
+      const int domain = s.mine.domain;
+      return give(&domain, sizeof domain);
+    }
+  }
+  CallRequest r = about(s, MW_OP_GETSOCKOPT);
+  const auto room = std::min<socklen_t>(*len, MW_CALL_PAYLOAD);
+  r.arg[0] = level;
+  r.arg[1] = name;
+  r.arg[2] = static_cast<int32_t>(room);
+  r.in[0] = {value, room};
+  uint8_t answer[MW_CALL_PAYLOAD];
+  const CallAnswer a = call(r, answer, sizeof answer);
+  if (a.ret < 0) return -a.err;
+  return give(answer, a.len);
+}
+
+namespace {
+
+// Options whose set cannot fail on a TCP socket once the argument is well-formed: nobody needs to wait.
+bool never_fails(const Sock& s, int level, int name, socklen_t len) {
+  if (len < sizeof(int) || s.datagram() || is_dead(s)) return false;
+  if (level == IPPROTO_TCP) return name == TCP_NODELAY || name == TCP_CORK || name == TCP_QUICKACK;
+  return level == SOL_SOCKET && (name == SO_KEEPALIVE || name == SO_REUSEADDR);
+}
+
+}  // namespace
+
+int sock_setsockopt(const Sock& s, int level, int name, const void* value, socklen_t len) {
+  if (static_cast<int>(len) < 0) return -EINVAL;
+  if (len != 0 && bad_pointer(value)) return -EFAULT;
+  if (len > MW_CALL_PAYLOAD) return -EINVAL;
+  CallRequest r = about(s, MW_OP_SETSOCKOPT);
+  r.arg[0] = level;
+  r.arg[1] = name;
+  r.in[0] = {value, len};
+  if (never_fails(s, level, name, len)) {
+    post(r);
+    return 0;
+  }
+  const int rc = plain(r);
+  if (rc < 0 || level != SOL_SOCKET) return rc;
+  if ((name == SO_RCVTIMEO || name == SO_SNDTIMEO) && len >= sizeof(timeval)) {
+    timeval t{};
+    memcpy(&t, value, sizeof t);
+    const int64_t us = t.tv_sec < 0 ? 0 : t.tv_sec * 1'000'000 + t.tv_usec;
+    (name == SO_RCVTIMEO ? s.mine.rcvtimeo_us : s.mine.sndtimeo_us) = us;
+  } else if (name == SO_RCVLOWAT && len >= sizeof(int)) {
+    int low = 0;
+    memcpy(&low, value, sizeof low);
+    // More than the ring holds could never be satisfied.
+    const uint32_t most = process.channel.geometry().rx_ring / 2;
+    s.mine.rcvlowat = std::min(low < 0 ? most : static_cast<uint32_t>(low), most);
+  }
+  return rc;
+}
+
+int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
+  if (bad_pointer(a) || bad_pointer(len)) return -EFAULT;
+  if (static_cast<int>(*len) < 0) return -EINVAL;
+  const mw_addr& known = peer ? s.mine.peer : s.mine.local;
+  // A connection's names do not change; whether there still is a peer does.
+  if (known.len != 0 && !(peer && (state_of(s) & MW_ST_CLOSED) != 0)) {
+    give_address(known, a, len);
+    return 0;
+  }
+  mw_addr got{};
+  const CallAnswer answer = call(about(s, peer ? MW_OP_GETPEERNAME : MW_OP_GETSOCKNAME), got.bytes,
+                                 sizeof got.bytes);
+  if (answer.ret < 0) return -answer.err;
+  got.len = answer.len;
+  give_address(got, a, len);
+  return 0;
+}
+
+int sock_fcntl(const Sock& s, int command, long arg) {
+  const int rc = libc.fcntl(s.fd, command, arg);
+  if (rc < 0) return -errno;
+  if (command == F_SETFL) set_flag(s, kSlotNonblock, (arg & O_NONBLOCK) != 0);
+  if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) copy_entry(s.fd, rc);
+  return rc;
+}
+
+int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
+  switch (request) {
+    case FIONBIO: {
+      if (bad_pointer(arg)) return -EFAULT;
+      if (libc.ioctl(s.fd, request, arg) < 0) return -errno;
+      int on = 0;
+      memcpy(&on, arg, sizeof on);
+      set_flag(s, kSlotNonblock, on != 0);
+      return 0;
+    }
+    case FIONREAD: {
+      if (bad_pointer(arg)) return -EFAULT;
+      if (is_listener(s)) return -EINVAL;
+      const int n = static_cast<int>(s.datagram() ? first_datagram_bytes(s) : readable_bytes(s));
+      memcpy(arg, &n, sizeof n);
+      return 0;
+    }
+    case FIOCLEX:
+    case FIONCLEX:
+    case FIOASYNC:
+    case FIOSETOWN:
+    case FIOGETOWN:
+    case SIOCSPGRP:
+    case SIOCGPGRP:
+      return libc.ioctl(s.fd, request, arg) < 0 ? -errno : 0;
+    default:
+      break;
+  }
+  if (bad_pointer(arg)) return -EFAULT;
+  constexpr uint32_t kArgument = 40;  // struct ifreq, the largest that passes
+  uint32_t bytes = sizeof(int);
+  if (request >= SIOCGIFNAME && request <= SIOCGIFINDEX) bytes = kArgument;
+  CallRequest r = about(s, MW_OP_IOCTL);
+  memcpy(&r.arg[0], &request, sizeof(int));
+  r.in[0] = {arg, bytes};
+  char answer[64];
+  const CallAnswer a = call(r, answer, sizeof answer);
+  if (a.ret < 0) return -a.err;
+  memcpy(arg, answer, std::min(a.len, bytes));
+  if (request == SIOCOUTQ || request == SIOCOUTQNSD) {
+    int n = 0;
+    memcpy(&n, arg, sizeof n);
+    n += static_cast<int>(unsent_bytes(s));
+    memcpy(arg, &n, sizeof n);
+  }
+  return a.ret;
+}
+
+}  // namespace mw::shim

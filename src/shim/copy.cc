@@ -1,0 +1,81 @@
+#include "shim/copy.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+
+namespace mw::shim {
+namespace {
+
+constexpr size_t kMostAtOnce = 0x7ffff000;  // as the kernel limits one call
+constexpr size_t kSpliceChunk = 16384;
+
+bool is_pipe(int fd) {
+  struct stat st {};
+  return ::fstat(fd, &st) == 0 && S_ISFIFO(st.st_mode);
+}
+
+ssize_t socket_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
+  char buffer[kSpliceChunk];
+  const int receive = (flags & SPLICE_F_NONBLOCK) != 0 ? MSG_DONTWAIT : 0;
+  const iovec look{buffer, std::min(count, sizeof buffer)};
+  const ssize_t there = stream_recv(s, &look, 1, receive | MSG_PEEK);
+  if (there <= 0) return there;
+  // Only what the pipe took leaves the socket.
+  pollfd p{pipe, POLLOUT, 0};
+  if ((flags & SPLICE_F_NONBLOCK) != 0 && libc.poll(&p, 1, 0) == 0) return -EAGAIN;
+  const ssize_t put = libc.write(pipe, buffer, static_cast<size_t>(there));
+  if (put < 0) return -errno;
+  const iovec take{buffer, static_cast<size_t>(put)};
+  return stream_recv(s, &take, 1, MSG_DONTWAIT);
+}
+
+ssize_t pipe_to_socket(int pipe, const Sock& s, size_t count, unsigned flags) {
+  char buffer[kSpliceChunk];
+  size_t moved = 0;
+  while (moved < count) {
+    // Room first: what was read from a pipe cannot go back.
+    const size_t room = process.channel.geometry().tx_ring - unsent_bytes(s);
+    size_t n = std::min({count - moved, sizeof buffer, std::max<size_t>(room, 1)});
+    if (room == 0 && (s.nonblocking() || (flags & SPLICE_F_NONBLOCK) != 0))
+      return moved > 0 ? static_cast<ssize_t>(moved) : -EAGAIN;
+    pollfd p{pipe, POLLIN, 0};
+    if ((moved > 0 || (flags & SPLICE_F_NONBLOCK) != 0) && libc.poll(&p, 1, 0) == 0)
+      return moved > 0 ? static_cast<ssize_t>(moved) : -EAGAIN;
+    const ssize_t got = libc.read(pipe, buffer, n);
+    if (got <= 0) return moved > 0 ? static_cast<ssize_t>(moved) : (got < 0 ? -errno : 0);
+    const iovec give{buffer, static_cast<size_t>(got)};
+    const ssize_t sent = stream_send(s, &give, 1, MSG_NOSIGNAL);
+    if (sent < 0) return moved > 0 ? static_cast<ssize_t>(moved) : sent;
+    moved += static_cast<size_t>(sent);
+  }
+  return static_cast<ssize_t>(moved);
+}
+
+}  // namespace
+
+ssize_t shim_sendfile(int out, int in, off_t* offset, size_t count) {
+  const Entry to = look_up(out);
+  if (look_up(in).kind == Kind::socket) return -EINVAL;
+  const Sock s = sock_of(out, to);
+  if (s.datagram()) return -EINVAL;
+  if (offset != nullptr && *offset < 0) return -EINVAL;
+  return stream_send_file(s, in, offset, std::min(count, kMostAtOnce));
+}
+
+ssize_t shim_splice(int in, loff_t* in_off, int out, loff_t* out_off, size_t count, unsigned flags) {
+  const Entry from = look_up(in);
+  const Entry to = look_up(out);
+  const int other = from.kind == Kind::socket ? out : in;
+  if (from.kind == to.kind || !is_pipe(other)) return -EINVAL;
+  if (in_off != nullptr || out_off != nullptr) return -ESPIPE;
+  const Sock s = from.kind == Kind::socket ? sock_of(in, from) : sock_of(out, to);
+  if (s.datagram()) return -EINVAL;
+  if (count == 0) return 0;
+  return from.kind == Kind::socket ? socket_to_pipe(s, out, count, flags)
+                                   : pipe_to_socket(in, s, count, flags);
+}
+
+}  // namespace mw::shim

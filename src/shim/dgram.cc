@@ -1,0 +1,258 @@
+// dgram.cc - datagrams and everything else that travels as whole messages: records of the receive ring,
+// sends as calls (so that errno is the kernel's), urgent data and error queues.
+#include <errno.h>
+#include <limits.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "shim/calls.h"
+#include "shim/socket.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+uint32_t padded(uint64_t n) { return static_cast<uint32_t>((n + 7) & ~7ull); }
+
+struct Record {
+  mw_dgram_head head;
+  uint32_t at;     // ring index of the control bytes
+  uint32_t bytes;  // of the whole record
+};
+
+// Under rx_lock: the oldest record. Returns 1, 0 if there is none, or -ECONNRESET if the INS lied.
+int oldest(const Sock& s, Record& r) {
+  const uint32_t capacity = process.channel.geometry().rx_ring;
+  const uint32_t head = s.mine.rx_head;
+  auto ready = ring_ready(capacity, head, s.slot.rx_tail);
+  const char* lie = "datagram record";
+  if (ready && *ready == 0) return 0;
+  if (ready && *ready >= sizeof r.head) {
+    process.channel.rx(s.index).copy_out(head, &r.head, sizeof r.head);
+    const uint64_t bytes = sizeof r.head + uint64_t{r.head.control_len} + r.head.data_len;
+    if (r.head.name_len <= sizeof r.head.name && bytes <= *ready && padded(bytes) <= *ready) {
+      r.at = head + static_cast<uint32_t>(sizeof r.head);
+      r.bytes = padded(bytes);
+      return 1;
+    }
+  } else if (!ready) {
+    lie = ready.error().where;
+  }
+  poison(lie);
+  return -ECONNRESET;
+}
+
+size_t scatter(const RingBytes& ring, uint32_t at, uint32_t n, const iovec* iov, size_t count) {
+  size_t done = 0;
+  for (size_t i = 0; i < count && done < n; ++i) {
+    const auto k = static_cast<uint32_t>(std::min<size_t>(iov[i].iov_len, n - done));
+    ring.copy_out(at + static_cast<uint32_t>(done), iov[i].iov_base, k);
+    done += k;
+  }
+  return done;
+}
+
+// Delivers a record as recvmsg() does. `take` copies `n` bytes from offset `from` behind the head.
+template <class Copy>
+ssize_t deliver(const mw_dgram_head& h, msghdr* m, int flags, size_t copied, Copy&& control) {
+  int out_flags = h.flags & (MSG_TRUNC | MSG_CTRUNC | MSG_ERRQUEUE | MSG_OOB | MSG_EOR);
+  if (copied < h.data_len) out_flags |= MSG_TRUNC;
+  if (m->msg_name != nullptr) {
+    std::memcpy(m->msg_name, h.name, std::min<size_t>(m->msg_namelen, h.name_len));
+    m->msg_namelen = h.name_len;
+  } else {
+    m->msg_namelen = 0;
+  }
+  const size_t room = m->msg_control != nullptr ? m->msg_controllen : 0;
+  const auto fits = static_cast<uint32_t>(std::min<size_t>(room, h.control_len));
+  if (fits < h.control_len) out_flags |= MSG_CTRUNC;
+  // A control message is given whole or not at all, save the last one, as the kernel does.
+  if (fits != 0) control(m->msg_control, fits);
+  m->msg_controllen = fits;
+  m->msg_flags = out_flags | ((flags & MSG_CMSG_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0);
+  return static_cast<ssize_t>((flags & MSG_TRUNC) != 0 ? h.data_len : copied);
+}
+
+}  // namespace
+
+uint32_t first_datagram_bytes(const Sock& s) {
+  SharedLock lock(s.mine.rx_lock);
+  Record r;
+  return oldest(s, r) == 1 ? r.head.data_len : 0;
+}
+
+ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
+  if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+  const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
+  int64_t deadline = 0;
+  for (;;) {
+    if (const int error = take_error(s); error != 0) return -error;
+    if (is_dead(s)) return -ECONNRESET;
+    {
+      SharedLock lock(s.mine.rx_lock);
+      Record r;
+      const int there = oldest(s, r);
+      if (there < 0) return there;
+      if (there == 1) {
+        const RingBytes ring = process.channel.rx(s.index);
+        const size_t copied =
+            scatter(ring, r.at + r.head.control_len, r.head.data_len, m->msg_iov, m->msg_iovlen);
+        const ssize_t n = deliver(r.head, m, flags, copied, [&](void* to, uint32_t fits) {
+          ring.copy_out(r.at, to, fits);
+        });
+        if ((flags & MSG_PEEK) == 0) {
+          A::store_relaxed(s.mine.rx_head, s.mine.rx_head + r.bytes);
+          A::store_release(s.slot.rx_head, s.mine.rx_head);
+          A::fence();
+          if ((A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) != 0 &&
+              readable_bytes(s) <= process.channel.geometry().rx_ring / 2 &&
+              (A::fetch_and(s.slot.want, ~MW_WANT_RX_ROOM) & MW_WANT_RX_ROOM) != 0)
+            announce(s);
+        }
+        return n;
+      }
+    }
+    if ((state_of(s) & MW_ST_RCV_SHUT) != 0 || (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0)
+      return 0;
+    if (!blocking) return -EAGAIN;
+    if (deadline == 0) deadline = deadline_after_us(s.mine.rcvtimeo_us);
+    const int rc = wait_for(s, POLLIN, deadline, [&] {
+      return readable_bytes(s) != 0 || error_pending(s) ||
+             (state_of(s) & MW_ST_RCV_SHUT) != 0 ||
+             (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0;
+    });
+    if (rc < 0) return rc;
+  }
+}
+
+namespace {
+
+// Sends one message by a call; `inline_data`: the data travel in the cell.
+ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_len, const void* data) {
+  CallRequest r;
+  r.op = MW_OP_SENDMSG;
+  r.slot = s.index;
+  r.gen = s.gen;
+  const auto name_len = static_cast<uint32_t>(m->msg_name != nullptr ? m->msg_namelen : 0);
+  const auto control_len =
+      static_cast<uint32_t>(m->msg_control != nullptr ? m->msg_controllen : 0);
+  r.arg[0] = flags | MSG_NOSIGNAL | MSG_DONTWAIT;
+  r.arg[1] = static_cast<int32_t>(name_len);
+  r.arg[2] = static_cast<int32_t>(control_len);
+  r.arg[3] = static_cast<int32_t>(data_len);
+  r.in[0] = {m->msg_name, name_len};
+  r.in[1] = {m->msg_control, control_len};
+  if (data != nullptr) {
+    r.in[2] = {data, data_len};
+    r.flags = MW_SEND_INLINE;
+  }
+  const CallAnswer a = call(r, nullptr, 0);
+  return a.ret < 0 ? -a.err : a.ret;
+}
+
+// Gathers and sends a datagram through the send ring. -EAGAIN: the stack's buffer is full.
+ssize_t send_datagram(const Sock& s, const msghdr* m, int flags, uint32_t total) {
+  SharedLock lock(s.mine.tx_lock);
+  const RingBytes ring = process.channel.tx(s.index);
+  const uint32_t tail = s.mine.tx_tail;
+  uint32_t done = 0;
+  for (size_t i = 0; i < m->msg_iovlen; ++i) {
+    ring.copy_in(tail + done, m->msg_iov[i].iov_base, static_cast<uint32_t>(m->msg_iov[i].iov_len));
+    done += static_cast<uint32_t>(m->msg_iov[i].iov_len);
+  }
+  A::store_relaxed(s.mine.tx_tail, tail + total);
+  A::store_release(s.slot.tx_tail, tail + total);
+  return send_by_call(s, m, flags, total, nullptr);
+}
+
+}  // namespace
+
+ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
+  if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+  size_t total = 0;
+  for (size_t i = 0; i < m->msg_iovlen; ++i) {
+    if (m->msg_iov[i].iov_len != 0 && reinterpret_cast<uintptr_t>(m->msg_iov[i].iov_base) < MW_PAGE)
+      return -EFAULT;
+    total += m->msg_iov[i].iov_len;
+  }
+  if (m->msg_name != nullptr && m->msg_namelen > 128) return -EINVAL;
+  if (m->msg_controllen > 1024) return -ENOBUFS;
+  const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
+  if (!s.datagram()) {
+    // Urgent data, or data with the connect: the last byte is what matters, and it goes inline. What
+    // does not fit is an ordinary partial send.
+    char inline_data[512];
+    uint32_t n = 0;
+    if ((flags & MSG_OOB) != 0 && total > sizeof inline_data) {
+      // All but the urgent byte goes the ordinary way first.
+      return -EMSGSIZE;
+    }
+    for (size_t i = 0; i < m->msg_iovlen && n < sizeof inline_data; ++i) {
+      const size_t k = std::min(sizeof inline_data - n, m->msg_iov[i].iov_len);
+      std::memcpy(inline_data + n, m->msg_iov[i].iov_base, k);
+      n += static_cast<uint32_t>(k);
+    }
+    const ssize_t rc = send_by_call(s, m, flags, n, inline_data);
+    return rc == -EPIPE ? raise_sigpipe(flags) : rc;
+  }
+  if (total > 65535) return -EMSGSIZE;
+  int64_t deadline = 0;
+  for (;;) {
+    if (const int error = take_error(s); error != 0) return -error;
+    const ssize_t n = send_datagram(s, m, flags, static_cast<uint32_t>(total));
+    if (n == -EPIPE) return raise_sigpipe(flags);
+    if (n != -EAGAIN || !blocking) return n;
+    if (deadline == 0) deadline = deadline_after_us(s.mine.sndtimeo_us);
+    // The stack's own send buffer is full: it drains in well under a millisecond or not at all.
+    if (deadline != 0 && now_ns() >= deadline) return -EAGAIN;
+    const timespec brief{0, 200'000};
+    if (::nanosleep(&brief, nullptr) < 0) return -EINTR;
+  }
+}
+
+ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
+  size_t total = 0;
+  for (size_t i = 0; i < m->msg_iovlen; ++i) total += m->msg_iov[i].iov_len;
+  constexpr uint32_t kControlRoom = 512;
+  CallRequest r;
+  r.op = MW_OP_RECVMSG;
+  r.slot = s.index;
+  r.gen = s.gen;
+  r.arg[0] = flags | MSG_DONTWAIT;
+  r.arg[1] = 32;
+  r.arg[2] = static_cast<int32_t>(std::min<size_t>(kControlRoom, m->msg_controllen));
+  r.arg[3] = static_cast<int32_t>(std::min<size_t>(1024, total));
+  alignas(8) char answer[MW_CALL_PAYLOAD];
+  const CallAnswer a = call(r, answer, sizeof answer);
+  if (a.ret < 0) return -a.err;
+  mw_recv_head head{};
+  if (a.len < sizeof head) return -ECONNRESET;
+  std::memcpy(&head, answer, sizeof head);
+  const uint64_t bytes =
+      sizeof head + uint64_t{head.name_len} + head.control_len + uint64_t{head.data_len};
+  if (head.name_len > 32 || bytes > a.len) {
+    poison("answer to recvmsg");
+    return -ECONNRESET;
+  }
+  mw_dgram_head as_record{};
+  as_record.data_len = head.data_len;
+  as_record.control_len = head.control_len;
+  as_record.flags = head.flags;
+  as_record.name_len = head.name_len;
+  const char* at = answer + sizeof head;
+  std::memcpy(as_record.name, at, head.name_len);
+  const char* control = at + head.name_len;
+  const char* data = control + head.control_len;
+  size_t copied = 0;
+  for (size_t i = 0; i < m->msg_iovlen && copied < head.data_len; ++i) {
+    const size_t k = std::min<size_t>(m->msg_iov[i].iov_len, head.data_len - copied);
+    std::memcpy(m->msg_iov[i].iov_base, data + copied, k);
+    copied += k;
+  }
+  return deliver(as_record, m, flags, copied,
+                 [&](void* to, uint32_t fits) { std::memcpy(to, control, fits); });
+}
+
+}  // namespace mw::shim

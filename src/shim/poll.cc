@@ -1,0 +1,280 @@
+#include "shim/poll.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+
+#include "shim/epoll.h"
+#include "shim/socket.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+// What the kernel has to watch for an entry while we sleep.
+enum class Watch : uint8_t { kernel, token, group };
+
+struct Item {
+  Watch watch = Watch::kernel;
+  Entry entry;
+};
+
+// Room for the usual handful on the stack, else from the heap.
+template <class T, size_t N>
+class Scratch {
+ public:
+  explicit Scratch(size_t n) : p_(n <= N ? local_ : static_cast<T*>(::calloc(n, sizeof(T)))) {}
+  ~Scratch() {
+    if (p_ != local_) ::free(p_);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  T* get() { return p_; }
+  T& operator[](size_t i) { return p_[i]; }
+
+ private:
+  T local_[N];
+  T* p_;
+};
+
+bool is_ours(const Entry& e) { return e.kind == Kind::socket || (e.kind == Kind::epoll && e.slot != 0); }
+
+Item classify(int fd) {
+  Item item;
+  if (fd < 0) return item;
+  item.entry = look_up(fd);
+  if (item.entry.kind == Kind::socket) {
+    const Sock s = sock_of(fd, item.entry);
+    if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) item.watch = Watch::token;
+  } else if (item.entry.kind == Kind::epoll && item.entry.slot != 0) {
+    item.watch = Watch::group;
+  }
+  return item;
+}
+
+constexpr short kAlways = POLLERR | POLLHUP | POLLNVAL;
+
+// Judges the protected entries from memory; true if one is ready.
+bool judge(pollfd* fds, Item* items, nfds_t n) {
+  bool any = false;
+  for (nfds_t i = 0; i < n; ++i) {
+    if (items[i].watch == Watch::kernel) continue;
+    uint32_t mask = 0;
+    if (items[i].watch == Watch::token)
+      mask = poll_mask(sock_of(fds[i].fd, items[i].entry));
+    else if (epoll_has_events(items[i].entry.slot - 1))
+      mask = POLLIN | POLLRDNORM;
+    fds[i].revents = static_cast<short>(mask & static_cast<uint16_t>(fds[i].events | kAlways));
+    any |= fds[i].revents != 0;
+  }
+  return any;
+}
+
+// The array for the kernel. While we only look, protected entries are left out; to sleep they stand for
+// their token or their group's bell.
+void fill_native(pollfd* native, const pollfd* fds, const Item* items, nfds_t n, bool sleep) {
+  for (nfds_t i = 0; i < n; ++i) {
+    native[i] = {fds[i].fd, fds[i].events, 0};
+    if (items[i].entry.kind == Kind::socket && items[i].watch == Watch::kernel)
+      native[i].events &= ~(POLLOUT | POLLWRNORM | POLLWRBAND);  // a listener is never writable
+    if (items[i].watch == Watch::token) {
+      native[i].events = POLLIN;
+      if (!sleep) native[i].fd = -1;
+    }
+    if (items[i].entry.kind == Kind::hidden) native[i].fd = kTableSize + 1;  // EBADF: POLLNVAL
+  }
+}
+
+void take_kernel_answers(pollfd* fds, const pollfd* native, const Item* items, nfds_t n) {
+  for (nfds_t i = 0; i < n; ++i)
+    if (items[i].watch != Watch::token) {
+      if (items[i].watch == Watch::group)
+        fds[i].revents = static_cast<short>(fds[i].revents | (native[i].revents & kAlways));
+      else
+        fds[i].revents = native[i].revents;
+    }
+}
+
+int count_ready(const pollfd* fds, nfds_t n) {
+  return static_cast<int>(std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
+}
+
+void count_waiter(const pollfd* fds, const Item* items, nfds_t n, int delta) {
+  for (nfds_t i = 0; i < n; ++i)
+    if (items[i].watch == Watch::token)
+      std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters)
+          .fetch_add(static_cast<uint32_t>(delta));
+}
+
+// Before a sleep: asks for tokens and announces the sleep to groups. False: something came meanwhile.
+bool prepare(pollfd* fds, Item* items, nfds_t n, nfds_t* groups_asleep) {
+  *groups_asleep = 0;
+  for (nfds_t i = 0; i < n; ++i) {
+    if (items[i].watch == Watch::token) {
+      short what = 0;
+      if ((fds[i].events & (POLLIN | POLLRDNORM | POLLPRI | POLLRDHUP)) != 0) what |= POLLIN;
+      if ((fds[i].events & (POLLOUT | POLLWRNORM)) != 0) what |= POLLOUT;
+      arm(sock_of(fds[i].fd, items[i].entry), what != 0 ? what : POLLIN);
+    }
+    if (items[i].watch == Watch::group) {
+      if (!epoll_prepare_sleep(items[i].entry.slot - 1)) return false;
+    }
+    *groups_asleep = i + 1;
+  }
+  return !judge(fds, items, n);
+}
+
+void after_sleep(const Item* items, nfds_t groups_asleep) {
+  for (nfds_t i = 0; i < groups_asleep; ++i)
+    if (items[i].watch == Watch::group) epoll_wake(items[i].entry.slot - 1);
+}
+
+int native_poll(pollfd* native, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
+  const timespec t{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
+  const int k = libc.ppoll(native, n, timeout_ns < 0 ? nullptr : &t, mask);
+  return k < 0 ? -errno : k;
+}
+
+}  // namespace
+
+bool poll_concerns_us(const pollfd* fds, nfds_t n) {
+  for (nfds_t i = 0; i < n; ++i)
+    if (fds[i].fd >= 0) {
+      const Entry e = look_up(fds[i].fd);
+      if (is_ours(e) || e.kind == Kind::hidden) return true;
+    }
+  return false;
+}
+
+int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
+  Scratch<Item, 64> items(n);
+  Scratch<pollfd, 64> native(n);
+  if (items.get() == nullptr || native.get() == nullptr) return -ENOMEM;
+  bool ordinary = false;
+  for (nfds_t i = 0; i < n; ++i) {
+    items[i] = classify(fds[i].fd);
+    ordinary |= items[i].watch != Watch::token && fds[i].fd >= 0;
+    fds[i].revents = 0;
+  }
+  const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+  for (;;) {
+    const bool ready = judge(fds, items.get(), n);
+    if (ready || timeout_ns == 0) {
+      if (ordinary) {
+        fill_native(native.get(), fds, items.get(), n, false);
+        // An epoll descriptor's own registrations count as well as its group's.
+        const int k = native_poll(native.get(), n, 0, nullptr);
+        if (k < 0) return k;
+        take_kernel_answers(fds, native.get(), items.get(), n);
+        for (nfds_t i = 0; i < n; ++i)
+          if (items[i].watch == Watch::group)
+            fds[i].revents = static_cast<short>(fds[i].revents | native[i].revents);
+      }
+      return count_ready(fds, n);
+    }
+    int64_t left = timeout_ns;
+    if (deadline != 0) left = std::max<int64_t>(0, deadline - now_ns());
+    count_waiter(fds, items.get(), n, 1);
+    nfds_t asleep = 0;
+    int k = 0;
+    const bool sleeping = prepare(fds, items.get(), n, &asleep);
+    if (sleeping) {
+      fill_native(native.get(), fds, items.get(), n, true);
+      k = native_poll(native.get(), n, left, mask);
+    }
+    after_sleep(items.get(), asleep);
+    const bool woken = sleeping && k > 0;
+    if (woken && !judge(fds, items.get(), n))
+      for (nfds_t i = 0; i < n; ++i)
+        if (items[i].watch == Watch::token && native[i].revents != 0)
+          discard_tokens(sock_of(fds[i].fd, items[i].entry));
+    count_waiter(fds, items.get(), n, -1);
+    if (k < 0) return k;
+    if (woken) {
+      take_kernel_answers(fds, native.get(), items.get(), n);
+      judge(fds, items.get(), n);
+      for (nfds_t i = 0; i < n; ++i)
+        if (items[i].watch == Watch::group && fds[i].revents == 0 && native[i].revents != 0) {
+          pollfd one{fds[i].fd, fds[i].events, 0};
+          if (libc.poll(&one, 1, 0) > 0) fds[i].revents = one.revents;
+        }
+      if (const int ready_now = count_ready(fds, n); ready_now > 0) return ready_now;
+    }
+    if (deadline != 0 && now_ns() >= deadline) {
+      judge(fds, items.get(), n);
+      return count_ready(fds, n);
+    }
+  }
+}
+
+bool select_concerns_us(int n, const fd_set* r, const fd_set* w, const fd_set* x) {
+  constexpr int kBits = 8 * sizeof(unsigned long);
+  const auto words = [](const fd_set* s) { return reinterpret_cast<const unsigned long*>(s); };
+  for (int i = 0; i * kBits < n; ++i) {
+    unsigned long bits = 0;
+    for (const fd_set* s : {r, w, x})
+      if (s != nullptr) bits |= words(s)[i];
+    while (bits != 0) {
+      const int fd = i * kBits + __builtin_ctzl(bits);
+      bits &= bits - 1;
+      if (fd < n && is_ours(look_up(fd))) return true;
+    }
+  }
+  return false;
+}
+
+namespace {
+
+// fd_set beyond FD_SETSIZE: programs allocate larger ones, so no FD_ISSET with its bounds check.
+bool test(const fd_set* s, int fd) {
+  return s != nullptr &&
+         (reinterpret_cast<const unsigned long*>(s)[fd / 64] >> (fd % 64) & 1) != 0;
+}
+void clear_all(fd_set* s, int n) {
+  if (s != nullptr) memset(s, 0, static_cast<size_t>((n + 63) / 64) * 8);
+}
+bool put(fd_set* s, int fd, bool on) {
+  if (s == nullptr || !on) return false;
+  reinterpret_cast<unsigned long*>(s)[fd / 64] |= 1ul << (fd % 64);
+  return true;
+}
+
+constexpr short kReadable = POLLRDNORM | POLLRDBAND | POLLIN | POLLHUP | POLLERR;
+constexpr short kWritable = POLLWRBAND | POLLWRNORM | POLLOUT | POLLERR;
+
+}  // namespace
+
+int shim_select(int n, fd_set* r, fd_set* w, fd_set* x, int64_t timeout_ns, const sigset_t* mask) {
+  if (n < 0) return -EINVAL;
+  Scratch<pollfd, 64> fds(static_cast<size_t>(n));
+  if (fds.get() == nullptr) return -ENOMEM;
+  nfds_t count = 0;
+  for (int fd = 0; fd < n; ++fd) {
+    short events = 0;
+    if (test(r, fd)) events |= POLLRDNORM | POLLRDBAND | POLLIN;
+    if (test(w, fd)) events |= POLLWRBAND | POLLWRNORM | POLLOUT;
+    if (test(x, fd)) events |= POLLPRI;
+    if (events != 0) fds[count++] = {fd, events, 0};
+  }
+  const int k = shim_poll(fds.get(), count, timeout_ns, mask);
+  if (k < 0) return k;
+  for (nfds_t i = 0; i < count; ++i)
+    if ((fds[i].revents & POLLNVAL) != 0) return -EBADF;
+  clear_all(r, n);
+  clear_all(w, n);
+  clear_all(x, n);
+  int ready = 0;
+  for (nfds_t i = 0; i < count; ++i) {
+    const pollfd& p = fds[i];
+    ready += put(r, p.fd, (p.events & POLLIN) != 0 && (p.revents & kReadable) != 0);
+    ready += put(w, p.fd, (p.events & POLLOUT) != 0 && (p.revents & kWritable) != 0);
+    ready += put(x, p.fd, (p.events & POLLPRI) != 0 && (p.revents & POLLPRI) != 0);
+  }
+  return ready;
+}
+
+}  // namespace mw::shim

@@ -1,0 +1,374 @@
+#include "shim/process.h"
+
+#include <linux/close_range.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#include <cstring>
+
+#include "shim/epoll.h"
+#include "shim/stdio.h"
+#include "transport/local/control.h"
+#include "transport/local/fd_message.h"
+#include "transport/local/mapping.h"
+
+namespace mw::shim {
+
+Process process;
+
+namespace {
+
+// fd -> Entry in one word: kind (4 bits) | slot (20 bits) | gen (32 bits).
+uint64_t* table = nullptr;
+// slot -> descriptors of this process that name it.
+uint16_t* slot_references = nullptr;
+
+char preload_env[4200];
+char session_env[256];
+char session_name[160];
+uint8_t session_token[16];
+bool complained = false;
+uint32_t attach_lock = 0;
+
+constexpr int kHiddenBase = 1000;
+constexpr suseconds_t kIdentityMark = 500000;
+constexpr unsigned kIdentitySlotBits = 18;
+static_assert(MW_MAX_SLOTS <= 1u << kIdentitySlotBits);
+
+uint64_t pack(Entry e) {
+  return static_cast<uint64_t>(e.kind) << 60 | static_cast<uint64_t>(e.slot) << 32 | e.gen;
+}
+Entry unpack(uint64_t w) {
+  return {static_cast<Kind>(w >> 60), static_cast<uint32_t>(w >> 32 & 0xfffff),
+          static_cast<uint32_t>(w)};
+}
+
+void count_reference(const Entry& e, int delta) {
+  if (e.kind == Kind::epoll && e.slot != 0) epoll_count_reference(e.slot - 1, delta);
+  if (e.kind == Kind::socket && slot_references != nullptr)
+    std::atomic_ref(slot_references[e.slot])
+        .fetch_add(static_cast<uint16_t>(delta), std::memory_order_relaxed);
+}
+
+void complain(const char* what) {
+  if (complained) return;
+  complained = true;
+  log_line("mwshim", "%s", what);
+}
+
+int hex_digit(char c) {
+  if (c >= '0' && c <= '9') return c - '0';
+  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
+  return -1;
+}
+
+// MWCOMMS_SESSION = <abstract name>:<32 hex digits>
+bool parse_session(const char* value) {
+  const char* colon = strrchr(value, ':');
+  if (colon == nullptr || strlen(colon + 1) != 32) return false;
+  const auto n = static_cast<size_t>(colon - value);
+  if (n == 0 || n >= sizeof session_name) return false;
+  memcpy(session_name, value, n);
+  for (int i = 0; i < 16; ++i) {
+    const int hi = hex_digit(colon[1 + 2 * i]);
+    const int lo = hex_digit(colon[2 + 2 * i]);
+    if (hi < 0 || lo < 0) return false;
+    session_token[i] = static_cast<uint8_t>(hi << 4 | lo);
+  }
+  return true;
+}
+
+int connect_to_driver() {
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  const size_t n = strlen(session_name);
+  if (n == 0 || n + 1 > sizeof a.sun_path) return -1;
+  memcpy(a.sun_path + 1, session_name, n);
+  const auto len = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + n);
+  const int fd = libc.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
+  if (fd < 0) return -1;
+  int rc = 0;
+  do {
+    rc = libc.connect(fd, reinterpret_cast<sockaddr*>(&a), len);
+  } while (rc < 0 && errno == EINTR);
+  // A driver that hangs must not hang the application with it.
+  const timeval patience{5, 0};
+  libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  if (rc < 0) {
+    libc.close(fd);
+    return -1;
+  }
+  return hide(fd);
+}
+
+Result<ReceivedMessage> ask_driver(int fd, AttachReply& reply) {
+  AttachRequest request{};
+  request.type = AttachType::attach;
+  request.version = MW_PROTOCOL_VERSION;
+  memcpy(request.token, session_token, sizeof request.token);
+  if (auto sent = send_message(fd, bytes_of(request), {}, 0); !sent) return sent.error();
+  auto answer = receive_message(fd, writable_bytes_of(reply), 0);
+  if (!answer) return answer.error();
+  if (answer->bytes != sizeof reply || reply.type != AttachType::attach)
+    return Error{Fault::peer, 0, "answer to attach"};
+  if (reply.status != 0) return Error{Fault::sys, static_cast<int>(reply.status), "attach"};
+  return answer;
+}
+
+bool attach_locked() {
+  if (process.attached) return true;
+  if (session_name[0] == 0) {
+    complain(
+        "no session: MWCOMMS_SESSION is not set. Start the program with `mw run -- PROGRAM`; until "
+        "then its network sockets fail with ENETDOWN.");
+    return false;
+  }
+  const int fd = connect_to_driver();
+  if (fd < 0) {
+    complain(
+        "the session's driver does not answer, so network sockets fail with ENETDOWN. Start the "
+        "program with `mw run -- PROGRAM`.");
+    return false;
+  }
+  AttachReply reply{};
+  auto answer = ask_driver(fd, reply);
+  if (!answer || answer->fd_count < 4 || answer->fd_count != 3 + reply.geometry.workers ||
+      reply.geometry.workers > MW_MAX_WORKERS) {
+    unhide_and_close(fd);
+    complain("the driver refused this process; network sockets fail with ENETDOWN.");
+    return false;
+  }
+  auto region_a = map_sealed(answer->fds[0].get());
+  auto region_b = map_sealed(answer->fds[1].get());
+  if (!region_a || !region_b ||
+      region_b->bytes() < session_layout_of(reply.geometry).bytes) {
+    unhide_and_close(fd);
+    complain("the session's memory cannot be mapped; network sockets fail with ENETDOWN.");
+    return false;
+  }
+  auto channel = Channel::over(region_a->base(), region_a->bytes(), reply.geometry);
+  if (!channel) {
+    unhide_and_close(fd);
+    complain("the session's memory does not fit its geometry.");
+    return false;
+  }
+  process.channel = *channel;
+  process.session = SessionRegion{region_b->base(), reply.geometry};
+  region_a->release();  // mapped until the process ends
+  region_b->release();
+  process.drop_fd = hide(answer->fds[2].release());
+  for (uint32_t i = 0; i < reply.geometry.workers; ++i)
+    process.bells[i] = hide(answer->fds[3 + i].release());
+  process.attach_fd = fd;
+  process.attach_pid = process.pid;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  process.attached = true;
+  return true;
+}
+
+// Asks the kernel object what it is.
+Entry probe(int fd) {
+  const Entry ordinary{Kind::kernel, 0, 0};
+  if (session_name[0] == 0) return ordinary;
+  timeval t{};
+  socklen_t len = sizeof t;
+  // The raw call: `fd` may be anything, and this must not recurse into our own getsockopt.
+  if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &t, &len) < 0)
+    return errno == EBADF ? Entry{} : ordinary;
+  const auto slot = static_cast<uint32_t>(t.tv_sec & ((1 << kIdentitySlotBits) - 1));
+  const auto gen = static_cast<uint64_t>(t.tv_sec) >> kIdentitySlotBits;
+  if (t.tv_usec != kIdentityMark || gen == 0 || gen > UINT32_MAX) return ordinary;
+  int domain = 0;
+  len = sizeof domain;
+  if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 ||
+      domain != AF_UNIX)
+    return ordinary;
+  if (!attach() || slot >= process.channel.geometry().slots) return ordinary;
+  return {Kind::socket, slot, static_cast<uint32_t>(gen)};
+}
+
+void after_fork_in_child() {
+  process.pid = static_cast<uint32_t>(::getpid());
+  cached_tid = 0;
+  attach_lock = 0;
+  epoll_after_fork();
+}
+
+[[gnu::constructor(101)]] void start() {
+  resolve_libc_calls();
+  process.pid = static_cast<uint32_t>(::getpid());
+  for (int& bell : process.bells) bell = -1;
+  const size_t table_bytes = kTableSize * sizeof(uint64_t);
+  void* memory = ::mmap(nullptr, table_bytes + MW_MAX_SLOTS * sizeof(uint16_t),
+                        PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    log_line("mwshim", "no memory for the descriptor table; the program is not protected");
+    ::_exit(126);  // never fall back to the host's stack
+  }
+  slot_references =
+      reinterpret_cast<uint16_t*>(static_cast<char*>(memory) + table_bytes);
+  if (const char* s = ::getenv("MWCOMMS_SESSION"); s != nullptr && parse_session(s))
+    snprintf(session_env, sizeof session_env, "MWCOMMS_SESSION=%s", s);
+  if (const char* p = ::getenv("LD_PRELOAD"))
+    snprintf(preload_env, sizeof preload_env, "LD_PRELOAD=%s", p);
+  table = static_cast<uint64_t*>(memory);
+  ::pthread_atfork(nullptr, nullptr, after_fork_in_child);
+  adopt_standard_streams();
+}
+
+}  // namespace
+
+bool attach() {
+  if (process.attached) [[likely]]
+    return true;
+  const int saved = errno;
+  SharedLock lock(attach_lock);
+  const bool ok = attach_locked();
+  errno = saved;
+  return ok;
+}
+
+bool attach_as_this_process() {
+  if (!attach()) return false;
+  if (process.attach_pid == process.pid) return true;
+  SharedLock lock(attach_lock);
+  if (process.attach_pid == process.pid) return true;
+  const int fd = connect_to_driver();
+  if (fd < 0) return false;
+  AttachReply reply{};
+  if (!ask_driver(fd, reply)) {
+    unhide_and_close(fd);
+    return false;
+  }
+  const int old = process.attach_fd;
+  process.attach_fd = fd;
+  process.attach_pid = process.pid;
+  if (old >= 0) unhide_and_close(old);
+  return true;
+}
+
+Entry peek(int fd) {
+  if (fd < 0 || fd >= kTableSize || table == nullptr) return {Kind::kernel, 0, 0};
+  return unpack(std::atomic_ref(table[fd]).load(std::memory_order_acquire));
+}
+
+Entry look_up(int fd) {
+  const Entry e = peek(fd);
+  if (e.kind != Kind::unknown) [[likely]]
+    return e;
+  const int saved = errno;
+  const Entry found = probe(fd);
+  if (found.kind != Kind::unknown) set_entry(fd, found);
+  errno = saved;
+  return found.kind == Kind::unknown ? Entry{Kind::kernel, 0, 0} : found;
+}
+
+void set_entry(int fd, Entry e) {
+  if (fd < 0 || fd >= kTableSize || table == nullptr) return;
+  const uint64_t old = std::atomic_ref(table[fd]).exchange(pack(e), std::memory_order_acq_rel);
+  count_reference(e, 1);
+  count_reference(unpack(old), -1);
+}
+
+void copy_entry(int old, int fresh) {
+  const Entry e = look_up(old);
+  if (e.kind == Kind::hidden) return;
+  set_entry(fresh, e);
+}
+
+void forget(int fd) {
+  const Entry e = peek(fd);
+  if (e.kind == Kind::unknown || e.kind == Kind::kernel) return;
+  if (e.kind == Kind::socket && references(e.slot) == 1) epoll_forget_socket(e.slot, e.gen);
+  if (e.kind == Kind::epoll && e.slot != 0) epoll_forget_instance(fd, e.slot - 1);
+  set_entry(fd, Entry{});
+}
+
+uint32_t references(uint32_t slot) {
+  return std::atomic_ref(slot_references[slot]).load(std::memory_order_relaxed);
+}
+
+int hide(int fd) {
+  if (fd < 0) return -1;
+  int high = libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase);
+  if (high < 0) high = libc.fcntl(fd, F_DUPFD_CLOEXEC, 64);  // a small RLIMIT_NOFILE
+  if (high < 0) {
+    // No room at all out of the way: it stays where it is.
+    set_entry(fd, {Kind::hidden, 0, 0});
+    return fd;
+  }
+  libc.close(fd);
+  set_entry(high, {Kind::hidden, 0, 0});
+  return high;
+}
+
+void unhide_and_close(int fd) {
+  set_entry(fd, Entry{});
+  libc.close(fd);
+}
+
+bool in_vfork_child() {
+  return static_cast<uint32_t>(libc.syscall(SYS_getpid)) != process.pid;
+}
+
+int identify(int fd, uint32_t slot, uint32_t gen) {
+  // The send timeout of the placeholder means nothing to us, as nobody sends on it; it is 64 bits that
+  // live and travel with the kernel object, and only its holders can change them.
+  timeval t{};
+  t.tv_sec = static_cast<time_t>(static_cast<uint64_t>(gen) << kIdentitySlotBits | slot);
+  t.tv_usec = kIdentityMark;
+  return libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) < 0 ? -errno : 0;
+}
+
+const char* preload_setting() { return preload_env[0] != 0 ? preload_env : nullptr; }
+const char* session_setting() { return session_env[0] != 0 ? session_env : nullptr; }
+
+void poison(const char* where) {
+  if (process.poisoned) return;
+  process.poisoned = true;
+  log_line("mwshim", "the network stack broke the channel protocol (%s): all its sockets are reset",
+           where);
+}
+
+void ring_bell(int fd) {
+  const int saved = errno;
+  const uint64_t one = 1;
+  libc.syscall(SYS_write, fd, &one, sizeof one);
+  errno = saved;
+}
+
+long raw_futex(uint32_t* word, int op, uint32_t value, const timespec* timeout) {
+  return libc.syscall(SYS_futex, word, op, value, timeout, nullptr, 0);
+}
+
+void SharedLock::lock_slow(uint32_t me) {
+  const int saved = errno;
+  constexpr timespec kPatience{0, 20'000'000};
+  std::atomic_ref word(word_);
+  for (;;) {
+    uint32_t seen = word.load(std::memory_order_relaxed);
+    if (seen == 0) {
+      // With kWaiters, as others may sleep: at worst one wake too many.
+      if (word.compare_exchange_weak(seen, me | kWaiters, std::memory_order_acquire)) break;
+      continue;
+    }
+    if ((seen & kWaiters) == 0 &&
+        !word.compare_exchange_weak(seen, seen | kWaiters, std::memory_order_relaxed))
+      continue;
+    seen |= kWaiters;
+    if (raw_futex(&word_, FUTEX_WAIT, seen, &kPatience) < 0 && errno == ETIMEDOUT) {
+      const auto owner = static_cast<pid_t>(seen & ~kWaiters);
+      if (libc.syscall(SYS_tkill, owner, 0) < 0 && errno == ESRCH &&
+          word.compare_exchange_strong(seen, me | kWaiters, std::memory_order_acquire))
+        break;  // its owner died holding it
+    }
+  }
+  errno = saved;
+}
+
+}  // namespace mw::shim

@@ -1,0 +1,82 @@
+// process.h - what one process knows: its attachment to the session and which descriptors are ours.
+//
+// The descriptor table is a cache. An entry is unknown until it is used; then the kernel object is asked
+// (its identity stands in the placeholder, see identify()), so sockets that came by exec, SCM_RIGHTS or
+// from a vfork child are found again. A descriptor once found to be an ordinary one stays so until one
+// of our own calls puts a socket there.
+//
+// INVARIANTS  Hidden descriptors are ours alone: the application can neither close nor see them.
+// THREADS     Entries are single atomic words. Attaching is serialised by a lock.
+#pragma once
+
+#include <cstdint>
+
+#include "abi/mw_region.h"
+#include "base/log.h"
+#include "base/result.h"
+#include "ring/channel.h"
+#include "shim/libc_calls.h"
+#include "shim/shared_lock.h"
+#include "transport/local/session_region.h"
+
+namespace mw::shim {
+
+enum class Kind : uint8_t { unknown = 0, kernel = 1, socket = 2, epoll = 3, hidden = 4 };
+
+struct Entry {
+  Kind kind = Kind::unknown;
+  uint32_t slot = 0;  // socket: slot; epoll: 0, or 1 + group
+  uint32_t gen = 0;   // socket
+};
+
+constexpr int kTableSize = 1 << 20;
+
+struct Process {
+  Channel channel;
+  SessionRegion session;
+  int attach_fd = -1;
+  int drop_fd = -1;
+  int bells[MW_MAX_WORKERS];
+  uint32_t pid = 0;         // of the process that this state belongs to
+  uint32_t attach_pid = 0;  // of the process that made attach_fd
+  bool attached = false;
+  bool poisoned = false;
+};
+extern Process process;
+
+// Joins the session; true if it is joined. The first failure is said once on stderr.
+bool attach();
+// Makes sure that attach_fd is this process's own (after fork). False if the driver is not there.
+bool attach_as_this_process();
+
+// The table. peek() never asks the kernel; look_up() does so for unknown entries.
+Entry peek(int fd);
+Entry look_up(int fd);
+void set_entry(int fd, Entry e);
+// Copies old's entry to fresh (dup).
+void copy_entry(int old, int fresh);
+// Forgets fd before it is closed or replaced; drops the epoll registrations when it was the last one.
+void forget(int fd);
+// Descriptors of this process that name the slot.
+uint32_t references(uint32_t slot);
+
+// Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with errno.
+int hide(int fd);
+void unhide_and_close(int fd);
+inline bool is_hidden(int fd) { return peek(fd).kind == Kind::hidden; }
+// True in a child of vfork(), which shares our memory but not our descriptors.
+bool in_vfork_child();
+
+// Writes the identity of a socket into its placeholder. 0 or -errno.
+int identify(int fd, uint32_t slot, uint32_t gen);
+
+// The environment entries that a program started by us needs, or null before the constructor ran.
+const char* preload_setting();
+const char* session_setting();
+
+// Marks the channel as broken by its other end: says so once; every protected socket fails from now on.
+void poison(const char* where);
+
+void ring_bell(int fd);
+
+}  // namespace mw::shim

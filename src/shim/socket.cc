@@ -1,0 +1,185 @@
+#include "shim/socket.h"
+
+#include <fcntl.h>
+#include <time.h>
+
+#include <cerrno>
+#include <cstring>
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+constexpr uint32_t kDeadState =
+    MW_ST_OPEN | MW_ST_CONNECTED | MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_SND_SHUT | MW_ST_CLOSED;
+
+}  // namespace
+
+bool is_dead(const Sock& s) {
+  const SessionHeader& h = process.session.header();
+  const auto first = *const_cast<const volatile uint32_t*>(&h.first_gen);
+  return process.poisoned || A::load_relaxed(s.mine.gen) != s.gen ||
+         static_cast<int32_t>(s.gen - first) < 0;
+}
+
+uint32_t state_of(const Sock& s) {
+  return is_dead(s) ? kDeadState : A::load_acquire(s.slot.state);
+}
+
+bool error_pending(const Sock& s) {
+  if (is_dead(s)) return (A::load_relaxed(s.mine.flags) & kSlotResetTaken) == 0;
+  return A::load_acquire(s.slot.error_seq) != A::load_relaxed(s.mine.error_taken);
+}
+
+int take_error(const Sock& s) {
+  if (is_dead(s)) {
+    if (A::load_relaxed(s.mine.gen) != s.gen) return 0;
+    return (A::fetch_or(s.mine.flags, kSlotResetTaken) & kSlotResetTaken) == 0 ? ECONNRESET : 0;
+  }
+  const uint32_t seq = A::load_acquire(s.slot.error_seq);
+  uint32_t taken = A::load_relaxed(s.mine.error_taken);
+  if (seq == taken) return 0;
+  if (!std::atomic_ref(s.mine.error_taken).compare_exchange_strong(taken, seq)) return 0;
+  const int error = A::load_relaxed(s.slot.error);
+  return error > 0 && error < 4096 ? error : ECONNRESET;
+}
+
+uint32_t readable_bytes(const Sock& s) {
+  const auto n = ring_ready(process.channel.geometry().rx_ring, A::load_relaxed(s.mine.rx_head),
+                            s.slot.rx_tail);
+  // Another thread may have moved its head since; only the one that holds the lock may judge.
+  return n ? *const_cast<Result<uint32_t>&>(n) : 0;
+}
+
+uint32_t unsent_bytes(const Sock& s) {
+  const uint32_t n = A::load_relaxed(s.mine.tx_tail) - A::load_acquire(s.slot.tx_head);
+  return n <= process.channel.geometry().tx_ring ? n : 0;
+}
+
+uint32_t poll_mask(const Sock& s) {
+  const uint32_t state = state_of(s);
+  const uint32_t flags = A::load_relaxed(s.mine.flags);
+  uint32_t mask = error_pending(s) || (state & MW_ST_ERRQ) != 0 ? POLLERR : 0;
+  const bool closed = (state & MW_ST_CLOSED) != 0;
+  const bool rcv_shut = closed || (state & MW_ST_RCV_SHUT) != 0 || (flags & kSlotShutRd) != 0;
+  const bool snd_shut = closed || (state & MW_ST_SND_SHUT) != 0 || (flags & kSlotShutWr) != 0;
+  const bool stream = !s.datagram();
+  if (rcv_shut) mask |= POLLIN | POLLRDNORM | POLLRDHUP;
+  if (rcv_shut && snd_shut) mask |= POLLHUP;
+  if ((state & MW_ST_PRI) != 0) mask |= POLLPRI;
+  if (!stream) {
+    if (readable_bytes(s) != 0) mask |= POLLIN | POLLRDNORM;
+    return mask | POLLOUT | POLLWRNORM | POLLWRBAND;
+  }
+  if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING | MW_ST_LISTENING)) == 0) mask |= POLLHUP;
+  if ((state & MW_ST_CONNECTING) != 0) return mask;
+  const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat);
+  if (readable_bytes(s) >= (lowat > 1 ? lowat : 1)) mask |= POLLIN | POLLRDNORM;
+  const uint32_t capacity = process.channel.geometry().tx_ring;
+  if (snd_shut || ring_writable(capacity, capacity - unsent_bytes(s)))
+    mask |= POLLOUT | POLLWRNORM;
+  return mask;
+}
+
+void announce(const Sock& s) {
+  const uint32_t worker = process.channel.worker_of(s.index);
+  if (process.channel.sock_news(worker).add(s.index)) ring_bell(process.bells[worker]);
+}
+
+void arm(const Sock& s, short what) {
+  uint32_t bits = 0;
+  if ((what & POLLIN) != 0) bits |= MW_WANT_TOKEN_IN;
+  if ((what & POLLOUT) != 0) bits |= MW_WANT_TOKEN_OUT;
+  A::fetch_or(s.slot.want, bits);
+  A::fence();  // pairs with the INS's fence between publication and its look at want
+}
+
+int64_t now_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1'000'000'000ll + t.tv_nsec;
+}
+
+int sleep_for_token(const Sock& s, int64_t deadline) {
+  char token = 0;
+  if (deadline == 0) {
+    // Looking without taking: everybody who sleeps on this socket wakes. The kernel's own receive
+    // gives us EINTR, SA_RESTART and cancellation as on any socket.
+    ssize_t n = libc.recv(s.fd, &token, 1, MSG_PEEK);
+    if (n < 0 && errno == EAGAIN) {
+      // The open file is non-blocking behind our back, or the call blocks by its own rule.
+      pollfd p{s.fd, POLLIN, 0};
+      n = libc.poll(&p, 1, -1);
+    }
+    if (n < 0 && errno == EINTR) return -EINTR;
+    return 0;  // a token, or the end: the INS died; the caller looks
+  }
+  const int64_t left = deadline - now_ns();
+  if (left <= 0) return -EAGAIN;
+  pollfd p{s.fd, POLLIN, 0};
+  const timespec t{left / 1'000'000'000, left % 1'000'000'000};
+  const int n = libc.ppoll(&p, 1, &t, nullptr);
+  if (n < 0 && errno == EINTR) return -EINTR;
+  return 0;
+}
+
+void discard_tokens(const Sock& s) {
+  if (A::load_relaxed(s.mine.waiters) > 1) {
+    // The token may be for another sleeper (a reader and a writer on one socket). It has been woken;
+    // leave the token until it has gone on.
+    const timespec brief{0, 50'000};
+    ::nanosleep(&brief, nullptr);
+    return;
+  }
+  char tokens[64];
+  const int saved = errno;
+  const long n =
+      libc.syscall(SYS_recvfrom, s.fd, tokens, sizeof tokens, MSG_DONTWAIT, nullptr, nullptr);
+  if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+    // The other end is closed although the driver has not said so yet: do not spin until it does.
+    const timespec brief{0, 1'000'000};
+    ::nanosleep(&brief, nullptr);
+  }
+  errno = saved;
+}
+
+int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
+                 uint32_t flags) {
+  SessionSlot& mine = process.session.slot(slot);
+  std::memset(static_cast<void*>(&mine), 0, sizeof mine);
+  mine.domain = static_cast<uint16_t>(domain);
+  mine.type = static_cast<uint16_t>(type);
+  mine.protocol = static_cast<uint16_t>(protocol);
+  mine.flags = flags;
+  mine.linger = -1;
+  mine.rx_head = MW_INDEX_START;
+  mine.tx_tail = MW_INDEX_START;
+  A::store_release(mine.gen, gen);
+  // The PVM's line of the slot is ours to set, and what an earlier user left there is not ours.
+  mw_slot& shared = process.channel.slot(slot);
+  A::store_relaxed(shared.rx_head, MW_INDEX_START);
+  A::store_relaxed(shared.tx_tail, MW_INDEX_START);
+  if (const int rc = identify(fd, slot, gen); rc < 0) return rc;
+  set_entry(fd, {Kind::socket, slot, gen});
+  return 0;
+}
+
+ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags) {
+  if ((flags & (MSG_OOB | MSG_ERRQUEUE)) != 0) return special_recv(s, m, flags);
+  if (s.datagram()) return dgram_recv(s, m, flags);
+  const ssize_t n = stream_recv(s, m->msg_iov, m->msg_iovlen, flags);
+  if (n >= 0) {
+    m->msg_namelen = 0;
+    m->msg_controllen = 0;
+    m->msg_flags = 0;
+  }
+  return n;
+}
+
+ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags) {
+  if (s.datagram() || (flags & (MSG_OOB | MSG_FASTOPEN)) != 0) return message_send(s, m, flags);
+  return stream_send(s, m->msg_iov, m->msg_iovlen, flags);
+}
+
+}  // namespace mw::shim

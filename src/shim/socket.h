@@ -1,0 +1,125 @@
+// socket.h - a protected socket as the calls of one process see it: state, readiness, errors, waiting.
+//
+// Functions return what the system call would, with -errno for failures; interpose.cc turns that into -1
+// and errno. Stream bytes are in stream.cc, datagrams in dgram.cc, the other calls in control.cc.
+//
+// TRUST       Words in the slot are the INS's: loaded once, indexes checked against their window.
+// THREADS     Any; see session_region.h for the locks.
+#pragma once
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <cstdint>
+
+#include "shim/process.h"
+
+namespace mw::shim {
+
+struct Sock {
+  int fd;
+  uint32_t index;
+  uint32_t gen;
+  mw_slot& slot;      // shared with the INS
+  SessionSlot& mine;  // shared with our other processes
+
+  bool datagram() const { return (mine.type & 0xf) != SOCK_STREAM; }
+  bool nonblocking() const { return (StdAtomics::load_relaxed(mine.flags) & kSlotNonblock) != 0; }
+};
+
+// The socket behind an entry that look_up() found to be one.
+inline Sock sock_of(int fd, const Entry& e) {
+  return {fd, e.slot, e.gen, process.channel.slot(e.slot), process.session.slot(e.slot)};
+}
+
+// True if its INS is gone, or the channel is poisoned, or the slot serves somebody else by now.
+bool is_dead(const Sock& s);
+
+// The state word (MW_ST_*); a dead socket's is CONNECTED|RCV_SHUT|EOF|SND_SHUT|CLOSED.
+uint32_t state_of(const Sock& s);
+
+// The poll bits of a socket that is not a listener.
+uint32_t poll_mask(const Sock& s);
+
+// True if an asynchronous error waits to be reported.
+bool error_pending(const Sock& s);
+// Takes the pending error: its errno, or 0. Each is delivered once.
+int take_error(const Sock& s);
+
+// Tells the INS that there is news in the socket's rings.
+void announce(const Sock& s);
+
+// Sleeps until the INS has news of the wanted kind (POLLIN, POLLOUT or both), the deadline passes
+// (CLOCK_MONOTONIC nanoseconds, 0: none), or a signal comes. `ready` is asked after arming; when it says
+// true there is no sleep. Returns 0 (look again), -EINTR, -EAGAIN (deadline).
+// A wait without deadline is restarted by the kernel after a handler with SA_RESTART, as for a socket.
+template <class Ready>
+int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready);
+
+// The parts of wait_for().
+void arm(const Sock& s, short what);
+int sleep_for_token(const Sock& s, int64_t deadline);
+// Removes tokens that turned out to be stale; others that sleep on the same socket keep theirs.
+void discard_tokens(const Sock& s);
+
+int64_t now_ns();
+inline int64_t deadline_after_us(int64_t us) { return us == 0 ? 0 : now_ns() + us * 1000; }
+
+// Initialises region B's part of a new socket and its placeholder's identity, and enters it in the table.
+int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
+                 uint32_t flags);
+
+// Space for reading and writing.
+uint32_t readable_bytes(const Sock& s);
+uint32_t unsent_bytes(const Sock& s);
+
+// ---- stream.cc ----
+ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags);
+ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags);
+// Copies from a file straight into the send ring.
+ssize_t stream_send_file(const Sock& s, int file, off_t* offset, size_t count);
+int raise_sigpipe(int flags);
+
+// ---- dgram.cc ----
+ssize_t dgram_recv(const Sock& s, msghdr* m, int flags);
+ssize_t message_send(const Sock& s, const msghdr* m, int flags);
+ssize_t special_recv(const Sock& s, msghdr* m, int flags);
+uint32_t first_datagram_bytes(const Sock& s);
+
+// ---- control.cc ----
+int sock_create(int domain, int type, int protocol);
+int sock_bind(const Sock& s, const sockaddr* a, socklen_t len);
+int sock_listen(const Sock& s, int backlog);
+int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags);
+int sock_connect(const Sock& s, const sockaddr* a, socklen_t len);
+int sock_shutdown(const Sock& s, int how);
+int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len);
+int sock_setsockopt(const Sock& s, int level, int name, const void* value, socklen_t len);
+int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len);
+int sock_fcntl(const Sock& s, int command, long arg);
+int sock_ioctl(const Sock& s, unsigned long request, void* arg);
+// Copies an address out as the kernel does: truncated to *len, *len set to the true length.
+void give_address(const mw_addr& from, sockaddr* a, socklen_t* len);
+
+// ---- whole calls on any socket ----
+ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags);
+ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags);
+
+template <class Ready>
+int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
+  std::atomic_ref waiters(s.mine.waiters);
+  waiters.fetch_add(1);
+  int rc = 0;
+  for (;;) {
+    arm(s, what);
+    if (ready()) break;
+    rc = sleep_for_token(s, deadline);
+    if (rc < 0 || ready()) break;
+    discard_tokens(s);
+  }
+  waiters.fetch_sub(1);
+  return rc;
+}
+
+}  // namespace mw::shim

@@ -1,0 +1,288 @@
+// stream.cc - the bytes of a stream socket: application memory <-> rings. The shim's half of the data path.
+#include <errno.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "shim/socket.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+// Walks an application's iovec.
+class IovCursor {
+ public:
+  IovCursor(const iovec* iov, size_t count) : iov_(iov), left_(count) { skip_empty(); }
+  bool done() const { return left_ == 0; }
+  // The current piece, at most `limit` bytes of it.
+  iovec piece(uint32_t limit) const {
+    return {static_cast<char*>(iov_->iov_base) + at_, std::min<size_t>(iov_->iov_len - at_, limit)};
+  }
+  void advance(size_t n) {
+    at_ += n;
+    skip_empty();
+  }
+
+ private:
+  void skip_empty() {
+    while (left_ != 0 && at_ == iov_->iov_len) {
+      at_ = 0;
+      ++iov_;
+      --left_;
+    }
+  }
+  const iovec* iov_;
+  size_t left_;
+  size_t at_ = 0;
+};
+
+// What the kernel would refuse without touching anything. -errno, or the number of bytes.
+ssize_t iov_bytes(const iovec* iov, size_t count) {
+  if (count > IOV_MAX) return -EMSGSIZE;
+  size_t total = 0;
+  for (size_t i = 0; i < count; ++i) {
+    if (iov[i].iov_len > SSIZE_MAX - total) return -EINVAL;
+    if (iov[i].iov_len != 0 && reinterpret_cast<uintptr_t>(iov[i].iov_base) < MW_PAGE)
+      return -EFAULT;
+    total += iov[i].iov_len;
+  }
+  return static_cast<ssize_t>(total);
+}
+
+// Under rx_lock: copies what is there, up to `room`, to the cursor. Returns the count or -errno.
+ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool truncate,
+                   uint32_t peeked) {
+  const uint32_t capacity = process.channel.geometry().rx_ring;
+  const uint32_t head = s.mine.rx_head + peeked;
+  auto ready = ring_ready(capacity, s.mine.rx_head, s.slot.rx_tail);
+  if (!ready) {
+    poison(ready.error().where);
+    return -ECONNRESET;
+  }
+  const auto n = static_cast<uint32_t>(std::min<size_t>(*ready - std::min(*ready, peeked), room));
+  if (n == 0) return 0;
+  const RingBytes ring = process.channel.rx(s.index);
+  if (!truncate) {
+    for (uint32_t done = 0; done < n;) {
+      const iovec piece = to.piece(n - done);
+      ring.copy_out(head + done, piece.iov_base, static_cast<uint32_t>(piece.iov_len));
+      done += static_cast<uint32_t>(piece.iov_len);
+      to.advance(piece.iov_len);
+    }
+  }
+  if (!peek) {
+    A::store_relaxed(s.mine.rx_head, head + n);
+    A::store_release(s.slot.rx_head, head + n);
+  }
+  return n;
+}
+
+// After the reader made room: the INS may have stopped reading because the ring was full.
+void offer_room(const Sock& s) {
+  A::fence();  // pairs with the INS's fence between setting MW_WANT_RX_ROOM and looking again
+  if ((A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) == 0) return;
+  const uint32_t capacity = process.channel.geometry().rx_ring;
+  if (readable_bytes(s) > capacity / 2) return;
+  if ((A::fetch_and(s.slot.want, ~MW_WANT_RX_ROOM) & MW_WANT_RX_ROOM) != 0) announce(s);
+}
+
+// True if recv() has something else to say than "wait" once there are no bytes.
+bool receiving_ended(const Sock& s) {
+  const uint32_t state = state_of(s);
+  return error_pending(s) || (state & (MW_ST_EOF | MW_ST_CLOSED)) != 0 ||
+         (state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0 ||
+         (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0;
+}
+
+// What recv() says then: -errno, 0 (end), or 1 (wait after all).
+int no_bytes(const Sock& s) {
+  const uint32_t state = state_of(s);
+  if (const int error = take_error(s); error != 0) return -error;
+  if ((state & (MW_ST_EOF | MW_ST_CLOSED)) != 0) return 0;
+  if ((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) return 0;
+  if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) return -ENOTCONN;
+  return 1;
+}
+
+}  // namespace
+
+ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
+  const ssize_t total = iov_bytes(iov, count);
+  if (total < 0) return total;
+  const bool peek = (flags & MSG_PEEK) != 0;
+  const bool truncate = (flags & MSG_TRUNC) != 0;
+  const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
+  size_t target = 1;
+  if ((flags & MSG_WAITALL) != 0)
+    target = std::max<size_t>(1, static_cast<size_t>(total));
+  else if (const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat); lowat > 1)
+    target = std::min<size_t>(lowat, std::max<size_t>(1, static_cast<size_t>(total)));
+  if (is_dead(s)) return -take_error(s);
+  IovCursor to(iov, count);
+  int64_t deadline = 0;
+  ssize_t got = 0;
+  for (;;) {
+    // The state is read before the ring: bytes that came before the end are seen before the end.
+    const bool ended = receiving_ended(s);
+    ssize_t n = 0;
+    {
+      SharedLock lock(s.mine.rx_lock);
+      n = take_bytes(s, to, static_cast<size_t>(total - got), peek, truncate,
+                     peek ? static_cast<uint32_t>(got) : 0);
+    }
+    if (n < 0) return n;
+    if (n > 0 && !peek) offer_room(s);
+    got += n;
+    if (total == 0 && readable_bytes(s) != 0) return 0;
+    if (static_cast<size_t>(got) >= target || (got == total && total != 0)) return got;
+    if (n > 0) continue;
+    if (ended) {
+      if (got > 0) return got;
+      if (const int rc = no_bytes(s); rc <= 0) return rc;
+    }
+    if (!blocking) return got > 0 ? got : -EAGAIN;
+    if (deadline == 0) deadline = deadline_after_us(s.mine.rcvtimeo_us);
+    const auto seen = static_cast<uint32_t>(peek ? got : 0);
+    const int rc = wait_for(s, POLLIN, deadline, [&] {
+      return readable_bytes(s) != seen || receiving_ended(s);
+    });
+    if (rc < 0) return got > 0 ? got : rc;
+  }
+}
+
+int raise_sigpipe(int flags) {
+  if ((flags & MSG_NOSIGNAL) == 0) {
+    const int saved = errno;
+    libc.syscall(SYS_tkill, ::gettid(), SIGPIPE);
+    errno = saved;
+  }
+  return -EPIPE;
+}
+
+namespace {
+
+// Why nothing can be sent now: -errno, or 0 if sending is possible. A blocked connect counts as possible
+// (wait); `pending` says so.
+int cannot_send(const Sock& s, int flags, bool* connecting) {
+  const uint32_t state = state_of(s);
+  *connecting = (state & MW_ST_CONNECTING) != 0;
+  if (const int error = take_error(s); error != 0)
+    return error == EPIPE ? raise_sigpipe(flags) : -error;
+  if ((state & (MW_ST_SND_SHUT | MW_ST_CLOSED)) != 0 ||
+      (A::load_relaxed(s.mine.flags) & kSlotShutWr) != 0)
+    return raise_sigpipe(flags);
+  if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) return raise_sigpipe(flags);
+  return 0;
+}
+
+// Waits for room in the send ring or for a reason why there will be none. 0 or -errno.
+int wait_for_room(const Sock& s, int64_t* deadline) {
+  if (*deadline == 0) *deadline = deadline_after_us(s.mine.sndtimeo_us);
+  return wait_for(s, POLLOUT, *deadline, [&] {
+    const uint32_t state = state_of(s);
+    const uint32_t capacity = process.channel.geometry().tx_ring;
+    if (error_pending(s) || (state & (MW_ST_SND_SHUT | MW_ST_CLOSED)) != 0) return true;
+    return (state & MW_ST_CONNECTING) == 0 && ring_writable(capacity, capacity - unsent_bytes(s));
+  });
+}
+
+// A non-blocking sender that found no room is told by its epoll groups when there is some.
+void want_out_event(const Sock& s) {
+  A::fetch_or(s.slot.want, MW_WANT_OUT_EVENT);
+  A::fence();
+  const uint32_t capacity = process.channel.geometry().tx_ring;
+  if (ring_writable(capacity, capacity - unsent_bytes(s))) announce(s);
+}
+
+// The loop that all stream senders share. `fill(ring, tail, room)` puts in up to `room` bytes, under
+// tx_lock, and returns the count, 0 at its end, or -errno.
+template <class Fill>
+ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&& fill) {
+  const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
+  const uint32_t capacity = process.channel.geometry().tx_ring;
+  int64_t deadline = 0;
+  size_t sent = 0;
+  for (;;) {
+    bool connecting = false;
+    if (const int rc = cannot_send(s, sent > 0 ? flags | MSG_NOSIGNAL : flags, &connecting); rc < 0)
+      return sent > 0 ? static_cast<ssize_t>(sent) : rc;
+    if (total == 0 && !until_end && !connecting) return 0;
+    ssize_t n = 0;
+    bool full = connecting;
+    if (!connecting) {
+      SharedLock lock(s.mine.tx_lock);
+      const uint32_t tail = s.mine.tx_tail;
+      auto room = ring_room(capacity, tail, s.slot.tx_head);
+      if (!room) {
+        poison(room.error().where);
+        return -ECONNRESET;
+      }
+      full = *room == 0;
+      if (!full) {
+        n = fill(process.channel.tx(s.index), tail,
+                 static_cast<uint32_t>(std::min<size_t>(*room, total - sent)));
+        if (n > 0) {
+          A::store_relaxed(s.mine.tx_tail, tail + static_cast<uint32_t>(n));
+          A::store_release(s.slot.tx_tail, tail + static_cast<uint32_t>(n));
+        }
+      }
+    }
+    if (n > 0) {
+      announce(s);
+      sent += static_cast<size_t>(n);
+      if (sent == total) return static_cast<ssize_t>(sent);
+      continue;
+    }
+    if (!full) return sent > 0 ? static_cast<ssize_t>(sent) : n;  // the source ended or failed
+    if (!blocking) {
+      want_out_event(s);
+      return sent > 0 ? static_cast<ssize_t>(sent) : -EAGAIN;
+    }
+    if (const int rc = wait_for_room(s, &deadline); rc < 0)
+      return sent > 0 ? static_cast<ssize_t>(sent) : rc;
+  }
+}
+
+}  // namespace
+
+ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags) {
+  const ssize_t total = iov_bytes(iov, count);
+  if (total < 0) return total;
+  IovCursor from(iov, count);
+  return send_loop(s, static_cast<size_t>(total), false, flags,
+                   [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
+                     uint32_t done = 0;
+                     while (done < room && !from.done()) {
+                       const iovec piece = from.piece(room - done);
+                       ring.copy_in(tail + done, piece.iov_base,
+                                    static_cast<uint32_t>(piece.iov_len));
+                       done += static_cast<uint32_t>(piece.iov_len);
+                       from.advance(piece.iov_len);
+                     }
+                     return done;
+                   });
+}
+
+ssize_t stream_send_file(const Sock& s, int file, off_t* offset, size_t count) {
+  off_t at = offset != nullptr ? *offset : 0;
+  const ssize_t n =
+      send_loop(s, count, true, 0, [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
+        iovec pieces[2];
+        const int k = ring.pieces(tail, room, pieces);
+        const long got =
+            offset != nullptr
+                ? libc.syscall(SYS_preadv, file, pieces, k, static_cast<long>(at), 0)
+                : libc.syscall(SYS_readv, file, pieces, k);
+        if (got < 0) return -errno;
+        at += got;
+        return got;
+      });
+  if (n > 0 && offset != nullptr) *offset = at;
+  return n;
+}
+
+}  // namespace mw::shim
