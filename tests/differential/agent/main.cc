@@ -170,7 +170,7 @@ void serve(const std::string& name, const std::string& id) {
   place(g_identity.directory + "/" + name + ".req", O_RDONLY, kRequestFd);
   place(g_identity.directory + "/" + name + ".rep", O_WRONLY, kReplyFd);
   block_signals(SIG_BLOCK);
-  write_line(id + " = " + std::to_string(0) + " pid " + std::to_string(::getpid()));
+  write_line(id + " = 0");
   std::string buffer;
   for (;;) {
     char chunk[65536];
