@@ -433,6 +433,38 @@ MW_EXPORT FILE* fdopen(int fd, const char* mode) noexcept {
   return look_up(fd).kind == Kind::socket ? open_stream(fd, mode) : libc.fdopen(fd, mode);
 }
 
+// Formatted output to a descriptor writes by an internal call, so sockets get theirs here.
+MW_EXPORT int vdprintf(int fd, const char* format, va_list ap) {
+  char* text = nullptr;
+  const int n = ::vasprintf(&text, format, ap);
+  if (n < 0) return n;
+  int done = 0;
+  while (done < n) {
+    const ssize_t put = write(fd, text + done, static_cast<size_t>(n - done));
+    if (put < 0) break;
+    done += static_cast<int>(put);
+  }
+  ::free(text);
+  return done == n ? n : -1;
+}
+MW_EXPORT int dprintf(int fd, const char* format, ...) {
+  va_list ap;
+  va_start(ap, format);
+  const int n = vdprintf(fd, format, ap);
+  va_end(ap);
+  return n;
+}
+MW_EXPORT int __vdprintf_chk(int fd, int, const char* format, va_list ap) {
+  return vdprintf(fd, format, ap);
+}
+MW_EXPORT int __dprintf_chk(int fd, int, const char* format, ...) {
+  va_list ap;
+  va_start(ap, format);
+  const int n = vdprintf(fd, format, ap);
+  va_end(ap);
+  return n;
+}
+
 // ---- waiting ----
 namespace {
 // The C library declares poll's array as written only; the compiler then thinks that we may not look.
