@@ -1,0 +1,287 @@
+// calls.cc - execution of the calls (docs/protocol.md 5). Each is answered at once; none blocks.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "ins/options.h"
+#include "ins/worker.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+void result(Answer& a, int ret) {
+  a.ret = ret;
+  a.err = ret < 0 ? errno : 0;
+}
+void failure(Answer& a, int err) {
+  a.ret = -1;
+  a.err = err;
+}
+
+const sockaddr* address_of(const Request& r) { return reinterpret_cast<const sockaddr*>(r.payload); }
+
+}  // namespace
+
+void Worker::on_call(uint32_t call) {
+  Request& r = request_;
+  auto begun = ins_.calls.begin(call, r);
+  if (!begun) return fault(begun.error());
+  if (!*begun) return;
+  const Status sound = check_request(r, ch_.geometry(), index_);
+  if (!sound) return fault(sound.error());
+  if (r.op == MW_OP_RESOLVE || r.op == MW_OP_RESOLVE_ADDR) {
+    ControlNote note(Kind::resolve);
+    note.request = std::make_unique<Request>(r);
+    note.call = call;
+    return ins_.to_control.post(std::move(note));
+  }
+  Answer& a = answer_;
+  a.ret = 0;
+  a.err = 0;
+  a.out_len = 0;
+  Sock* s = ins_.slots.find(r.slot);
+  if (s == nullptr || s->gen != r.gen || s->fd < 0 || (s->flags & kLingering) != 0)
+    failure(a, ECONNRESET);
+  else
+    execute(r.slot, *s, r, a);
+  ins_.calls.answer(call, r.seq, a);
+}
+
+void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  // Calls and bytes keep their order.
+  if (s.kind == SockKind::stream && s.listener == nullptr && (s.flags & kTxBlocked) == 0) {
+    const uint32_t news = stream_tx(i, s);
+    if (news != 0) announce(i, news);
+  }
+  switch (r.op) {
+    case MW_OP_BIND:
+      return call_bind(s, r, a);
+    case MW_OP_LISTEN:
+      return call_listen(i, s, r, a);
+    case MW_OP_CONNECT:
+      return call_connect(i, s, r, a);
+    case MW_OP_SHUTDOWN:
+      return call_shutdown(i, s, r, a);
+    case MW_OP_GETSOCKOPT:
+      return call_getsockopt(s, r, a);
+    case MW_OP_SETSOCKOPT:
+      return call_setsockopt(i, s, r, a);
+    case MW_OP_GETSOCKNAME:
+      return call_name(s, false, a);
+    case MW_OP_GETPEERNAME:
+      return call_name(s, true, a);
+    case MW_OP_IOCTL:
+      return call_ioctl(i, s, r, a);
+    case MW_OP_SENDMSG:
+      return call_sendmsg(i, s, r, a);
+    case MW_OP_RECVMSG:
+      return call_recvmsg(i, s, r, a);
+    default:
+      return failure(a, ENOSYS);
+  }
+}
+
+void Worker::call_bind(Sock& s, const Request& r, Answer& a) {
+  result(a, ::bind(s.fd, address_of(r), r.in_len));
+}
+
+void Worker::call_listen(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  result(a, ::listen(s.fd, r.arg[0]));
+  if (a.ret == 0) listener_started(i, s, r.arg[0]);
+}
+
+void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  const bool unspec = r.in_len >= sizeof(sa_family_t) && address_of(r)->sa_family == AF_UNSPEC;
+  do {
+    result(a, ::connect(s.fd, address_of(r), r.in_len));
+  } while (a.ret < 0 && a.err == EINTR);
+  if (s.kind == SockKind::dgram) {
+    if (a.ret == 0)
+      set_state(i, s, unspec ? s.state & ~MW_ST_CONNECTED : s.state | MW_ST_CONNECTED);
+    return;
+  }
+  if (s.listener != nullptr) return;
+  if (a.ret == 0 && unspec) {
+    s.flags &= ~(kReadDone | kToEnd | kTxBlocked);
+    return set_state(i, s, MW_ST_OPEN);
+  }
+  const bool started = a.ret < 0 && a.err == EINPROGRESS;
+  if (!started && a.ret != 0) return;
+  if ((s.state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) {
+    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kBlockingConnect);
+    if (started && r.arg[0] != 0) s.flags |= kBlockingConnect;
+    set_state(i, s, MW_ST_OPEN | (started ? MW_ST_CONNECTING : MW_ST_CONNECTED));
+  }
+  // After the attempt: a socket that never tried polls as hung up.
+  if (!watch_real(i, s)) failure(a, ENOMEM);
+}
+
+void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  const int how = r.arg[0];
+  const bool writing = how == SHUT_WR || how == SHUT_RDWR;
+  const bool pending = s.kind == SockKind::stream && s.listener == nullptr &&
+                       (s.state & MW_ST_CONNECTED) != 0 && (s.flags & kTxBlocked) != 0;
+  if (writing && pending) {
+    s.flags |= kFinPending;
+    if (how == SHUT_RDWR) result(a, ::shutdown(s.fd, SHUT_RD));
+  } else {
+    result(a, ::shutdown(s.fd, how));
+  }
+  if (a.ret < 0) return;
+  uint32_t state = s.state;
+  if (writing) state |= MW_ST_SND_SHUT;
+  if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;
+  if (s.listener != nullptr && how != SHUT_WR) {
+    state = (state & ~MW_ST_LISTENING) | MW_ST_CLOSED;
+    ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+  }
+  set_state(i, s, state);
+  announce(i, kNewsAll);
+}
+
+void Worker::call_getsockopt(Sock& s, const Request& r, Answer& a) {
+  const int level = r.arg[0];
+  const int name = r.arg[1];
+  if (option_is_refused(level, name, false)) return failure(a, ENOPROTOOPT);
+  if (r.arg[2] < 0) return failure(a, EINVAL);
+  socklen_t len = std::min<uint32_t>(static_cast<uint32_t>(r.arg[2]), MW_CALL_PAYLOAD);
+  // Some options read what they then answer. What the PVM did not send is no memory of ours.
+  std::memset(a.payload, 0, len);
+  std::memcpy(a.payload, r.payload, std::min<uint32_t>(r.in_len, len));
+  if (level == SOL_SOCKET && name == SO_RCVLOWAT && s.kind == SockKind::stream) {
+    const int value = static_cast<int>(s.rcvlowat);
+    len = std::min<socklen_t>(len, sizeof value);
+    std::memcpy(a.payload, &value, len);
+  } else {
+    result(a, ::getsockopt(s.fd, level, name, a.payload, &len));
+    if (a.ret < 0) return;
+  }
+  a.out_len = len;
+}
+
+void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  const int level = r.arg[0];
+  const int name = r.arg[1];
+  if (option_is_refused(level, name, true)) return failure(a, ENOPROTOOPT);
+  result(a, ::setsockopt(s.fd, level, name, r.payload, r.in_len));
+  if (a.ret < 0) return;
+  if (level == SOL_SOCKET && name == SO_LINGER) {
+    linger l{};
+    std::memcpy(&l, r.payload, sizeof l);
+    s.linger = l.l_onoff == 0 ? LingerMode::off : l.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+  }
+  if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
+  if (level == SOL_SOCKET && name == SO_RCVLOWAT && s.kind == SockKind::stream) {
+    // The mark is the application's; our reading must see every byte. The kernel's clamping counts.
+    int value = 1;
+    socklen_t len = sizeof value;
+    ::getsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
+    s.rcvlowat = static_cast<uint32_t>(value);
+    const int every = 1;
+    ::setsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
+  }
+  if (s.kind != SockKind::stream || (s.state & MW_ST_CONNECTED) != 0) return;
+  if (r.in_len > sizeof(ReplayOption::value)) return;
+  if (s.options == nullptr) s.options = std::make_unique<OptionLog>();
+  OptionLog& log = *s.options;
+  uint32_t at = log.count;
+  for (uint32_t k = 0; k < log.count; ++k)
+    if (log.options[k].level == level && log.options[k].name == name) at = k;
+  if (at == kMaxReplayOptions) return;
+  log.options[at] = {level, name, r.in_len, {}};
+  std::memcpy(log.options[at].value, r.payload, r.in_len);
+  log.count = std::max(log.count, at + 1);
+  if (s.listener != nullptr) announce_listener(i, s);
+}
+
+void Worker::call_name(Sock& s, bool peer, Answer& a) {
+  sockaddr_storage ss{};
+  socklen_t len = sizeof ss;
+  auto* out = reinterpret_cast<sockaddr*>(&ss);
+  result(a, peer ? ::getpeername(s.fd, out, &len) : ::getsockname(s.fd, out, &len));
+  if (a.ret < 0) return;
+  a.out_len = std::min<uint32_t>(len, sizeof ss);
+  std::memcpy(a.payload, &ss, a.out_len);
+}
+
+void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  const auto request = static_cast<uint32_t>(r.arg[0]);
+  const uint32_t size = ioctl_size(request);
+  if (size == 0) return failure(a, ENOTTY);
+  if (r.in_len > size) return failure(a, EINVAL);
+  if (request == SIOCATMARK && s.kind == SockKind::stream) {
+    const int at = (s.state & MW_ST_AT_MARK) != 0 &&
+                   A::load_relaxed(ch_.slot(i).rx_head) == s.oob_mark;
+    std::memcpy(a.payload, &at, sizeof at);
+    a.out_len = sizeof at;
+    return;
+  }
+  std::memset(a.payload, 0, size);
+  std::memcpy(a.payload, r.payload, r.in_len);
+  result(a, ::ioctl(s.fd, request, a.payload));
+  if (a.ret >= 0) a.out_len = size;
+}
+
+void Worker::call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  if (s.kind == SockKind::dgram) return dgram_send(i, s, r, a);
+  // Streams send by the ring; here comes urgent data, which has to follow every byte before it.
+  if ((r.flags2 & MW_SEND_INLINE) == 0) return failure(a, EOPNOTSUPP);
+  if ((s.flags & kTxBlocked) != 0) return failure(a, EAGAIN);
+  if ((s.flags & kFinPending) != 0 || (s.state & MW_ST_SND_SHUT) != 0) return failure(a, EPIPE);
+  dgram_send(i, s, r, a);
+}
+
+void Worker::call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  const int flags = r.arg[0];
+  const auto name_room = static_cast<uint32_t>(r.arg[1]);
+  const auto control_room = static_cast<uint32_t>(r.arg[2]);
+  const auto data_room = static_cast<uint32_t>(r.arg[3]);
+  if ((flags & (MSG_OOB | MSG_ERRQUEUE)) == 0) return failure(a, EINVAL);
+  mw_recv_head head{};
+  if ((flags & MSG_OOB) != 0 && (s.flags & kOobHeld) != 0) {
+    head.data_len = data_room != 0 ? 1 : 0;
+    head.flags = MSG_OOB | (data_room == 0 ? MSG_TRUNC : 0);
+    a.ret = static_cast<int32_t>(head.data_len);
+    std::memcpy(a.payload, &head, sizeof head);
+    a.payload[sizeof head] = s.oob;
+    a.out_len = static_cast<uint32_t>(sizeof head) + head.data_len;
+    if ((flags & MSG_PEEK) == 0) {
+      s.flags &= ~kOobHeld;
+      set_state(i, s, s.state & ~MW_ST_PRI);
+    }
+    return;
+  }
+  uint8_t* const name = a.payload + sizeof head;
+  alignas(cmsghdr) uint8_t control[MW_CALL_PAYLOAD];
+  uint8_t data[MW_CALL_PAYLOAD];
+  iovec iov{data, data_room};
+  msghdr m{};
+  m.msg_name = name_room != 0 ? name : nullptr;
+  m.msg_namelen = name_room;
+  m.msg_control = control_room != 0 ? control : nullptr;
+  m.msg_controllen = control_room;
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  result(a, static_cast<int>(::recvmsg(s.fd, &m, flags | MSG_DONTWAIT)));
+  if (a.ret < 0) {
+    if ((flags & MSG_ERRQUEUE) != 0 && a.err == EAGAIN) set_state(i, s, s.state & ~MW_ST_ERRQ);
+    return;
+  }
+  head.name_len = std::min<uint32_t>(m.msg_namelen, name_room);
+  head.control_len = static_cast<uint32_t>(std::min<size_t>(m.msg_controllen, control_room));
+  head.data_len = std::min(static_cast<uint32_t>(a.ret), data_room);
+  head.flags = m.msg_flags;
+  std::memcpy(a.payload, &head, sizeof head);
+  std::memcpy(name + head.name_len, control, head.control_len);
+  std::memcpy(name + head.name_len + head.control_len, data, head.data_len);
+  a.out_len = static_cast<uint32_t>(sizeof head) + head.name_len + head.control_len + head.data_len;
+}
+
+}  // namespace mw

@@ -1,0 +1,441 @@
+#include "ins/control.h"
+
+#include <netinet/in.h>
+#include <sys/epoll.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+
+#include <cstring>
+#include <set>
+
+#include "base/log.h"
+#include "ins/worker.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+constexpr size_t kMaxQueued = 4096;
+constexpr uint32_t kFeatures = 0;
+
+enum : uint64_t { kTagListener = 1, kTagDriver, kTagNotes, kTagTimer, kTagSignals, kTagLookup = uint64_t{1} << 32 };
+
+bool is_eventfd_like(int fd) {
+  // Anonymous inodes have no file type, unlike anything that could block us in write().
+  struct stat st {};
+  return ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0 && ::fcntl(fd, F_SETFL, O_NONBLOCK | O_RDWR) == 0;
+}
+
+bool is_unix(int fd, int type) {
+  int domain = 0;
+  int got = 0;
+  socklen_t len = sizeof domain;
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0) return false;
+  len = sizeof got;
+  return domain == AF_UNIX && ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &got, &len) == 0 && got == type;
+}
+
+uint16_t port_of(const mw_addr& a) {
+  // The port stands at the same place in both families.
+  sockaddr_in in{};
+  std::memcpy(&in, a.bytes, sizeof in);
+  return ntohs(in.sin_port);
+}
+
+}  // namespace
+
+WorkerThreads::WorkerThreads(uint32_t count) : count_(count) {
+  for (uint32_t i = 0; i < count; ++i) threads_.emplace_back([this, i] { run(i); });
+}
+
+WorkerThreads::~WorkerThreads() {
+  {
+    const std::lock_guard hold(lock_);
+    over_ = true;
+  }
+  changed_.notify_all();
+  for (std::thread& t : threads_) t.join();
+}
+
+void WorkerThreads::start(InsContext& ins) {
+  {
+    const std::lock_guard hold(lock_);
+    ins_ = &ins;
+  }
+  changed_.notify_all();
+}
+
+void WorkerThreads::run(uint32_t index) {
+  InsContext* ins = nullptr;
+  {
+    std::unique_lock hold(lock_);
+    changed_.wait(hold, [this] { return over_ || ins_ != nullptr; });
+    ins = ins_;
+  }
+  if (ins != nullptr && index < ins->channel.geometry().workers) Worker(*ins, index).run();
+}
+
+Control::Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
+                 UniqueFd listener, UniqueFd signals, uint32_t driver_uid)
+    : ins_(ins),
+      workers_(workers),
+      publisher_(publisher),
+      resolver_(resolver),
+      listener_(std::move(listener)),
+      signals_(std::move(signals)),
+      driver_uid_(driver_uid),
+      in_{} {}
+
+Result<int> Control::serve() {
+  epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
+  timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
+  const itimerspec every{{1, 0}, {1, 0}};
+  if (!epoll_ || !timer_ || ::timerfd_settime(timer_.get(), 0, &every, nullptr) < 0)
+    return Error{Fault::sys, errno, "control loop"};
+  const auto add = [this](int fd, uint64_t tag) {
+    epoll_event e{};
+    e.events = EPOLLIN;
+    e.data.u64 = tag;
+    return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &e) == 0;
+  };
+  if (!add(listener_.get(), kTagListener) || !add(timer_.get(), kTagTimer) ||
+      !add(ins_.to_control.bell(), kTagNotes) || (signals_ && !add(signals_.get(), kTagSignals)))
+    return Error{Fault::sys, errno, "control loop"};
+  resolver_.attach(epoll_.get(), kTagLookup, &ins_.calls);
+  on_tick();
+  while (!stop_) {
+    epoll_event events[16];
+    const int n = ::epoll_wait(epoll_.get(), events, 16, resolver_.timeout_ms());
+    for (int k = 0; k < n; ++k) {
+      switch (events[k].data.u64) {
+        case kTagListener:
+          on_connect();
+          break;
+        case kTagDriver:
+          if (driver_) on_driver(events[k].events);
+          break;
+        case kTagNotes:
+          on_notes();
+          break;
+        case kTagTimer:
+          on_tick();
+          break;
+        case kTagSignals:
+          stop_ = true;
+          break;
+        default:
+          resolver_.on_event(static_cast<int>(events[k].data.u64 & 0xffffffff), events[k].events);
+      }
+    }
+    if (n == 0) resolver_.on_timeout();
+    if (const char* why = ins_.poisoned.load(); why != nullptr && !stop_) {
+      log_line("mwins", "the application's side broke the protocol: %s; this session ends", why);
+      send(ControlSlot{ControlType::poisoned, 0, 0, 0});
+      flush();
+      stop_ = true;
+    }
+  }
+  if (workers_.started())
+    for (const auto& queue : ins_.to_worker) queue->post(WorkerNote(WorkerNote::Kind::stop));
+  return ins_.poisoned.load() != nullptr ? kExitPoisoned : 0;
+}
+
+// ---- the driver ----
+
+void Control::on_connect() {
+  UniqueFd fd{::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+  if (!fd) return;
+  ucred who{};
+  socklen_t len = sizeof who;
+  if (::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &who, &len) < 0 || (who.uid != 0 && who.uid != driver_uid_)) {
+    log_line("mwins", "refused a driver of uid %u", who.uid);
+    return;
+  }
+  // The newest one counts: its predecessor may have died without our noticing yet.
+  driver_.reset();
+  out_.clear();
+  greeted_ = false;
+  driver_waits_ = false;
+  driver_ = std::move(fd);
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = kTagDriver;
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, driver_.get(), &e) < 0) drop_driver("cannot watch it");
+}
+
+void Control::drop_driver(const char* why) {
+  if (why != nullptr) log_line("mwins", "driver: %s; connection closed", why);
+  driver_.reset();
+  out_.clear();
+  greeted_ = false;
+  driver_waits_ = false;
+}
+
+void Control::on_driver(uint32_t events) {
+  if ((events & EPOLLOUT) != 0) flush();
+  for (int k = 0; driver_ && k < 64; ++k) {
+    auto m = receive_message(driver_.get(), in_.bytes, MSG_DONTWAIT);
+    if (!m) {
+      switch (m.error().fault) {
+        case Fault::would_block:
+          return;
+        case Fault::shutdown:
+          return drop_driver(nullptr);  // it died or restarts
+        default:
+          return drop_driver(m.error().where);
+      }
+    }
+    if (m->bytes < sizeof(ControlType) || !on_message(*m)) return drop_driver("a message that cannot be");
+  }
+}
+
+bool Control::on_message(ReceivedMessage& m) {
+  if (in_.type == ControlType::hello) return on_hello(m);
+  if (!greeted_) return false;
+  switch (in_.type) {
+    case ControlType::replay: {
+      if (m.bytes != sizeof(ControlListener) || m.fd_count != 1 ||
+          in_.listener.option_count > kMaxReplayOptions || workers_.started())
+        return false;
+      const uint32_t status = replay(in_.listener, std::move(m.fds[0]));
+      send(ControlSlot{ControlType::replayed, in_.listener.slot, in_.listener.gen, status});
+      return true;
+    }
+    case ControlType::start:
+      if (m.bytes != sizeof(ControlSlot)) return false;
+      if (!workers_.started()) workers_.start(ins_);
+      return true;
+    case ControlType::group_open:
+    case ControlType::group_close:
+      if (m.bytes != sizeof(ControlSlot)) return false;
+      return on_group(in_.slot, m);
+    default:
+      return false;
+  }
+}
+
+bool Control::on_hello(ReceivedMessage& m) {
+  if (m.bytes != sizeof(ControlHello)) return false;
+  const ControlHello hello = in_.hello;
+  ControlHello ack = hello;
+  ack.type = ControlType::hello_ack;
+  ack.version = MW_PROTOCOL_VERSION;
+  ack.features = hello.features & kFeatures;
+  ack.status = 0;
+  if (hello.version_min > MW_PROTOCOL_VERSION || hello.version < MW_PROTOCOL_MIN)
+    ack.status = EPROTONOSUPPORT;
+  else
+    ack.status = adopt_session(hello, m);
+  ack.first_gen = ins_.first_gen;
+  send(ack);
+  greeted_ = ack.status == 0;
+  if (greeted_)
+    for (const auto& [slot, l] : listeners_) send(*l.up, l.placeholder.get());
+  return true;
+}
+
+// The session that the hello describes becomes ours, or is the one that we have. Returns 0 or errno.
+uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
+  const mw_geometry& g = hello.geometry;
+  mw_layout layout{};
+  if (mw_layout_of(&g, &layout) != 0 || g.workers != workers_.count() || m.fd_count != 2 + size_t{g.workers})
+    return EINVAL;
+  if (adopted_) return std::memcmp(&g, &ins_.channel.geometry(), sizeof g) == 0 ? 0 : EINVAL;
+  if (hello.first_gen == 0 || !is_unix(m.fds[1].get(), SOCK_SEQPACKET)) return EINVAL;
+  for (uint32_t w = 0; w < g.workers; ++w)
+    if (!is_eventfd_like(m.fds[2 + w].get())) return EINVAL;
+  auto mapping = map_sealed(m.fds[0].get());
+  if (!mapping) return EINVAL;
+  auto channel = Channel::over(mapping->base(), mapping->bytes(), g);
+  if (!channel) return EINVAL;
+  if (const Status made = ins_.slots.init(g, hello.first_gen); !made) return ENOMEM;
+  ins_.mapping = std::move(*mapping);
+  ins_.channel = *channel;
+  ins_.channel_fd = std::move(m.fds[0]);
+  ins_.drop = std::move(m.fds[1]);
+  ins_.first_gen = hello.first_gen;
+  ins_.calls.init(ins_.channel);
+  for (uint32_t w = 0; w < g.workers; ++w) {
+    ins_.bells.push_back(std::move(m.fds[2 + w]));
+    ins_.epolls.emplace_back(::epoll_create1(EPOLL_CLOEXEC));
+    ins_.to_worker.push_back(std::make_unique<NoteQueue<WorkerNote>>());
+    ins_.stats.push_back(std::make_unique<Stats>());
+    if (!ins_.epolls.back() || ins_.to_worker.back()->bell() < 0) return EMFILE;
+  }
+  adopted_ = true;
+  return 0;
+}
+
+// Makes a listener of our predecessor again, in its slot. Returns 0 or the errno of the step that failed.
+uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
+  const auto error = [] { return static_cast<uint32_t>(errno); };
+  const mw_geometry& g = ins_.channel.geometry();
+  if (l.slot >= g.slots || l.gen == 0 || l.local.len > sizeof l.local.bytes ||
+      (l.domain != AF_INET && l.domain != AF_INET6) || l.socket_type != SOCK_STREAM ||
+      !is_unix(placeholder.get(), SOCK_STREAM))
+    return EINVAL;
+  UniqueFd real{::socket(l.domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, l.protocol)};
+  if (!real) return error();
+  auto log = std::make_unique<OptionLog>();
+  LingerMode linger_mode = LingerMode::off;
+  for (uint32_t k = 0; k < l.option_count; ++k) {
+    const ReplayOption& o = l.options[k];
+    if (o.len > sizeof o.value) return EINVAL;
+    if (::setsockopt(real.get(), o.level, o.name, o.value, o.len) < 0) return error();
+    if (o.level == SOL_SOCKET && o.name == SO_LINGER && o.len >= sizeof(linger)) {
+      linger value{};
+      std::memcpy(&value, o.value, sizeof value);
+      linger_mode = value.l_onoff == 0 ? LingerMode::off
+                                       : value.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+    }
+    log->options[log->count++] = o;
+  }
+  if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0) return error();
+  if (::listen(real.get(), l.backlog) < 0) return error();
+  if (!ins_.slots.claim(l.slot, l.gen)) return EBUSY;
+  Sock& s = ins_.slots.at(l.slot);
+  s.fd = real.release();
+  s.ph = placeholder.release();
+  s.kind = SockKind::stream;
+  s.domain = static_cast<uint8_t>(l.domain);
+  s.protocol = l.protocol;
+  s.backlog = l.backlog;
+  s.linger = linger_mode;
+  s.state = MW_ST_OPEN | MW_ST_LISTENING;
+  s.options = std::move(log);
+  // The application's side of the slot stays as it is: its processes never learn that there was a change.
+  mw_slot& shared = ins_.channel.slot(l.slot);
+  s.error_seq = A::load_relaxed(shared.error_seq);
+  A::store_relaxed(shared.gen, l.gen);
+  A::store_release(shared.state, s.state);
+  ins_.slots.publish(l.slot);
+  ins_.to_worker[l.slot % g.workers]->post(WorkerNote(WorkerNote::Kind::adopt, l.slot));
+  return 0;
+}
+
+bool Control::on_group(const ControlSlot& c, ReceivedMessage& m) {
+  const bool open = c.type == ControlType::group_open;
+  if (c.slot >= ins_.channel.geometry().groups || m.fd_count != (open ? 1u : 0u)) return false;
+  // A doorbell comes from the application: a wrong one costs the application its wake-ups and no more.
+  if (open && !is_eventfd_like(m.fds[0].get())) {
+    log_line("mwins", "group %u: its doorbell is no eventfd", c.slot);
+    return true;
+  }
+  for (const auto& queue : ins_.to_worker) {
+    UniqueFd bell{open ? ::fcntl(m.fds[0].get(), F_DUPFD_CLOEXEC, 0) : -1};
+    queue->post(WorkerNote(open ? WorkerNote::Kind::group_open : WorkerNote::Kind::group_close, c.slot,
+                           std::move(bell)));
+  }
+  return true;
+}
+
+template <class T>
+void Control::send(const T& message, int fd) {
+  if (!driver_) return;
+  if (out_.size() >= kMaxQueued) return drop_driver("does not read");
+  Outgoing o;
+  const auto bytes = bytes_of(message);
+  o.bytes.assign(bytes.begin(), bytes.end());
+  if (fd >= 0) o.fd = UniqueFd{::fcntl(fd, F_DUPFD_CLOEXEC, 0)};
+  out_.push_back(std::move(o));
+  flush();
+}
+
+void Control::flush() {
+  while (driver_ && !out_.empty()) {
+    const Outgoing& o = out_.front();
+    const int fd = o.fd.get();
+    const Status sent = send_message(driver_.get(), o.bytes, {&fd, fd >= 0 ? size_t{1} : 0}, MSG_DONTWAIT);
+    if (!sent && sent.error().fault == Fault::would_block) break;
+    if (!sent) return drop_driver(sent.error().fault == Fault::shutdown ? nullptr : sent.error().where);
+    out_.pop_front();
+  }
+  const bool wait = driver_ && !out_.empty();
+  if (!driver_ || wait == driver_waits_) return;
+  driver_waits_ = wait;
+  epoll_event e{};
+  e.events = EPOLLIN | (wait ? EPOLLOUT : 0u);
+  e.data.u64 = kTagDriver;
+  ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, driver_.get(), &e);
+}
+
+// ---- the workers ----
+
+void Control::on_notes() {
+  bool listeners_changed = false;
+  for (ControlNote& note : ins_.to_control.take()) {
+    switch (note.kind) {
+      case ControlNote::Kind::listener_up: {
+        Listener& l = listeners_[note.slot];
+        l.up = std::move(note.listener);
+        l.placeholder = std::move(note.placeholder);
+        send(*l.up, l.placeholder.get());
+        listeners_changed = true;
+        break;
+      }
+      case ControlNote::Kind::listener_down: {
+        const auto it = listeners_.find(note.slot);
+        if (it == listeners_.end() || it->second.up->gen != note.gen) break;
+        listeners_.erase(it);
+        send(ControlSlot{ControlType::listener_down, note.slot, note.gen, 0});
+        listeners_changed = true;
+        break;
+      }
+      case ControlNote::Kind::bypass:
+        send(ControlSlot{ControlType::bypass, note.slot, note.gen, 0});
+        break;
+      case ControlNote::Kind::resolve:
+        resolver_.lookup(note.call, *note.request);
+        break;
+      case ControlNote::Kind::stopped:
+        stop_ = stop_ || ins_.poisoned.load() == nullptr;
+        break;
+    }
+  }
+  if (listeners_changed) publish_listeners();
+}
+
+void Control::publish_listeners() {
+  std::set<uint16_t> ports;
+  std::string options;
+  for (const auto& [slot, l] : listeners_) {
+    const uint16_t port = port_of(l.up->local);
+    ports.insert(port);
+    for (uint32_t k = 0; k < l.up->option_count; ++k) {
+      const ReplayOption& o = l.up->options[k];
+      char text[128];
+      int n = std::snprintf(text, sizeof text, "%s%u:%d:%d=", options.empty() ? "" : " ", port, o.level, o.name);
+      for (uint32_t b = 0; b < o.len; ++b)
+        n += std::snprintf(text + n, sizeof text - static_cast<size_t>(n), "%02x", o.value[b]);
+      options += text;
+    }
+  }
+  std::string list;
+  for (const uint16_t port : ports) list += (list.empty() ? "" : " ") + std::to_string(port);
+  publisher_.set("listening_ports", list);
+  publisher_.set("sockopts", options);
+}
+
+void Control::on_tick() {
+  uint64_t expirations = 0;
+  (void)!::read(timer_.get(), &expirations, sizeof expirations);
+  const uint32_t tick = ins_.tick.fetch_add(1) + 1;
+  publisher_.heartbeat(tick - 1);
+  if (!adopted_) return;
+  uint64_t received = 0;
+  uint64_t sent = 0;
+  for (const auto& s : ins_.stats) {
+    received += s->bytes_recv.load(std::memory_order_relaxed);
+    sent += s->bytes_sent.load(std::memory_order_relaxed);
+  }
+  char text[96];
+  std::snprintf(text, sizeof text, "%x:%x:%llx:%llx", ins_.channel.geometry().slots, ins_.slots.open_count(),
+                static_cast<unsigned long long>(received), static_cast<unsigned long long>(sent));
+  publisher_.set("network_stats", text);
+}
+
+}  // namespace mw

@@ -1,0 +1,108 @@
+// control.h - the control thread: the driver's connection, publication, name lookups, the end.
+//
+// TRUST       The driver is checked by SO_PEERCRED, and every message and descriptor of it by kind, size and
+//             range. One that does not fit ends the connection, with one log line; the workers go on.
+// INVARIANTS  The driver's death disturbs nobody: messages to it wait in a bounded queue or are dropped with
+//             the connection, and a driver that connects anew is told all listeners again.
+// THREADS     Everything here runs in the control thread; workers are reached by notes.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <condition_variable>
+#include <deque>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "ins/context.h"
+#include "ins/publish.h"
+#include "ins/resolve.h"
+#include "transport/local/fd_message.h"
+
+namespace mw {
+
+// The workers' threads, made before the sandbox closes and set to work by start().
+class WorkerThreads {
+ public:
+  explicit WorkerThreads(uint32_t count);
+  WorkerThreads(const WorkerThreads&) = delete;
+  WorkerThreads& operator=(const WorkerThreads&) = delete;
+  // Stops them if they run. Whoever started them has sent the stop notes.
+  ~WorkerThreads();
+  void start(InsContext& ins);
+  uint32_t count() const { return count_; }
+  bool started() const { return ins_ != nullptr; }
+
+ private:
+  void run(uint32_t index);
+  const uint32_t count_;
+  std::mutex lock_;
+  std::condition_variable changed_;
+  InsContext* ins_ = nullptr;
+  bool over_ = false;
+  std::vector<std::thread> threads_;
+};
+
+constexpr int kExitPoisoned = 3;
+
+class Control {
+ public:
+  Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver, UniqueFd listener,
+          UniqueFd signals, uint32_t driver_uid);
+  // Serves until a signal (0) or until the session is poisoned (kExitPoisoned). Errors: sys.
+  Result<int> serve();
+
+ private:
+  struct Outgoing {
+    std::vector<std::byte> bytes;
+    UniqueFd fd;
+  };
+  struct Listener {
+    std::unique_ptr<ControlListener> up;
+    UniqueFd placeholder;
+  };
+  void on_connect();
+  void on_driver(uint32_t events);
+  bool on_message(ReceivedMessage& m);
+  bool on_hello(ReceivedMessage& m);
+  uint32_t adopt_session(const ControlHello& hello, ReceivedMessage& m);
+  uint32_t replay(const ControlListener& l, UniqueFd placeholder);
+  bool on_group(const ControlSlot& c, ReceivedMessage& m);
+  void on_notes();
+  void on_tick();
+  void publish_listeners();
+  template <class T>
+  void send(const T& message, int fd = -1);
+  void flush();
+  void drop_driver(const char* why);
+
+  InsContext& ins_;
+  WorkerThreads& workers_;
+  Publisher& publisher_;
+  Resolver& resolver_;
+  UniqueFd listener_;
+  UniqueFd signals_;
+  UniqueFd epoll_;
+  UniqueFd timer_;
+  UniqueFd driver_;
+  uint32_t driver_uid_;
+  bool adopted_ = false;   // the region is ours
+  bool greeted_ = false;   // this driver said hello
+  bool stop_ = false;
+  bool driver_waits_ = false;  // EPOLLOUT is watched
+  std::deque<Outgoing> out_;
+  std::map<uint32_t, Listener> listeners_;
+  union {
+    ControlType type;
+    ControlHello hello;
+    ControlSlot slot;
+    ControlListener listener;
+    std::byte bytes[sizeof(ControlListener)];
+  } in_;
+};
+
+}  // namespace mw

@@ -1,0 +1,164 @@
+// dgram.cc - datagram sockets: records in the receive ring; a send is a call, its data the next bytes of
+// the send ring.
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include <cstring>
+
+#include "ins/worker.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+constexpr uint32_t kMaxControl = 512;
+constexpr uint32_t kMaxDatagram = 65535;
+constexpr int kDatagramsPerTurn = 64;
+
+uint32_t padded(uint32_t n) { return (n + 7) & ~7u; }
+
+}  // namespace
+
+void Worker::on_dgram_event(uint32_t i, Sock& s, uint32_t events) {
+  if (s.fd < 0) return;
+  uint32_t news = 0;
+  if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 || events == 0) news |= dgram_rx(i, s);
+  if ((events & EPOLLERR) != 0) {
+    int err = 0;
+    socklen_t len = sizeof err;
+    if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
+      publish_error(i, s, err);
+    else
+      set_state(i, s, s.state | MW_ST_ERRQ);
+    news |= kNewsAll;
+  }
+  // The shut sides and their poll bits are decided by the application's own shutdown().
+  uint32_t state = s.state;
+  if ((events & EPOLLRDHUP) != 0) state |= MW_ST_RCV_SHUT;
+  if ((events & EPOLLHUP) != 0) state |= MW_ST_CLOSED;
+  if (state != s.state) {
+    set_state(i, s, state);
+    news |= kNewsAll;
+  }
+  if ((events & EPOLLOUT) != 0) news |= kNewsOut;
+  if (news != 0) announce(i, news);
+}
+
+uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
+  const uint32_t capacity = ch_.geometry().rx_ring;
+  const RingBytes ring = ch_.rx(i);
+  mw_slot& shared = ch_.slot(i);
+  const uint32_t largest = padded(sizeof(mw_dgram_head) + kMaxControl + kMaxDatagram);
+  const uint32_t need = largest < capacity ? largest : capacity;
+  const uint32_t data_room =
+      need - static_cast<uint32_t>(sizeof(mw_dgram_head)) - kMaxControl - 7;
+  uint32_t news = 0;
+  for (int turn = 0;; ++turn) {
+    auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
+    if (!room) {
+      fault(room.error());
+      return 0;
+    }
+    if (*room < need) {
+      if (!rx_wait_for_room(i, s, need)) break;
+      continue;
+    }
+    s.flags &= ~kRxWait;
+    if (turn == kDatagramsPerTurn) {
+      requeue(i, s);
+      break;
+    }
+    mw_dgram_head head{};
+    alignas(cmsghdr) uint8_t control[kMaxControl];
+    iovec iov[2];
+    msghdr m{};
+    m.msg_name = head.name;
+    m.msg_namelen = sizeof head.name;
+    m.msg_control = control;
+    m.msg_controllen = sizeof control;
+    m.msg_iov = iov;
+    const uint32_t data_at = s.rx_tail + static_cast<uint32_t>(sizeof head);
+    m.msg_iovlen = static_cast<size_t>(ring.pieces(data_at, data_room, iov));
+    const ssize_t n = ::recvmsg(s.fd, &m, MSG_DONTWAIT);
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      if (errno == EAGAIN) break;
+      publish_error(i, s, errno);
+      news |= kNewsAll;
+      if (errno == ENOTCONN || errno == EBADF || turn >= kDatagramsPerTurn) break;
+      continue;  // an ICMP error does not stand for a datagram
+    }
+    const auto data_len = static_cast<uint32_t>(n);
+    // After shutdown for reading an empty queue reads as an empty datagram from nowhere.
+    if (n == 0 && m.msg_namelen == 0 && (s.state & MW_ST_RCV_SHUT) != 0) break;
+    head.data_len = data_len;
+    head.control_len = static_cast<uint32_t>(m.msg_controllen);
+    head.flags = m.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
+    head.name_len = m.msg_namelen <= sizeof head.name ? m.msg_namelen : sizeof head.name;
+    if (head.control_len != 0) {
+      // The control messages come first in the record and are longer than nothing: make way for them.
+      if (scratch_.size() < data_len) scratch_.resize(kMaxDatagram + 1);
+      ring.copy_out(data_at, scratch_.data(), data_len);
+      ring.copy_in(data_at, control, head.control_len);
+      ring.copy_in(data_at + head.control_len, scratch_.data(), data_len);
+    }
+    ring.copy_in(s.rx_tail, &head, sizeof head);
+    s.rx_tail += padded(static_cast<uint32_t>(sizeof head) + head.control_len + data_len);
+    A::store_release(shared.rx_tail, s.rx_tail);
+    touch(i, s);
+    stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + data_len,
+                            std::memory_order_relaxed);
+    news |= kNewsIn;
+  }
+  return news;
+}
+
+void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  const auto name_len = static_cast<uint32_t>(r.arg[1]);
+  const auto control_len = static_cast<uint32_t>(r.arg[2]);
+  const auto data_len = static_cast<uint32_t>(r.arg[3]);
+  const bool inlined = (r.flags2 & MW_SEND_INLINE) != 0;
+  mw_slot& shared = ch_.slot(i);
+  iovec iov[2];
+  msghdr m{};
+  m.msg_iov = iov;
+  m.msg_name = name_len != 0 ? const_cast<uint8_t*>(r.payload) : nullptr;
+  m.msg_namelen = name_len;
+  // The payload starts at a multiple of 8; a name in between moves the control messages off it.
+  alignas(cmsghdr) uint8_t control[MW_CALL_PAYLOAD];
+  if (control_len != 0) {
+    std::memcpy(control, r.payload + name_len, control_len);
+    m.msg_control = control;
+    m.msg_controllen = control_len;
+  }
+  if (inlined) {
+    iov[0] = {const_cast<uint8_t*>(r.payload) + name_len + control_len, data_len};
+    m.msg_iovlen = 1;
+  } else {
+    auto ready = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
+    if (!ready) return fault(ready.error());
+    if (*ready < data_len) return fault({Fault::peer, 0, "a message that is not in its ring"});
+    m.msg_iovlen = static_cast<size_t>(ch_.tx(i).pieces(s.tx_head, data_len, iov));
+  }
+  constexpr int kRefused = MSG_ZEROCOPY | MSG_FASTOPEN | MSG_ERRQUEUE;
+  const int flags = (r.arg[0] & ~kRefused) | MSG_DONTWAIT | MSG_NOSIGNAL;
+  ssize_t n = 0;
+  do {
+    n = ::sendmsg(s.fd, &m, flags);
+  } while (n < 0 && errno == EINTR);
+  a.ret = static_cast<int32_t>(n);
+  a.err = n < 0 ? errno : 0;
+  if (!inlined) {
+    s.tx_head += data_len;
+    A::store_release(shared.tx_head, s.tx_head);
+    s.last_tick = tick_;
+  }
+  if (n > 0)
+    stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + static_cast<uint64_t>(n),
+                            std::memory_order_relaxed);
+}
+
+}  // namespace mw

@@ -1,0 +1,200 @@
+// listener.cc - accepting ahead of the application.
+//
+// Each accepted connection becomes a slot and a placeholder pair, whose application end waits in the queue
+// of the listener's own placeholder. How many wait there is bounded: `ahead` counts what was sent since
+// SIOCOUTQ last told how much was taken, so the steady state does not ask. When the bound is reached we
+// watch that placeholder for EPOLLOUT, which the kernel raises each time the application takes a record
+// while at most a quarter of SO_SNDBUF is in use; SO_SNDBUF is set so that this means half of the bound.
+#include <netinet/in.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/log.h"
+#include "ins/worker.h"
+#include "ring/atomics.h"
+#include "transport/local/fd_message.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+constexpr uint32_t kMaxAhead = 64;
+constexpr int kAcceptsPerTurn = 64;
+
+bool is_wildcard(const mw_addr& a) {
+  sockaddr_storage ss{};
+  std::memcpy(&ss, a.bytes, sizeof a.bytes);
+  if (ss.ss_family == AF_INET)
+    return reinterpret_cast<const sockaddr_in&>(ss).sin_addr.s_addr == htonl(INADDR_ANY);
+  return IN6_IS_ADDR_UNSPECIFIED(&reinterpret_cast<const sockaddr_in6&>(ss).sin6_addr) != 0;
+}
+
+bool get_name(int fd, mw_addr& out) {
+  socklen_t len = sizeof out.bytes;
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(out.bytes), &len) < 0) return false;
+  out.len = std::min<uint32_t>(len, sizeof out.bytes);
+  return true;
+}
+
+}  // namespace
+
+void Worker::listener_started(uint32_t i, Sock& s, int backlog) {
+  if (s.listener == nullptr) s.listener = std::make_unique<ListenerState>();
+  ListenerState& l = *s.listener;
+  s.backlog = backlog;
+  l.limit = backlog < 0 ? kMaxAhead : std::clamp<uint32_t>(static_cast<uint32_t>(backlog), 1, kMaxAhead);
+  l.bound_here = get_name(s.fd, l.local) && !is_wildcard(l.local);
+  // The kernel doubles it: in use may be four times the half of the bound when EPOLLOUT is raised.
+  const int room = static_cast<int>(l.limit * record_cost_);
+  if (room > 0) ::setsockopt(s.ph, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+  set_state(i, s, MW_ST_OPEN | MW_ST_LISTENING);
+  watch_real(i, s);
+  announce_listener(i, s);
+}
+
+// Tells the driver, so that it can have the listener made again by a successor.
+void Worker::announce_listener(uint32_t i, Sock& s) {
+  auto l = std::make_unique<ControlListener>();
+  l->type = ControlType::listener_up;
+  l->slot = i;
+  l->gen = s.gen;
+  l->domain = s.domain;
+  l->socket_type = SOCK_STREAM;
+  l->protocol = s.protocol;
+  l->backlog = s.backlog;
+  l->local = s.listener->local;
+  if (s.options != nullptr) {
+    l->option_count = s.options->count;
+    std::copy_n(s.options->options, s.options->count, l->options);
+  }
+  UniqueFd placeholder{::fcntl(s.ph, F_DUPFD_CLOEXEC, 0)};
+  if (!placeholder) {
+    log_line("mwins", "listener %u: no descriptor left to have it survive a restart", i);
+    return;
+  }
+  ControlNote note(Kind::listener_up, i, s.gen);
+  note.listener = std::move(l);
+  note.placeholder = std::move(placeholder);
+  ins_.to_control.post(std::move(note));
+}
+
+void Worker::on_listener_event(uint32_t i, Sock& s) { accept_some(i, s); }
+
+bool Worker::room_ahead(uint32_t i, Sock& s) {
+  ListenerState& l = *s.listener;
+  if (l.ahead < l.limit) return true;
+  int queued = 0;
+  if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &queued) < 0) queued = 0;
+  l.ahead = record_cost_ == 0 ? 0 : (static_cast<uint32_t>(queued) + record_cost_ - 1) / record_cost_;
+  if (l.ahead < l.limit) return true;
+  if (!l.armed) {
+    // Looks at once, so a record taken meanwhile is not missed.
+    l.armed = watch(s.ph, EPOLLIN | EPOLLRDHUP | EPOLLOUT, i, s, true, EPOLL_CTL_MOD);
+  }
+  return false;
+}
+
+void Worker::accept_some(uint32_t i, Sock& s) {
+  if ((s.state & MW_ST_LISTENING) == 0 || s.listener->stalled) return;
+  for (int k = 0; k < kAcceptsPerTurn; ++k) {
+    if (!room_ahead(i, s)) return;
+    if (!accept_one(i, s)) return;
+  }
+  requeue(i, s);
+}
+
+void Worker::stall(uint32_t i, Sock& s) {
+  if (s.listener->stalled) return;
+  s.listener->stalled = true;
+  stalled_.push_back(i);
+}
+
+void Worker::retry_stalled() {
+  retry_now_ = false;
+  const std::vector<uint32_t> again = std::exchange(stalled_, {});
+  for (const uint32_t i : again) {
+    Sock* s = ins_.slots.find(i);
+    if (s == nullptr || s->listener == nullptr || !s->listener->stalled) continue;
+    s->listener->stalled = false;
+    accept_some(i, *s);
+  }
+}
+
+// Accepts one connection and hands it to the application. False: none is there, or not now.
+bool Worker::accept_one(uint32_t i, Sock& s) {
+  ListenerState& l = *s.listener;
+  auto slot = ins_.slots.allocate(next_worker());
+  if (!slot) {
+    stall(i, s);
+    return false;
+  }
+  const uint32_t n = *slot;
+  Sock& c = ins_.slots.at(n);
+  const auto give_back = [&] {
+    ins_.slots.release(n);
+    return false;
+  };
+  mw_accept_record record{};
+  socklen_t len = sizeof record.peer.bytes;
+  UniqueFd real{::accept4(s.fd, reinterpret_cast<sockaddr*>(record.peer.bytes), &len,
+                          SOCK_NONBLOCK | SOCK_CLOEXEC)};
+  if (!real) {
+    const int err = errno;
+    give_back();
+    if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS) stall(i, s);
+    // The queue is empty: what the application takes from here on is of no interest.
+    if (err == EAGAIN && l.armed)
+      l.armed = !watch(s.ph, EPOLLIN | EPOLLRDHUP, i, s, true, EPOLL_CTL_MOD);
+    // Errors of one connection (it is gone already) do not end the turn.
+    return err == ECONNABORTED || err == EINTR || err == EPROTO || err == EPERM || err == ENETDOWN;
+  }
+  record.peer.len = std::min<uint32_t>(len, sizeof record.peer.bytes);
+  if (l.bound_here)
+    record.local = l.local;
+  else if (!get_name(real.get(), record.local))
+    return give_back() || true;
+  const bool nonblock = (A::load_relaxed(ch_.slot(i).accept_flags) & MW_ACCEPT_NONBLOCK) != 0;
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) < 0) {
+    // The accepted connection cannot be put back: it is reset, as when a server runs out of memory.
+    give_back();
+    stall(i, s);
+    return false;
+  }
+  UniqueFd ours{pair[0]};
+  const UniqueFd theirs{pair[1]};
+  c.fd = real.get();
+  c.ph = ours.get();
+  c.kind = SockKind::stream;
+  c.domain = s.domain;
+  c.protocol = s.protocol;
+  c.linger = s.linger;
+  c.rcvlowat = s.rcvlowat;
+  c.state = MW_ST_OPEN | MW_ST_CONNECTED;
+  init_shared_slot(n, c);
+  record.magic = MW_ACCEPT_MAGIC;
+  record.slot = n;
+  record.gen = c.gen;
+  record.flags = nonblock ? MW_ACCEPT_NONBLOCK : 0;
+  const int fds[] = {theirs.get()};
+  if (!send_message(s.ph, bytes_of(record), fds, MSG_DONTWAIT)) {
+    c.fd = c.ph = -1;
+    give_back();
+    return false;
+  }
+  ++l.ahead;
+  real.release();
+  ours.release();
+  ins_.slots.publish(n);
+  if (!watch(c.ph, EPOLLIN | EPOLLRDHUP, n, c, true, EPOLL_CTL_ADD) || !watch_real(n, c)) {
+    log_line("mwins", "no memory to watch an accepted connection");
+    reset_and_free(n, c);
+  }
+  return true;
+}
+
+}  // namespace mw

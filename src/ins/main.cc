@@ -1,0 +1,123 @@
+// main.cc - mwins, the Isolated Network Stack: one session's socket calls, executed apart from it.
+//
+// Stages: acquire (registry, configuration), threads, give up privileges, serve.
+#include <signal.h>
+#include <sys/signalfd.h>
+
+#include <charconv>
+#include <cstdio>
+#include <cstring>
+#include <string>
+
+#include "base/log.h"
+#include "ins/control.h"
+#include "ins/sandbox.h"
+
+namespace mw {
+namespace {
+
+constexpr uint32_t kNobody = 65534;
+
+struct Arguments {
+  std::string registry;
+  uint32_t id = 0;
+  uint32_t workers = 1;
+  uint32_t uid = kNobody;
+  uint32_t gid = kNobody;
+  int ready_fd = -1;
+};
+
+int usage() {
+  std::fputs("usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N]\n", stderr);
+  return 2;
+}
+
+bool number(const char* text, uint32_t least, uint32_t most, uint32_t& out) {
+  const char* end = text + std::strlen(text);
+  const auto got = std::from_chars(text, end, out);
+  return got.ec == std::errc{} && got.ptr == end && out >= least && out <= most;
+}
+
+bool parse(int argc, char** argv, Arguments& out) {
+  bool have_id = false;
+  for (int i = 1; i < argc; i += 2) {
+    if (i + 1 == argc) return false;
+    const std::string name = argv[i];
+    const char* value = argv[i + 1];
+    uint32_t n = 0;
+    if (name == "--registry") {
+      out.registry = value;
+    } else if (name == "--id") {
+      if (!number(value, 0, UINT32_MAX, out.id)) return false;
+      have_id = true;
+    } else if (name == "--workers") {
+      if (!number(value, 1, MW_MAX_WORKERS, out.workers)) return false;
+    } else if (name == "--uid") {
+      if (!number(value, 1, UINT32_MAX - 1, out.uid)) return false;
+    } else if (name == "--gid") {
+      if (!number(value, 1, UINT32_MAX - 1, out.gid)) return false;
+    } else if (name == "--ready-fd") {
+      if (!number(value, 0, INT32_MAX, n)) return false;
+      out.ready_fd = static_cast<int>(n);
+    } else {
+      return false;
+    }
+  }
+  return have_id && !out.registry.empty();
+}
+
+int failed(const Error& e) {
+  log_line("mwins", "%s: %s", e.where, std::strerror(e.err));
+  return 1;
+}
+
+int run(const Arguments& args) {
+  const uint32_t started_as = ::getuid();
+
+  // Acquire what needs a file system and privileges.
+  raise_descriptor_limit();
+  auto publisher = Publisher::open(args.registry, args.id);
+  if (!publisher) return failed(publisher.error());
+  const OwnAddresses own = own_addresses();
+  publisher->set("ip_addrs", own.text);
+  Resolver resolver;
+  if (const Status read = resolver.init(own); !read) return failed(read.error());
+  sigset_t mask;
+  ::sigemptyset(&mask);
+  ::sigaddset(&mask, SIGTERM);
+  ::sigaddset(&mask, SIGINT);
+  ::sigprocmask(SIG_BLOCK, &mask, nullptr);
+  ::signal(SIGPIPE, SIG_IGN);
+  UniqueFd signals{::signalfd(-1, &mask, SFD_CLOEXEC | SFD_NONBLOCK)};
+  if (!signals) return failed({Fault::sys, errno, "signalfd"});
+  auto listener = publisher->listen_channel();
+  if (!listener) return failed(listener.error());
+
+  // Beyond this point: no files, no other uid's things.
+  auto notes = drop_privileges(args.uid, args.gid);
+  if (!notes) return failed(notes.error());
+  InsContext ins;
+  WorkerThreads workers(args.workers);
+  Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals), started_as);
+
+  // Beyond this point: no threads, no programs, only the system calls of the table.
+  if (const Status filtered = filter_system_calls(); !filtered) return failed(filtered.error());
+  log_line("mwins", "INS %u up: %u worker%s, uid %u%s", args.id, args.workers, args.workers == 1 ? "" : "s",
+           started_as == 0 ? args.uid : started_as, notes->empty_root ? "" : ", no empty root (user namespaces are off)");
+  if (args.ready_fd >= 0) {
+    if (::write(args.ready_fd, "\n", 1) < 0) log_line("mwins", "nobody waits for us to be ready");
+    ::close(args.ready_fd);
+  }
+  auto served = control.serve();
+  if (!served) return failed(served.error());
+  return *served;
+}
+
+}  // namespace
+}  // namespace mw
+
+int main(int argc, char** argv) {
+  mw::Arguments args;
+  if (!mw::parse(argc, argv, args)) return mw::usage();
+  return mw::run(args);
+}

@@ -1,0 +1,88 @@
+#include "ins/slot_table.h"
+
+#include <sys/mman.h>
+
+#include <cerrno>
+#include <new>
+
+namespace mw {
+
+SlotTable::~SlotTable() {
+  if (socks_ == nullptr) return;
+  // Slots that were never used were never constructed and are all zero.
+  for (uint32_t w = 0; w < workers_; ++w)
+    for (uint32_t i = w; i < parts_[w].fresh; i += workers_)
+      if (socks_[i].gen != 0) socks_[i].~Sock();
+  ::munmap(socks_, bytes_);
+}
+
+Status SlotTable::init(const mw_geometry& geometry, uint32_t first_gen) {
+  slots_ = geometry.slots;
+  workers_ = geometry.workers;
+  bytes_ = uint64_t{slots_} * sizeof(Sock);
+  void* p = ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) return Error{Fault::sys, errno, "mmap of the slot table"};
+  socks_ = static_cast<Sock*>(p);
+  parts_ = std::make_unique<Part[]>(workers_);
+  for (uint32_t w = 0; w < workers_; ++w) parts_[w].fresh = w;
+  gen_.store(first_gen, std::memory_order_relaxed);
+  return Ok{};
+}
+
+uint32_t SlotTable::next_gen() {
+  for (;;) {
+    const uint32_t g = gen_.fetch_add(1, std::memory_order_relaxed);
+    if (g != 0) return g;
+  }
+}
+
+Result<uint32_t> SlotTable::allocate(uint32_t worker) {
+  Part& part = parts_[worker];
+  uint32_t slot = 0;
+  {
+    const std::lock_guard hold(part.lock);
+    if (part.free != 0) {
+      slot = part.free - 1;
+      part.free = socks_[slot].next_free;
+    } else {
+      // Listeners that were made again stand among the slots that were never used.
+      while (part.fresh < slots_ && socks_[part.fresh].gen != 0) part.fresh += workers_;
+      if (part.fresh >= slots_) return Error{Fault::limit, 0, "no free slot"};
+      slot = part.fresh;
+      part.fresh += workers_;
+      new (&socks_[slot]) Sock;
+    }
+    socks_[slot].gen = next_gen();
+    socks_[slot].in_use = true;
+  }
+  open_.fetch_add(1, std::memory_order_relaxed);
+  return slot;
+}
+
+Status SlotTable::claim(uint32_t slot, uint32_t gen) {
+  if (slot >= slots_ || gen == 0) return Error{Fault::limit, 0, "no such slot"};
+  Part& part = parts_[slot % workers_];
+  const std::lock_guard hold(part.lock);
+  if (slot < part.fresh || socks_[slot].gen != 0) return Error{Fault::limit, 0, "slot in use"};
+  new (&socks_[slot]) Sock;
+  socks_[slot].gen = gen;
+  socks_[slot].in_use = true;
+  open_.fetch_add(1, std::memory_order_relaxed);
+  return Ok{};
+}
+
+void SlotTable::release(uint32_t slot) {
+  Sock& s = socks_[slot];
+  s.live.store(0, std::memory_order_release);
+  s.listener.reset();
+  s.options.reset();
+  Part& part = parts_[slot % workers_];
+  const std::lock_guard hold(part.lock);
+  s.in_use = false;
+  s.next_free = part.free;
+  part.free = slot + 1;
+  open_.fetch_sub(1, std::memory_order_relaxed);
+}
+
+}  // namespace mw

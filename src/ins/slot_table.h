@@ -1,0 +1,140 @@
+// slot_table.h - the INS's private side of every slot: the real socket, the placeholder, our indexes.
+//
+// INVARIANTS  A slot is live from allocate() to release(); `live` holds its generation meanwhile and 0
+//             otherwise. Free slots are handed out last-freed first, then lowest first, so that the
+//             ready sets stay dense and the rings' memory warm.
+// THREADS     allocate(), claim() and release() from any thread. A live slot belongs to its worker; whoever
+//             allocates it fills it in and then calls publish(), which the worker's find() pairs with.
+//             (The PVM may announce any slot at any time, so a worker can look while it is being filled.)
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <vector>
+
+#include "abi/mw_region.h"
+#include "base/result.h"
+#include "transport/local/control.h"
+
+namespace mw {
+
+enum class SockKind : uint8_t { stream, dgram };
+
+// What only a listener needs.
+struct ListenerState {
+  uint32_t limit = 1;      // records that may wait for the application
+  uint32_t ahead = 0;      // upper bound of those that do
+  bool armed = false;      // the placeholder's EPOLLOUT is watched: the application is behind
+  bool stalled = false;    // out of descriptors or slots: in the worker's retry list
+  bool bound_here = false;  // `local` holds for every accepted connection
+  mw_addr local{};
+};
+
+// The options set on a socket so far, for replay into a successor.
+struct OptionLog {
+  uint32_t count = 0;
+  ReplayOption options[kMaxReplayOptions];
+};
+
+// Sock::flags
+constexpr uint32_t kRxWait = 1;        // receive ring full: we asked for news of room
+constexpr uint32_t kTxBlocked = 2;     // the kernel takes no more: EPOLLOUT will come
+constexpr uint32_t kToEnd = 4;         // RDHUP, HUP or ERR was seen: read until the kernel says so
+constexpr uint32_t kMarkAhead = 8;     // urgent data: the mark has not been reached
+constexpr uint32_t kFinPending = 16;   // shutdown for writing waits for the send ring
+constexpr uint32_t kLingering = 32;    // the last descriptor is gone, bytes are still leaving
+constexpr uint32_t kQueued = 64;       // in the worker's local work list
+constexpr uint32_t kWarm = 128;        // in the worker's list of slots with memory to give back
+constexpr uint32_t kOobHeld = 256;     // `oob` holds an urgent byte for the application
+constexpr uint32_t kBypassSeen = 2048;
+constexpr uint32_t kReadDone = 4096;   // recv() said end or error: nothing more to read
+constexpr uint32_t kRegistered = 8192;     // the real socket is in the epoll set
+constexpr uint32_t kBlockingConnect = 16384;  // the application waits in connect()
+constexpr uint32_t kUserTimeout = 32768;      // the application set TCP_USER_TIMEOUT
+
+// SO_LINGER as the application set it.
+enum class LingerMode : uint8_t { off, reset, wait };
+
+struct alignas(64) Sock {
+  std::atomic<uint32_t> live{0};
+  uint32_t gen = 0;
+  int fd = -1;
+  int ph = -1;
+  uint32_t rx_tail = 0;
+  uint32_t tx_head = 0;
+  uint32_t state = 0;
+  uint32_t flags = 0;
+  uint32_t error_seq = 0;
+  uint32_t oob_mark = 0;
+  uint32_t last_tick = 0;  // when it was last active, in ticks of the worker
+  uint32_t next_free = 0;
+  int32_t backlog = 0;
+  uint32_t rcvlowat = 1;
+  uint32_t tx_high = 0;  // send ring bytes that may be resident
+  SockKind kind = SockKind::stream;
+  uint8_t oob = 0;
+  uint8_t domain = 0;
+  uint8_t rx_touched = 0;  // the receive ring may have resident pages
+  LingerMode linger = LingerMode::off;
+  bool in_use = false;  // under the lock of its part
+  int32_t protocol = 0;
+  std::unique_ptr<ListenerState> listener;
+  std::unique_ptr<OptionLog> options;
+};
+static_assert(sizeof(Sock) <= 256);
+
+class SlotTable {
+ public:
+  SlotTable() = default;
+  SlotTable(const SlotTable&) = delete;
+  SlotTable& operator=(const SlotTable&) = delete;
+  ~SlotTable();
+
+  // Errors: sys (no memory).
+  Status init(const mw_geometry& geometry, uint32_t first_gen);
+
+  // A free slot of this worker with a new generation. Errors: limit (none is free).
+  Result<uint32_t> allocate(uint32_t worker);
+  // This very slot, with the generation it had: a listener that is made again.
+  // Errors: limit (it is in use, or there is no such slot). Only before any allocate() of its worker.
+  Status claim(uint32_t slot, uint32_t gen);
+  void publish(uint32_t slot) {
+    socks_[slot].live.store(socks_[slot].gen, std::memory_order_release);
+  }
+  // Gives the slot back. Its descriptors are the caller's to close.
+  void release(uint32_t slot);
+  // Runs `fn` if the slot is free, and keeps it free meanwhile.
+  template <class Fn>
+  void if_free(uint32_t slot, Fn&& fn) {
+    const std::lock_guard hold(parts_[slot % workers_].lock);
+    if (!socks_[slot].in_use) fn();
+  }
+
+  // The live socket at `slot`, or nullptr. `slot` is range-checked by the caller.
+  Sock* find(uint32_t slot) {
+    Sock& s = socks_[slot];
+    return s.live.load(std::memory_order_acquire) == 0 ? nullptr : &s;
+  }
+  Sock& at(uint32_t slot) { return socks_[slot]; }
+  uint32_t open_count() const { return open_.load(std::memory_order_relaxed); }
+
+ private:
+  struct Part {
+    std::mutex lock;
+    uint32_t fresh = 0;     // the lowest slot that was never used
+    uint32_t free = 0;      // 1 + the slot freed last
+  };
+  uint32_t next_gen();
+
+  Sock* socks_ = nullptr;
+  uint64_t bytes_ = 0;
+  uint32_t slots_ = 0;
+  uint32_t workers_ = 1;
+  std::unique_ptr<Part[]> parts_;
+  std::atomic<uint32_t> gen_{1};
+  std::atomic<uint32_t> open_{0};
+};
+
+}  // namespace mw

@@ -1,0 +1,305 @@
+// stream.cc - the data path of stream sockets: kernel to receive ring, send ring to kernel.
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "ins/worker.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+// No socket moves more than this in one turn while others wait.
+constexpr uint32_t kBytesPerTurn = 256 * 1024;
+
+}  // namespace
+
+// events: EPOLL* bits, or 0 for work left over from the last turn.
+void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
+  if (s.fd < 0) return;
+  if ((s.flags & kLingering) != 0) {
+    int unread = 0;
+    if ((events & (EPOLLERR | EPOLLHUP)) != 0) return free_slot(i, s);
+    // Bytes that nobody will read: the kernel answers them with a reset after close().
+    if ((events & EPOLLIN) != 0 && ::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0)
+      return reset_and_free(i, s);
+    s.flags &= ~kTxBlocked;
+    stream_tx(i, s);
+    auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
+    if (!left) return fault(left.error());
+    if (*left == 0) finish_close(i, s);
+    return;
+  }
+  uint32_t news = 0;
+  if ((s.state & MW_ST_CONNECTING) != 0) {
+    if ((events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0) return;
+    finish_connect(i, s);
+    if ((s.state & MW_ST_CONNECTED) == 0) return announce(i, kNewsAll);
+    news |= kNewsAll;
+  } else if ((s.state & MW_ST_CONNECTED) == 0) {
+    return;
+  }
+  if ((events & EPOLLPRI) != 0) {
+    on_urgent(i, s);
+    news |= kNewsIn;
+  }
+  uint32_t state = s.state;
+  if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) {
+    s.flags |= kToEnd;
+    if ((events & EPOLLRDHUP) != 0) state |= MW_ST_RCV_SHUT;
+    if ((events & EPOLLHUP) != 0) state |= MW_ST_CLOSED | MW_ST_SND_SHUT;
+  }
+  if ((events & EPOLLIN) != 0 || (s.flags & kToEnd) != 0 || events == 0) news |= stream_rx(i, s);
+  if ((events & EPOLLERR) != 0 && s.fd >= 0) {
+    // recv() tells most errors; what it left is either pending or in the error queue.
+    int err = 0;
+    socklen_t len = sizeof err;
+    if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0) {
+      publish_error(i, s, err);
+      news |= kNewsAll;
+    } else {
+      pollfd p{s.fd, 0, 0};
+      if (::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0) state |= MW_ST_ERRQ;
+    }
+  }
+  if ((events & EPOLLOUT) != 0) s.flags &= ~kTxBlocked;
+  if ((events & EPOLLOUT) != 0 || events == 0) news |= stream_tx(i, s);
+  state |= s.state;
+  if (state != s.state) {
+    set_state(i, s, state);
+    news |= kNewsAll;
+  }
+  if (news != 0) announce(i, news);
+}
+
+// Asks for news of `need` bytes of room in the receive ring. True: there is room already, try again.
+bool Worker::rx_wait_for_room(uint32_t i, Sock& s, uint32_t need) {
+  mw_slot& shared = ch_.slot(i);
+  A::fetch_or(shared.want, MW_WANT_RX_ROOM);
+  A::fence();
+  auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
+  if (!room) {
+    fault(room.error());
+    return false;
+  }
+  if (*room >= need) {
+    A::fetch_and(shared.want, ~MW_WANT_RX_ROOM);
+    s.flags &= ~kRxWait;
+    return true;
+  }
+  s.flags |= kRxWait;
+  return false;
+}
+
+// Moves what the kernel holds into the receive ring. Returns the news of it.
+uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
+  const uint32_t capacity = ch_.geometry().rx_ring;
+  const RingBytes ring = ch_.rx(i);
+  mw_slot& shared = ch_.slot(i);
+  uint32_t moved = 0;
+  uint32_t news = 0;
+  if ((s.flags & kReadDone) != 0 || s.fd < 0) {
+    s.flags &= ~kRxWait;
+    return 0;
+  }
+  for (;;) {
+    auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
+    if (!room) {
+      fault(room.error());
+      return 0;
+    }
+    if (*room == 0 || ((s.flags & kRxWait) != 0 && *room < capacity / 2)) {
+      // Half, and not a byte: a slow reader must not cost a system call for every byte it takes.
+      if (!rx_wait_for_room(i, s, capacity / 2)) break;
+      continue;
+    }
+    s.flags &= ~kRxWait;
+    if (moved >= kBytesPerTurn) {
+      requeue(i, s);
+      break;
+    }
+    iovec iov[2];
+    const int pieces = ring.pieces(s.rx_tail, *room, iov);
+    const ssize_t n = pieces == 1 ? ::recv(s.fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT)
+                                  : ::readv(s.fd, iov, pieces);
+    if (n > 0) {
+      const auto got = static_cast<uint32_t>(n);
+      s.rx_tail += got;
+      moved += got;
+      A::store_release(shared.rx_tail, s.rx_tail);
+      news |= kNewsIn;
+      if ((s.flags & kMarkAhead) != 0) {
+        int at_mark = 0;
+        if (::ioctl(s.fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0) {
+          s.flags &= ~kMarkAhead;
+          s.oob_mark = s.rx_tail;
+          A::store_relaxed(shared.oob_mark, s.rx_tail);
+          set_state(i, s, s.state | MW_ST_AT_MARK);
+        }
+        continue;  // a short read ended at the mark, perhaps
+      }
+      // Less than we had room for: the kernel holds no more, and what comes is a new edge.
+      if (got < *room && (s.flags & kToEnd) == 0) break;
+      continue;
+    }
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0 && errno == EAGAIN) {
+      s.flags &= ~kToEnd;
+      break;
+    }
+    if (n < 0) {
+      const int err = errno;
+      publish_error(i, s, err);
+      news |= kNewsAll;
+      set_state(i, s, s.state | end_bits(s));
+      if ((s.state & MW_ST_CLOSED) == 0) break;  // a passing error (ICMP): the connection lives
+      set_state(i, s, s.state | MW_ST_EOF | MW_ST_RCV_SHUT);
+      s.flags = (s.flags | kReadDone) & ~kToEnd;
+      break;
+    }
+    s.flags &= ~kToEnd;
+    if ((s.state & MW_ST_EOF) == 0) {
+      set_state(i, s, s.state | MW_ST_EOF | MW_ST_RCV_SHUT);
+      news |= kNewsAll;
+    }
+    break;
+  }
+  if (moved != 0) {
+    touch(i, s);
+    stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
+                            std::memory_order_relaxed);
+  }
+  return news;
+}
+
+// Moves what is new in the send ring into the kernel. Returns the news of it.
+uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
+  const uint32_t capacity = ch_.geometry().tx_ring;
+  const RingBytes ring = ch_.tx(i);
+  mw_slot& shared = ch_.slot(i);
+  uint32_t moved = 0;
+  auto ready = ring_ready(capacity, s.tx_head, shared.tx_tail);
+  if (!ready) {
+    fault(ready.error());
+    return 0;
+  }
+  uint32_t left = *ready;
+  if (left == 0 || s.fd < 0 || (s.state & MW_ST_CONNECTING) != 0) return 0;
+  uint32_t news = 0;
+  const uint32_t tail = s.tx_head + left;
+  while (left != 0) {
+    iovec iov[2];
+    const int pieces = ring.pieces(s.tx_head, left, iov);
+    ssize_t n = 0;
+    if (pieces == 1) {
+      n = ::send(s.fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+    } else {
+      msghdr m{};
+      m.msg_iov = iov;
+      m.msg_iovlen = 2;
+      n = ::sendmsg(s.fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+    }
+    if (n < 0) {
+      if (errno == EINTR) continue;
+      if (errno == EAGAIN) {
+        s.flags |= kTxBlocked;
+        break;
+      }
+      stream_send_failed(i, s, errno, tail);
+      return kNewsAll;
+    }
+    const auto sent = static_cast<uint32_t>(n);
+    s.tx_head += sent;
+    moved += sent;
+    left -= sent;
+    if (left != 0) {
+      s.flags |= kTxBlocked;  // a short send: the kernel's buffer is full and EPOLLOUT will say when not
+      break;
+    }
+  }
+  if (moved != 0) {
+    A::store_release(shared.tx_head, s.tx_head);
+    s.last_tick = tick_;
+    stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + moved,
+                            std::memory_order_relaxed);
+    if (ring_writable(capacity, capacity - left)) news |= kNewsOut;
+  }
+  if (left == 0 && (s.flags & kFinPending) != 0) {
+    s.flags &= ~kFinPending;
+    ::shutdown(s.fd, SHUT_WR);
+  }
+  return news;
+}
+
+// What the kernel's own poll() says about the connection's end.
+uint32_t Worker::end_bits(const Sock& s) const {
+  pollfd p{s.fd, POLLIN | POLLRDHUP, 0};
+  if (::poll(&p, 1, 0) <= 0) return 0;
+  uint32_t bits = 0;
+  if ((p.revents & POLLHUP) != 0) bits |= MW_ST_CLOSED | MW_ST_SND_SHUT;
+  if ((p.revents & POLLRDHUP) != 0) bits |= MW_ST_RCV_SHUT;
+  return bits;
+}
+
+void Worker::stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail) {
+  const uint32_t bits = end_bits(s);
+  if (err != EPIPE && (bits & MW_ST_CLOSED) == 0 && (s.state & MW_ST_CONNECTED) != 0) {
+    // A passing error (ICMP, no memory): the kernel reports it once and the bytes stay to be sent.
+    publish_error(i, s, err);
+    requeue(i, s);
+    return;
+  }
+  s.tx_head = tail;
+  A::store_release(ch_.slot(i).tx_head, tail);
+  // EPIPE is a state and no event: the application's next send fails by MW_ST_SND_SHUT.
+  if (err != EPIPE) publish_error(i, s, err);
+  s.flags &= ~(kFinPending | kTxBlocked);
+  set_state(i, s, s.state | bits | MW_ST_SND_SHUT);
+}
+
+void Worker::finish_connect(uint32_t i, Sock& s) {
+  int err = 0;
+  socklen_t len = sizeof err;
+  if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0) err = errno;
+  const uint32_t rest = s.state & ~MW_ST_CONNECTING;
+  if (err == 0) {
+    s.flags &= ~kBlockingConnect;
+    set_state(i, s, rest | MW_ST_CONNECTED);
+    return;
+  }
+  publish_error(i, s, err);
+  uint32_t bits = end_bits(s) | MW_ST_CLOSED;
+  if ((s.flags & kBlockingConnect) != 0) {
+    // A connect() that waits leaves the socket as new; ours did not wait, so the kernel still expects
+    // somebody to come back for the outcome.
+    sockaddr none{};
+    none.sa_family = AF_UNSPEC;
+    if (::connect(s.fd, &none, sizeof none) == 0) bits = MW_ST_CLOSED;
+    s.flags &= ~kBlockingConnect;
+  }
+  set_state(i, s, rest | bits);
+}
+
+void Worker::on_urgent(uint32_t i, Sock& s) {
+  // Fetched at once: reading on past the mark would lose it.
+  char byte = 0;
+  if (::recv(s.fd, &byte, 1, MSG_OOB | MSG_DONTWAIT) == 1) {
+    s.oob = static_cast<uint8_t>(byte);
+    s.flags |= kOobHeld;
+  }
+  s.flags |= kMarkAhead;
+  set_state(i, s, (s.state & ~MW_ST_AT_MARK) | MW_ST_PRI);
+  int at_mark = 0;
+  if (::ioctl(s.fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0) {
+    s.flags &= ~kMarkAhead;
+    s.oob_mark = s.rx_tail;
+    A::store_relaxed(ch_.slot(i).oob_mark, s.rx_tail);
+    set_state(i, s, s.state | MW_ST_AT_MARK);
+  }
+}
+
+}  // namespace mw

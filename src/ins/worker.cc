@@ -1,0 +1,596 @@
+#include "ins/worker.h"
+
+#include <linux/falloc.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+
+#include <climits>
+#include <cstring>
+
+#include "base/log.h"
+#include "ring/atomics.h"
+#include "transport/local/fd_message.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+constexpr int kEventsPerTurn = 128;
+constexpr int kDropsPerTurn = 64;
+constexpr uint32_t kIdleTicks = 2;
+// After its last close a socket that the peer does not drain is given up by the kernel.
+constexpr unsigned kLingerTimeoutMs = 60'000;
+
+// epoll data: generation, then which end, then slot. The tags stand where no generation is.
+constexpr uint64_t kPlaceholderBit = uint64_t{1} << 31;
+constexpr uint64_t kTagBell = 1;
+constexpr uint64_t kTagNotes = 2;
+constexpr uint64_t kTagDrop = 3;
+constexpr uint32_t kSlotMask = 0x7fffffff;
+
+bool is_stream_placeholder(int fd) {
+  int domain = 0;
+  int type = 0;
+  socklen_t len = sizeof domain;
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX) return false;
+  len = sizeof type;
+  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
+}
+
+uint32_t accept_record_cost() {
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) return 0;
+  const UniqueFd a{pair[0]};
+  const UniqueFd b{pair[1]};
+  const mw_accept_record record{};
+  const int fds[] = {b.get()};
+  int queued = 0;
+  if (!send_message(a.get(), bytes_of(record), fds, MSG_DONTWAIT)) return 0;
+  if (::ioctl(a.get(), TIOCOUTQ, &queued) < 0 || queued <= 0) return 0;
+  return static_cast<uint32_t>(queued);
+}
+
+}  // namespace
+
+void CallTable::init(const Channel& channel) {
+  channel_ = channel;
+  const uint32_t calls = channel.geometry().calls;
+  last_ = std::make_unique<std::atomic<uint32_t>[]>(calls);
+  for (uint32_t i = 0; i < calls; ++i)
+    last_[i].store(A::load_relaxed(channel.call(i).done_seq), std::memory_order_relaxed);
+}
+
+Result<bool> CallTable::begin(uint32_t call, Request& out) {
+  mw_call& cell = channel_.call(call);
+  const Status copied = copy_request(cell, out);
+  if (last_[call].exchange(out.seq, std::memory_order_relaxed) == out.seq) return false;
+  if (!copied) return copied.error();
+  return true;
+}
+
+void CallTable::answer(uint32_t call, uint32_t seq, const Answer& a) {
+  mw_call& cell = channel_.call(call);
+  if (a.out_len != 0) std::memcpy(cell.payload, a.payload, a.out_len);
+  A::store_relaxed(cell.ret, a.ret);
+  A::store_relaxed(cell.err, a.err);
+  A::store_relaxed(cell.out_len, a.out_len);
+  A::store_release(cell.done_seq, seq);
+  A::fence();
+  if (A::load_relaxed(cell.waiting) != 0)
+    ::syscall(SYS_futex, &cell.done_seq, 1 /* FUTEX_WAKE, between processes */, INT_MAX, nullptr,
+              nullptr, 0);
+}
+
+Worker::Worker(InsContext& ins, uint32_t index)
+    : ins_(ins),
+      index_(index),
+      ch_(ins.channel),
+      sock_news_(ch_.sock_news(index)),
+      call_news_(ch_.call_news(index)),
+      epoll_(ins.epolls[index].get()),
+      stats_(*ins.stats[index]),
+      record_cost_(accept_record_cost()),
+      group_bells_(ch_.geometry().groups, -1) {
+  const auto own_slots = ch_.geometry().slots / ch_.geometry().workers + 1;
+  // Reserved, not touched: the steady state must not allocate, and unused memory costs nothing.
+  local_.reserve(own_slots);
+  local_next_.reserve(own_slots);
+  warm_.reserve(own_slots);
+}
+
+Worker::~Worker() {
+  for (const int bell : group_bells_)
+    if (bell >= 0) ::close(bell);
+}
+
+bool Worker::watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool placeholder, int op) {
+  epoll_event e{};
+  e.events = events | EPOLLET;
+  e.data.u64 = uint64_t{s.gen} << 32 | (placeholder ? kPlaceholderBit : 0) | i;
+  return ::epoll_ctl(ins_.epolls[ch_.worker_of(i)].get(), op, fd, &e) == 0;
+}
+
+bool Worker::watch_real(uint32_t i, Sock& s) {
+  if ((s.flags & kRegistered) != 0) return true;
+  if (!watch(s.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI, i, s, false, EPOLL_CTL_ADD)) return false;
+  s.flags |= kRegistered;
+  return true;
+}
+
+void Worker::run() {
+  const auto add = [this](int fd, uint32_t events, uint64_t tag) {
+    epoll_event e{};
+    e.events = events;
+    e.data.u64 = tag;
+    if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e) < 0) {
+      log_line("mwins", "worker %u cannot watch its doorbells: %s", index_, std::strerror(errno));
+      stop_ = true;
+    }
+  };
+  // The doorbell is never read: each ring is an edge.
+  add(ins_.bells[index_].get(), EPOLLIN | EPOLLET, kTagBell);
+  add(ins_.to_worker[index_]->bell(), EPOLLIN, kTagNotes);
+  if (index_ == 0) add(ins_.drop.get(), EPOLLIN, kTagDrop);
+  on_notes();
+  while (!stop_ && ins_.poisoned.load(std::memory_order_relaxed) == nullptr) {
+    bool worked = turn_news();
+    if (!local_.empty()) {
+      turn_local();
+      worked = true;
+    }
+    if (worked || !local_.empty() || retry_now_) {
+      turn_events(0);
+    } else if (sock_news_.prepare_sleep()) {
+      if (call_news_.prepare_sleep()) {
+        turn_events(sleep_ms());
+        call_news_.wake();
+      }
+      sock_news_.wake();
+    }
+    const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
+    if (tick != tick_) {
+      tick_ = tick;
+      release_idle_memory();
+      retry_now_ = true;
+    }
+    if (retry_now_) retry_stalled();
+  }
+  ins_.to_control.post(ControlNote(Kind::stopped));
+}
+
+int Worker::sleep_ms() const {
+  // The only timed work: memory to give back, and listeners that wait for a free descriptor.
+  if (!stalled_.empty()) return 100;
+  return warm_.empty() ? -1 : 1000;
+}
+
+bool Worker::turn_news() {
+  bool any = false;
+  sock_news_.drain([&](uint32_t i) {
+    any = true;
+    if (i % ch_.geometry().workers == index_) on_sock_news(i);
+    return true;
+  });
+  call_news_.drain([&](uint32_t call) {
+    any = true;
+    on_call(call);
+    return true;
+  });
+  return any;
+}
+
+void Worker::turn_events(int timeout_ms) {
+  epoll_event events[kEventsPerTurn];
+  const int n = ::epoll_wait(epoll_, events, kEventsPerTurn, timeout_ms);
+  for (int k = 0; k < n; ++k) on_event(events[k]);
+}
+
+void Worker::turn_local() {
+  std::swap(local_, local_next_);
+  local_.clear();
+  for (const uint32_t i : local_next_) {
+    Sock* s = ins_.slots.find(i);
+    if (s == nullptr || (s->flags & kQueued) == 0) continue;
+    s->flags &= ~kQueued;
+    if (s->listener != nullptr)
+      accept_some(i, *s);
+    else if (s->kind == SockKind::stream)
+      on_stream_event(i, *s, 0);
+    else
+      on_dgram_event(i, *s, 0);
+  }
+}
+
+void Worker::requeue(uint32_t i, Sock& s) {
+  if ((s.flags & kQueued) != 0) return;
+  s.flags |= kQueued;
+  local_.push_back(i);
+}
+
+void Worker::on_event(const epoll_event& e) {
+  const uint64_t tag = e.data.u64;
+  if (tag >> 32 == 0) {
+    if (tag == kTagNotes) on_notes();
+    if (tag == kTagDrop) on_drop();
+    return;
+  }
+  const uint32_t i = static_cast<uint32_t>(tag) & kSlotMask;
+  Sock* s = ins_.slots.find(i);
+  if (s == nullptr || s->gen != static_cast<uint32_t>(tag >> 32)) return;
+  if ((tag & kPlaceholderBit) != 0)
+    on_placeholder(i, *s, e.events);
+  else if (s->listener != nullptr)
+    on_listener_event(i, *s);
+  else if (s->kind == SockKind::stream)
+    on_stream_event(i, *s, e.events);
+  else
+    on_dgram_event(i, *s, e.events);
+}
+
+void Worker::on_placeholder(uint32_t i, Sock& s, uint32_t events) {
+  if ((events & EPOLLIN) != 0) {
+    // Nothing but the end may come here. Descriptors sent along are dropped by the kernel.
+    char bytes[256];
+    ssize_t n = 0;
+    bool any = false;
+    while ((n = ::recv(s.ph, bytes, sizeof bytes, MSG_DONTWAIT)) > 0) any = true;
+    if (any && (s.flags & kBypassSeen) == 0) {
+      s.flags |= kBypassSeen;
+      log_line("mwins", "socket %u: bytes on the placeholder: a system call went past the shim", i);
+      ins_.to_control.post(ControlNote(Kind::bypass, i, s.gen));
+      abort_socket(i, s);
+    }
+  }
+  if ((events & EPOLLHUP) != 0) {
+    last_close(i, s);
+    return;
+  }
+  if ((events & EPOLLOUT) != 0 && s.listener != nullptr) accept_some(i, s);
+}
+
+void Worker::on_notes() {
+  for (WorkerNote& note : ins_.to_worker[index_]->take()) {
+    switch (note.kind) {
+      case WorkerNote::Kind::group_open:
+      case WorkerNote::Kind::group_close: {
+        int& bell = group_bells_[note.index];
+        if (bell >= 0) ::close(bell);
+        bell = note.bell.release();
+        // What was announced before we knew the doorbell was not rung for.
+        if (bell >= 0 && ch_.group_news(note.index).need_ring()) {
+          const uint64_t one = 1;
+          (void)!::write(bell, &one, sizeof one);
+        }
+        break;
+      }
+      case WorkerNote::Kind::adopt: {
+        Sock* s = ins_.slots.find(note.index);
+        if (s == nullptr) break;
+        listener_started(note.index, *s, s->backlog);
+        watch(s->ph, EPOLLIN | EPOLLRDHUP, note.index, *s, true, EPOLL_CTL_ADD);
+        break;
+      }
+      case WorkerNote::Kind::stop:
+        stop_ = true;
+        break;
+    }
+  }
+}
+
+uint32_t Worker::next_worker() {
+  const uint32_t workers = ch_.geometry().workers;
+  if (workers == 1) return 0;
+  spread_ = (spread_ + 1) % workers;
+  return spread_;
+}
+
+void Worker::on_drop() {
+  for (int k = 0; k < kDropsPerTurn; ++k)
+    if (!take_drop()) return;
+}
+
+// One new socket from the drop socket. False: there is none, or no more is to be taken now.
+bool Worker::take_drop() {
+  mw_drop_record record{};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
+  iovec iov{&record, sizeof record};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  const ssize_t n = ::recvmsg(ins_.drop.get(), &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0) return errno == EINTR;
+  if (n == 0) {  // nobody is left who could send one
+    ::epoll_ctl(epoll_, EPOLL_CTL_DEL, ins_.drop.get(), nullptr);
+    return false;
+  }
+  UniqueFd placeholder;
+  uint32_t fds = 0;
+  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t k = 0; k < count; ++k, ++fds) {
+      int fd = -1;
+      std::memcpy(&fd, CMSG_DATA(c) + k * sizeof fd, sizeof fd);
+      placeholder.reset(fd);
+    }
+  }
+  // A descriptor that we have no room for arrives as a truncated message, like a lie.
+  const bool no_room = fds == 0 && (m.msg_flags & MSG_CTRUNC) != 0;
+  if (n != sizeof record || record.magic != MW_DROP_MAGIC || record.call >= ch_.geometry().calls ||
+      (fds != 1 && !no_room)) {
+    fault({Fault::peer, 0, "a new socket's record that cannot be"});
+    return false;
+  }
+  auto begun = ins_.calls.begin(record.call, request_);
+  if (!begun) {
+    fault(begun.error());
+    return false;
+  }
+  // Else its owner died between the two steps.
+  if (!*begun || request_.seq != record.seq || request_.op != MW_OP_SOCKET) return true;
+  answer_.ret = -1;
+  answer_.err = ENFILE;
+  answer_.out_len = 0;
+  if (!no_room && !new_socket(request_, std::move(placeholder), answer_)) return false;
+  ins_.calls.answer(record.call, request_.seq, answer_);
+  return true;
+}
+
+void Worker::init_shared_slot(uint32_t i, Sock& s) {
+  s.rx_tail = MW_INDEX_START;
+  s.tx_head = MW_INDEX_START;
+  mw_slot& shared = ch_.slot(i);
+  A::store_relaxed(shared.tx_tail, MW_INDEX_START);
+  A::store_relaxed(shared.rx_head, MW_INDEX_START);
+  A::store_relaxed(shared.want, 0u);
+  A::store_relaxed(shared.accept_flags, 0u);
+  A::store_relaxed(shared.watches, uint64_t{0});
+  A::store_relaxed(shared.rx_tail, MW_INDEX_START);
+  A::store_relaxed(shared.tx_head, MW_INDEX_START);
+  A::store_relaxed(shared.error, 0);
+  A::store_relaxed(shared.error_seq, 0u);
+  A::store_relaxed(shared.oob_mark, 0u);
+  A::store_relaxed(shared.state, s.state);
+  A::store_release(shared.gen, s.gen);
+}
+
+bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
+  const auto failed = [&a](int err) {
+    a.ret = -1;
+    a.err = err;
+    return true;
+  };
+  const int domain = r.arg[0];
+  const int type = r.arg[1] & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (!is_stream_placeholder(placeholder.get())) {
+    fault({Fault::peer, 0, "a placeholder that is none"});
+    return false;
+  }
+  if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
+  if (type != SOCK_STREAM && type != SOCK_DGRAM) return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
+  UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
+  // Our limit of descriptors is not the application's.
+  if (!real) return failed(errno == EMFILE ? ENFILE : errno);
+  auto slot = ins_.slots.allocate(next_worker());
+  if (!slot) return failed(ENFILE);
+  const uint32_t i = *slot;
+  Sock& s = ins_.slots.at(i);
+  s.fd = real.release();
+  s.ph = placeholder.release();
+  s.kind = type == SOCK_STREAM ? SockKind::stream : SockKind::dgram;
+  s.domain = static_cast<uint8_t>(domain);
+  s.protocol = r.arg[2];
+  s.state = MW_ST_OPEN;
+  init_shared_slot(i, s);
+  const mw_new_socket out{i, s.gen};
+  std::memcpy(a.payload, &out, sizeof out);
+  a.out_len = sizeof out;
+  a.ret = 0;
+  a.err = 0;
+  ins_.slots.publish(i);
+  // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
+  if (!watch(s.ph, EPOLLIN | EPOLLRDHUP, i, s, true, EPOLL_CTL_ADD) ||
+      (s.kind == SockKind::dgram && !watch_real(i, s))) {
+    free_slot(i, s);
+    return failed(ENOMEM);
+  }
+  return true;
+}
+
+void Worker::on_sock_news(uint32_t i) {
+  Sock* s = ins_.slots.find(i);
+  if (s == nullptr || s->listener != nullptr) return;
+  uint32_t news = 0;
+  if (s->kind == SockKind::stream) {
+    if ((s->flags & kTxBlocked) == 0) news |= stream_tx(i, *s);
+    if ((s->flags & kRxWait) != 0) news |= stream_rx(i, *s);
+  } else if ((s->flags & kRxWait) != 0) {
+    news |= dgram_rx(i, *s);
+  }
+  if (news != 0) announce(i, news);
+}
+
+void Worker::set_state(uint32_t i, Sock& s, uint32_t state) {
+  s.state = state;
+  A::store_release(ch_.slot(i).state, state);
+}
+
+void Worker::publish_error(uint32_t i, Sock& s, int err) {
+  mw_slot& shared = ch_.slot(i);
+  A::store_relaxed(shared.error, err);
+  A::store_release(shared.error_seq, ++s.error_seq);
+}
+
+void Worker::announce(uint32_t i, uint32_t news) {
+  A::fence();
+  mw_slot& shared = ch_.slot(i);
+  const uint32_t want = A::load_relaxed(shared.want);
+  bool out = (news & kNewsOut) != 0;
+  if ((news & kNewsIn) != 0 || (want & MW_WANT_OUT_EVENT) != 0) {
+    if (out && (want & MW_WANT_OUT_EVENT) != 0) A::fetch_and(shared.want, ~MW_WANT_OUT_EVENT);
+    uint64_t watches = A::load_relaxed(shared.watches);
+    for (; watches != 0; watches >>= 16) {
+      const uint32_t group = static_cast<uint32_t>(watches & 0xffff);
+      if (group == 0 || group > ch_.geometry().groups) continue;
+      if (!ch_.group_news(group - 1).add(i)) continue;
+      const uint64_t one = 1;
+      if (group_bells_[group - 1] >= 0) (void)!::write(group_bells_[group - 1], &one, sizeof one);
+    }
+  }
+  const uint32_t tokens = ((news & kNewsIn) != 0 ? MW_WANT_TOKEN_IN : 0) |
+                          (out ? MW_WANT_TOKEN_OUT : 0);
+  if ((want & tokens) == 0) return;
+  if ((A::fetch_and(shared.want, ~tokens) & tokens) == 0) return;
+  const char token = 0;
+  const Sock& s = ins_.slots.at(i);
+  // A full queue holds tokens enough to wake anybody.
+  (void)!::send(s.ph, &token, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+// ---- closing ----
+
+void Worker::last_close(uint32_t i, Sock& s) {
+  if (s.listener != nullptr) {
+    ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+    return free_slot(i, s);
+  }
+  if (s.kind == SockKind::dgram) return free_slot(i, s);
+  if ((s.flags & kLingering) != 0) return;
+  if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);
+  mw_slot& shared = ch_.slot(i);
+  auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
+  auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
+  if (!room) return fault(room.error());
+  if (!left) return fault(left.error());
+  if (*room != ch_.geometry().rx_ring) return reset_and_free(i, s);  // unread bytes, as in the kernel
+  if (*left == 0 || (s.state & MW_ST_CONNECTED) == 0 || s.linger == LingerMode::reset)
+    return finish_close(i, s);
+  // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
+  int unread = 0;
+  if (::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0) return reset_and_free(i, s);
+  s.flags |= kLingering;
+  if ((s.flags & kUserTimeout) == 0)
+    ::setsockopt(s.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kLingerTimeoutMs, sizeof kLingerTimeoutMs);
+}
+
+// Closes the connection now and with a reset; the slot and its placeholder stay.
+void Worker::abort_socket(uint32_t i, Sock& s) {
+  if (s.listener != nullptr || s.fd < 0) return;
+  const linger now{1, 0};
+  ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  ::close(s.fd);
+  s.fd = -1;
+  s.flags |= kReadDone;
+  publish_error(i, s, ECONNRESET);
+  set_state(i, s,
+            (s.state & ~MW_ST_CONNECTING) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
+  announce(i, kNewsAll);
+}
+
+void Worker::reset_and_free(uint32_t i, Sock& s) {
+  if (s.fd >= 0) {
+    const linger now{1, 0};
+    ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  }
+  free_slot(i, s);
+}
+
+void Worker::finish_close(uint32_t i, Sock& s) {
+  if (s.fd >= 0 && s.linger == LingerMode::wait) {
+    // The kernel would wait in our close(). The application's close() has long returned.
+    const linger off{0, 0};
+    ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
+  }
+  free_slot(i, s);
+}
+
+void Worker::free_slot(uint32_t i, Sock& s) {
+  if (s.fd >= 0) ::close(s.fd);
+  ::close(s.ph);
+  s.fd = -1;
+  s.ph = -1;
+  // How far the send ring was used decides how much of it may be resident.
+  s.tx_high = s.tx_head - MW_INDEX_START;
+  A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED);
+  const uint32_t keep = s.flags & kWarm;
+  s.flags = keep;
+  s.error_seq = 0;
+  s.oob_mark = 0;
+  s.rcvlowat = 1;
+  s.backlog = 0;
+  s.linger = LingerMode::off;
+  if (s.tx_high > MW_PAGE && keep == 0) {
+    s.flags |= kWarm;
+    warm_.push_back(i);
+  }
+  s.last_tick = tick_;
+  ins_.slots.release(i);
+  if (!stalled_.empty()) retry_now_ = true;
+}
+
+// ---- memory ----
+
+void Worker::touch(uint32_t i, Sock& s) {
+  s.last_tick = tick_;
+  s.rx_touched = 1;
+  if ((s.flags & kWarm) != 0) return;
+  s.flags |= kWarm;
+  warm_.push_back(i);
+}
+
+void Worker::punch(uint64_t offset, uint64_t bytes) {
+  // A failure costs memory and nothing else.
+  (void)!::fallocate(ins_.channel_fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                     static_cast<off_t>(offset), static_cast<off_t>(bytes));
+}
+
+// Gives back the ring memory of slots that were idle for a while. Only the INS writes a receive ring, so an
+// empty one can lose its pages at any time; a send ring only after its socket is gone.
+void Worker::release_idle_memory() {
+  const mw_geometry& g = ch_.geometry();
+  for (size_t k = 0; k < warm_.size();) {
+    const uint32_t i = warm_[k];
+    Sock& s = ins_.slots.at(i);
+    const bool live = s.live.load(std::memory_order_relaxed) != 0;
+    bool keep = tick_ - s.last_tick < kIdleTicks;
+    if (!keep && live) {
+      auto room = ring_room(g.rx_ring, s.rx_tail, ch_.slot(i).rx_head);
+      keep = !room || *room != g.rx_ring;
+    }
+    if (keep) {
+      ++k;
+      continue;
+    }
+    const uint64_t ring = ch_.layout().rings + ch_.layout().ring_stride * i;
+    if (live) {
+      if (s.rx_touched != 0) punch(ring, g.rx_ring);
+      s.rx_touched = 0;
+      s.flags &= ~kWarm;
+    } else {
+      bool freed = false;
+      ins_.slots.if_free(i, [&] {
+        if (s.rx_touched != 0) punch(ring, g.rx_ring);
+        if (s.tx_high > MW_PAGE) punch(ring + g.rx_ring, g.tx_ring);
+        s.rx_touched = 0;
+        s.tx_high = 0;
+        s.flags &= ~kWarm;
+        freed = true;
+      });
+      if (!freed) {  // taken again while we looked
+        ++k;
+        continue;
+      }
+    }
+    warm_[k] = warm_.back();
+    warm_.pop_back();
+  }
+}
+
+}  // namespace mw

@@ -1,0 +1,133 @@
+// worker.h - one event loop of the INS: it executes the calls about its slots and moves their bytes.
+//
+// The loop: take news from the PVM (sock_news, call_news), then events from the kernel (epoll), then what
+// is left over from the last turn; sleep only after announcing it in both ready sets. The steady state
+// allocates nothing: a request costs one recv and one send of the real socket.
+//
+// TRUST       Slots, calls and the indexes in them come from the PVM: find() and the window checks of
+//             ring/ stand before every use. A violation poisons the channel and ends the loop.
+// INVARIANTS  A slot's epoll events carry its generation: what was queued for a slot's earlier life is
+//             dropped. The shared copies of our own indexes are written and never read.
+// ORDERING    Publication (index, state, error: release), fence, look at watches and want: announce().
+// THREADS     run() is the worker's thread; everything else is called from it. Other threads send notes.
+#pragma once
+
+#include <sys/epoll.h>
+
+#include <cstdint>
+#include <vector>
+
+#include "ins/context.h"
+
+namespace mw {
+
+class Worker {
+ public:
+  Worker(InsContext& ins, uint32_t index);
+  ~Worker();
+  // Serves until a stop note or until the channel is poisoned.
+  void run();
+
+ private:
+  using Kind = ControlNote::Kind;
+  // What an announcement is about.
+  static constexpr uint32_t kNewsIn = 1;   // input, state or error
+  static constexpr uint32_t kNewsOut = 2;  // room in the send ring, state or error
+  static constexpr uint32_t kNewsAll = kNewsIn | kNewsOut;
+
+  // worker.cc
+  bool turn_news();
+  void turn_events(int timeout_ms);
+  void turn_local();
+  void on_event(const epoll_event& e);
+  void on_placeholder(uint32_t i, Sock& s, uint32_t events);
+  void on_notes();
+  void on_drop();
+  bool take_drop();
+  void on_sock_news(uint32_t i);
+  int sleep_ms() const;
+  void requeue(uint32_t i, Sock& s);
+  void set_state(uint32_t i, Sock& s, uint32_t state);
+  void publish_error(uint32_t i, Sock& s, int err);
+  void announce(uint32_t i, uint32_t news);
+  void fault(const Error& e) { ins_.poison(e.where); }
+  bool watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool placeholder, int op);
+  bool watch_real(uint32_t i, Sock& s);
+  void init_shared_slot(uint32_t i, Sock& s);
+  uint32_t next_worker();
+
+  // closing (worker.cc)
+  void last_close(uint32_t i, Sock& s);
+  void abort_socket(uint32_t i, Sock& s);
+  void reset_and_free(uint32_t i, Sock& s);
+  void finish_close(uint32_t i, Sock& s);
+  void free_slot(uint32_t i, Sock& s);
+
+  // memory (worker.cc)
+  void touch(uint32_t i, Sock& s);
+  void release_idle_memory();
+  void punch(uint64_t offset, uint64_t bytes);
+
+  // stream.cc
+  void on_stream_event(uint32_t i, Sock& s, uint32_t events);
+  uint32_t stream_rx(uint32_t i, Sock& s);
+  uint32_t stream_tx(uint32_t i, Sock& s);
+  void stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail);
+  void finish_connect(uint32_t i, Sock& s);
+  void on_urgent(uint32_t i, Sock& s);
+  bool rx_wait_for_room(uint32_t i, Sock& s, uint32_t need);
+  uint32_t end_bits(const Sock& s) const;
+
+  // dgram.cc
+  void on_dgram_event(uint32_t i, Sock& s, uint32_t events);
+  uint32_t dgram_rx(uint32_t i, Sock& s);
+  void dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a);
+
+  // listener.cc
+  void on_listener_event(uint32_t i, Sock& s);
+  void accept_some(uint32_t i, Sock& s);
+  bool accept_one(uint32_t i, Sock& s);
+  bool room_ahead(uint32_t i, Sock& s);
+  void listener_started(uint32_t i, Sock& s, int backlog);
+  void announce_listener(uint32_t i, Sock& s);
+  void retry_stalled();
+  void stall(uint32_t i, Sock& s);
+
+  // calls.cc
+  void on_call(uint32_t call);
+  void execute(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_bind(Sock& s, const Request& r, Answer& a);
+  void call_listen(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_connect(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_getsockopt(Sock& s, const Request& r, Answer& a);
+  void call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_name(Sock& s, bool peer, Answer& a);
+  void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
+  bool new_socket(const Request& r, UniqueFd placeholder, Answer& a);
+
+  InsContext& ins_;
+  const uint32_t index_;
+  const Channel ch_;
+  ReadySet sock_news_;
+  ReadySet call_news_;
+  const int epoll_;
+  Stats& stats_;
+  bool stop_ = false;
+  uint32_t tick_ = 0;
+  uint32_t spread_ = 0;        // the worker that gets the next new socket
+  uint32_t record_cost_ = 0;   // what one accept record weighs in SIOCOUTQ
+  bool retry_now_ = false;     // a slot or descriptor came free while listeners were stalled
+  std::vector<int> group_bells_;
+  std::vector<uint32_t> local_;    // slots with work left
+  std::vector<uint32_t> local_next_;
+  std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
+  std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
+  std::vector<uint8_t> scratch_;   // one datagram whose control messages precede it
+  Request request_;
+  Answer answer_;
+};
+
+}  // namespace mw
