@@ -4,12 +4,16 @@ A namespace's name carries the pid of the test run that made it, so that leftove
 are recognised and removed by sweep() at the next start, and those of a running one are not.
 """
 
+import contextlib
+import ctypes
 import itertools
 import os
 import signal
 import subprocess
 
 _PREFIX = "mwt"
+_CLONE_NEWNET = 0x40000000
+_libc = ctypes.CDLL(None, use_errno=True)
 _counter = itertools.count()
 
 
@@ -58,3 +62,21 @@ class Namespace:
     def wrap(self, command: list) -> list:
         """The command, started inside."""
         return ["nsenter", f"--net=/run/netns/{self.name}", *[str(word) for word in command]]
+
+    @contextlib.contextmanager
+    def entered(self):
+        """The calling thread makes its sockets inside, until the block ends."""
+        outside = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        inside = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(inside)
+            yield self
+        finally:
+            _enter(outside)
+            os.close(inside)
+            os.close(outside)
+
+
+def _enter(fd: int) -> None:
+    if _libc.setns(fd, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")

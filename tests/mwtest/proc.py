@@ -93,3 +93,18 @@ def wait_for(condition, seconds: float, what: str, background: Background = None
             tail = background.tail() if background is not None else ""
             raise AssertionError(f"{what}: not within {seconds} s\n{tail}")
         time.sleep(0.02)
+
+
+def end_group(process: subprocess.Popen, seconds: float = 5) -> None:
+    """Ends a process that leads its group, first with TERM, and whatever is left of the group."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            pass  # killed below
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass  # the whole group has ended
+    process.wait(seconds)

@@ -1,0 +1,96 @@
+"""A private place for one compatibility test: namespace, directory, processes, clients.
+
+Commands are started natively or protected, according to the test's mode; everything that a test
+started has ended when its box is closed, whether the test passed or not.
+"""
+
+import http.client
+import os
+import shutil
+import socket
+import tempfile
+from pathlib import Path
+
+from . import build, netns, proc
+
+READY_SECONDS = 30
+
+
+class Box:
+    def __init__(self, mode: str) -> None:
+        self.mode = mode
+        self.namespace = netns.Namespace()
+        self._background = []
+
+    def __enter__(self) -> "Box":
+        self.directory = Path(tempfile.mkdtemp(prefix="mwcompat"))
+        self.directory.chmod(0o755)  # servers drop to users of their own
+        self.namespace.__enter__()
+        return self
+
+    def __exit__(self, *_) -> None:
+        for background in reversed(self._background):
+            background.stop()
+            print(f"--- {background.log.name}\n{background.log.read_text(errors='replace')[-4000:]}")
+        self.namespace.__exit__()
+        shutil.rmtree(self.directory)
+
+    # -- processes
+
+    def _command(self, words: list, protected: bool, mode: str) -> list:
+        chosen = (mode or self.mode) if protected else "native"
+        return self.namespace.wrap(build.wrap(chosen, words))
+
+    def start(self, name: str, words: list, protected: bool = True, env: dict = None,
+              mode: str = None) -> proc.Background:
+        """Starts a server; it ends with the box."""
+        background = proc.Background(self._command(words, protected, mode),
+                                     self.directory / f"{name}.log",
+                                     env={**os.environ, **(env or {})}, cwd=self.directory)
+        self._background.append(background)
+        return background
+
+    def run(self, words: list, protected: bool = False, seconds: float = 60, check: bool = True,
+            env: dict = None):
+        """Runs a command to its end; returns it with its output as bytes."""
+        return proc.run(self._command(words, protected, None), seconds, check,
+                        env={**os.environ, **(env or {})}, cwd=self.directory)
+
+    # -- clients, inside the namespace and never protected
+
+    def connect(self, port: int, host: str = "127.0.0.1", seconds: float = 20) -> socket.socket:
+        with self.namespace.entered():
+            return socket.create_connection((host, port), seconds)
+
+    def wait_port(self, port: int, background: proc.Background, host: str = "127.0.0.1") -> None:
+        """Waits until the server accepts."""
+        def accepts() -> bool:
+            try:
+                self.connect(port, host, 2).close()
+            except (ConnectionRefusedError, TimeoutError):
+                return False
+            return True
+        proc.wait_for(accepts, READY_SECONDS, f"port {port} accepts", background)
+
+    def get(self, path: str, port: int, host: str = "127.0.0.1", headers: dict = None) -> tuple:
+        """One HTTP request; returns (status, body)."""
+        with self.namespace.entered():
+            connection = http.client.HTTPConnection(host, port, timeout=20)
+            try:
+                connection.request("GET", path, headers=headers or {})
+                response = connection.getresponse()
+                return response.status, response.read()
+            finally:
+                connection.close()
+
+    def exchange(self, port: int, data: bytes, until: bytes) -> bytes:
+        """Sends data on a new connection and reads until the answer ends with `until`."""
+        with self.connect(port) as connection:
+            connection.sendall(data)
+            answer = b""
+            while not answer.endswith(until):
+                chunk = connection.recv(65536)
+                if not chunk:
+                    break
+                answer += chunk
+            return answer
