@@ -90,7 +90,7 @@ Control::Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, 
       driver_uid_(driver_uid),
       in_{} {}
 
-Result<int> Control::serve() {
+Status Control::prepare() {
   epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
   timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
   const itimerspec every{{1, 0}, {1, 0}};
@@ -106,6 +106,10 @@ Result<int> Control::serve() {
       !add(ins_.to_control.bell(), kTagNotes) || (signals_ && !add(signals_.get(), kTagSignals)))
     return Error{Fault::sys, errno, "control loop"};
   resolver_.attach(epoll_.get(), kTagLookup, &ins_.calls);
+  return Ok{};
+}
+
+int Control::serve() {
   on_tick();
   while (!stop_) {
     epoll_event events[16];

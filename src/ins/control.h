@@ -53,8 +53,10 @@ class Control {
  public:
   Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver, UniqueFd listener,
           UniqueFd signals, uint32_t driver_uid);
-  // Serves until a signal (0) or until the session is poisoned (kExitPoisoned). Errors: sys.
-  Result<int> serve();
+  // Makes what serve() needs. Errors: sys.
+  Status prepare();
+  // Serves until a signal (0) or until the session is poisoned (kExitPoisoned).
+  int serve();
 
  private:
   struct Outgoing {

@@ -99,6 +99,7 @@ int run(const Arguments& args) {
   InsContext ins;
   WorkerThreads workers(args.workers);
   Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals), started_as);
+  if (const Status prepared = control.prepare(); !prepared) return failed(prepared.error());
 
   // Beyond this point: no threads, no programs, only the system calls of the table.
   if (const Status filtered = filter_system_calls(); !filtered) return failed(filtered.error());
@@ -108,9 +109,7 @@ int run(const Arguments& args) {
     if (::write(args.ready_fd, "\n", 1) < 0) log_line("mwins", "nobody waits for us to be ready");
     ::close(args.ready_fd);
   }
-  auto served = control.serve();
-  if (!served) return failed(served.error());
-  return *served;
+  return control.serve();
 }
 
 }  // namespace

@@ -70,17 +70,15 @@ Status drop_capabilities() {
 
 struct Rule {
   int call;
-  // 0 to 2 conditions on arguments; several rules of one call are alternatives.
+  // None, or one condition on an argument; several rules of one call are alternatives.
   unsigned conditions;
-  scmp_arg_cmp when[2];
+  scmp_arg_cmp when[1];
 };
 
 #define ALLOW(name) \
   { SCMP_SYS(name), 0, {} }
 #define ALLOW_IF(name, ...) \
   { SCMP_SYS(name), 1, { __VA_ARGS__ } }
-#define ALLOW_IF2(name, ...) \
-  { SCMP_SYS(name), 2, { __VA_ARGS__ } }
 
 const Rule kRules[] = {
     // The data path (stream.cc, dgram.cc, worker.cc).
@@ -94,7 +92,18 @@ const Rule kRules[] = {
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONREAD)), ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQ)),
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQNSD)), ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCATMARK)),
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONBIO)),
-    ALLOW_IF2(ioctl, SCMP_A1(SCMP_CMP_GE, SIOCGIFNAME), SCMP_A1(SCMP_CMP_LE, SIOCGIFMAP)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFNAME)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFINDEX)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFFLAGS)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFADDR)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFDSTADDR)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFBRDADDR)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFNETMASK)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMETRIC)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMTU)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFHWADDR)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFTXQLEN)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMAP)),
     // The region and the control thread (control.cc, publish.cc, resolve.cc).
     ALLOW(read), ALLOW(writev), ALLOW(pwrite64), ALLOW(ftruncate), ALLOW(fstat), ALLOW(newfstatat),
     ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_DUPFD_CLOEXEC)), ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFL)),
@@ -123,7 +132,7 @@ const Rule kRefused[] = {
 #ifndef MW_SANITIZED
     ALLOW(open), ALLOW(openat), ALLOW(prlimit64), ALLOW(readlink),
 #endif
-    ALLOW_IF2(socket, SCMP_A0(SCMP_CMP_NE, AF_INET), SCMP_A0(SCMP_CMP_NE, AF_INET6)),
+    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)), ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_NETLINK)),
 };
 
 }  // namespace
