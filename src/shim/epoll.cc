@@ -42,6 +42,7 @@ int open_group(int bell, int life_write) {
   AttachRequest request{};
   request.type = AttachType::group_open;
   request.version = MW_PROTOCOL_VERSION;
+  copy_token(request.token);
   const int fds[] = {bell, life_write};
   if (auto sent = send_message(process.attach_fd, bytes_of(request), fds, 0); !sent)
     return -ENETDOWN;

@@ -110,7 +110,7 @@ Result<ReceivedMessage> ask_driver(int fd, AttachReply& reply) {
   AttachRequest request{};
   request.type = AttachType::attach;
   request.version = MW_PROTOCOL_VERSION;
-  memcpy(request.token, session_token, sizeof request.token);
+  copy_token(request.token);
   if (auto sent = send_message(fd, bytes_of(request), {}, 0); !sent) return sent.error();
   auto answer = receive_message(fd, writable_bytes_of(reply), 0);
   if (!answer) return answer.error();
@@ -324,6 +324,8 @@ int identify(int fd, uint32_t slot, uint32_t gen) {
   t.tv_usec = kIdentityMark;
   return libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) < 0 ? -errno : 0;
 }
+
+void copy_token(uint8_t out[16]) { memcpy(out, session_token, sizeof session_token); }
 
 const char* preload_setting() { return preload_env[0] != 0 ? preload_env : nullptr; }
 const char* session_setting() { return session_env[0] != 0 ? session_env : nullptr; }

@@ -67,6 +67,9 @@ inline bool is_hidden(int fd) { return peek(fd).kind == Kind::hidden; }
 // True in a child of vfork(), which shares our memory but not our descriptors.
 bool in_vfork_child();
 
+// The session's secret, which goes with every request to the driver.
+void copy_token(uint8_t out[16]);
+
 // Writes the identity of a socket into its placeholder. 0 or -errno.
 int identify(int fd, uint32_t slot, uint32_t gen);
 
