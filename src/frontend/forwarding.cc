@@ -11,6 +11,7 @@
 
 #include "base/unique_fd.h"
 #include "frontend/process.h"
+#include "frontend/session.h"
 
 namespace mw {
 namespace {
@@ -77,7 +78,10 @@ void plan_v4(std::vector<Change>* changes) {
   }
 }
 
-std::string record_path(const std::string& base) { return base + "/forwarding"; }
+// One record for each network namespace that plays the host: settings belong to a namespace.
+std::string record_path(const std::string& base) {
+  return base + "/forwarding-" + std::to_string(this_network());
+}
 
 std::vector<Change> load(const std::string& base) {
   std::vector<Change> out;

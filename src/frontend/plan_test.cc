@@ -1,1 +1,142 @@
+#include "frontend/plan.h"
+
 #include <gtest/gtest.h>
+
+namespace mw {
+namespace {
+
+TEST(ParsePublish, TakesAllForms) {
+  struct Case {
+    const char* text;
+    const char* host;
+    int port, ins_port;
+    Protocol protocol;
+  };
+  const Case cases[] = {
+      {"80", "", 80, 80, Protocol::tcp},
+      {"8080:80", "", 8080, 80, Protocol::tcp},
+      {"53/udp", "", 53, 53, Protocol::udp},
+      {"5353:53/udp", "", 5353, 53, Protocol::udp},
+      {"80/tcp", "", 80, 80, Protocol::tcp},
+      {"127.0.0.1:80", "127.0.0.1", 80, 80, Protocol::tcp},
+      {"127.0.0.1:8080:80/udp", "127.0.0.1", 8080, 80, Protocol::udp},
+      {"[::1]:8080:80", "::1", 8080, 80, Protocol::tcp},
+      {"0.0.0.0:8080:80", "", 8080, 80, Protocol::tcp},
+      {"65535", "", 65535, 65535, Protocol::tcp},
+  };
+  for (const Case& c : cases) {
+    auto p = parse_publish(c.text);
+    ASSERT_TRUE(p) << c.text;
+    EXPECT_EQ(p->host, c.host) << c.text;
+    EXPECT_EQ(p->port, c.port) << c.text;
+    EXPECT_EQ(p->ins_port, c.ins_port) << c.text;
+    EXPECT_EQ(p->protocol, c.protocol) << c.text;
+  }
+}
+
+TEST(ParsePublish, RefusesTheRest) {
+  for (const char* text : {"", ":", "0", "65536", "99999999999", "80:", ":80", "80:0", "80/sctp", "80/",
+                           "a:80", "1.2.3:80", "1.2.3.4", "1.2.3.4:", "[::1]", "[::1]80", "[::1]:",
+                           "[1.2.3.4]:80", "80:81:82", "-1", " 80", "80;drop", "1.2.3.4:80:81:82"}) {
+    EXPECT_FALSE(parse_publish(text)) << text;
+  }
+}
+
+TEST(ParseRoutes, ReadsWhatIpPrints) {
+  const auto routes = parse_routes(
+      "default via 192.0.2.1 dev eth0 \n"
+      "192.0.2.0/24 dev eth0 proto kernel scope link src 192.0.2.2 \n"
+      "0.0.0.0/1 via 10.8.0.1 dev tun0\n"
+      "unreachable 10.213.0.0/16 metric 5\n"
+      "local 127.0.0.1 dev lo table local\n"
+      "\tnexthop via 10.0.0.1 dev eth0 weight 1\n"
+      "fd6d:7763:6f6d::/48 dev eth0\n");
+  ASSERT_EQ(routes.size(), 4u);
+  EXPECT_EQ(routes[0].bits, 24u);
+  EXPECT_EQ(routes[1].bits, 16u);
+  EXPECT_EQ(routes[2].bits, 32u);
+  EXPECT_TRUE(routes[3].v6);
+  EXPECT_EQ(routes[3].bits, 48u);
+}
+
+TEST(ChooseAddresses, TakesTheLowestFreeSlot) {
+  auto first = choose_addresses({}, {}, true);
+  ASSERT_TRUE(first);
+  EXPECT_EQ(first->link, "mwv0");
+  EXPECT_EQ(first->host4, "10.213.0.1");
+  EXPECT_EQ(first->ins4, "10.213.0.2");
+  EXPECT_EQ(first->host6, "fd6d:7763:6f6d::1");
+  EXPECT_EQ(first->ins6, "fd6d:7763:6f6d::2");
+  auto later = choose_addresses({}, {0, 1, 3}, true);
+  ASSERT_TRUE(later);
+  EXPECT_EQ(later->slot, 2u);
+  EXPECT_EQ(later->ins4, "10.213.0.10");
+  EXPECT_EQ(later->ins6, "fd6d:7763:6f6d:2::2");
+  EXPECT_NE(later->ins_uid, first->ins_uid);
+}
+
+TEST(ChooseAddresses, KeepsClearOfTheHostsRoutes) {
+  // A VPN that routes 10.0.0.0/8, and one address of the next pool.
+  const auto routes = parse_routes("10.0.0.0/8 dev tun0\n100.127.0.1 dev tun1\n");
+  auto plan = choose_addresses(routes, {}, false);
+  ASSERT_TRUE(plan);
+  EXPECT_EQ(plan->slot, 0u);
+  EXPECT_EQ(plan->ins4, "172.29.0.2");
+  EXPECT_TRUE(plan->ins6.empty());
+}
+
+TEST(ChooseAddresses, SaysWhenNothingIsLeft) {
+  const auto routes = parse_routes(
+      "10.0.0.0/8 dev a\n100.64.0.0/10 dev a\n172.16.0.0/12 dev a\n198.18.0.0/15 dev a\n");
+  auto plan = choose_addresses(routes, {}, false);
+  ASSERT_FALSE(plan);
+  EXPECT_NE(plan.failure().remedy.find("--net host"), std::string::npos);
+}
+
+TEST(ChooseAddresses, EverySlotHasItsOwn) {
+  std::set<unsigned> taken;
+  std::set<std::string> seen;
+  for (unsigned i = 0; i < kMaxSlots; ++i) {
+    auto plan = choose_addresses({}, taken, true);
+    ASSERT_TRUE(plan);
+    taken.insert(plan->slot);
+    EXPECT_TRUE(seen.insert(plan->ins4).second);
+    EXPECT_TRUE(seen.insert(plan->host4).second);
+    EXPECT_TRUE(seen.insert(plan->ins6).second);
+    EXPECT_TRUE(seen.insert(plan->link).second);
+  }
+  EXPECT_FALSE(choose_addresses({}, taken, true));
+}
+
+TEST(Ruleset, GuardsOnlyWhatWasOpened) {
+  auto plan = choose_addresses({}, {}, true);
+  ASSERT_TRUE(plan);
+  const std::string closed = ruleset("mw_a_0", *plan, {}, {});
+  EXPECT_EQ(closed.find("mwv*"), std::string::npos);
+  const std::string guarded = ruleset("mw_a_0", *plan, {}, {{"eth0"}, {}});
+  EXPECT_NE(guarded.find("meta nfproto ipv4 iifname { \"eth0\" } oifname != \"mwv*\" drop"),
+            std::string::npos);
+  EXPECT_EQ(guarded.find("nfproto ipv6 iifname"), std::string::npos);
+}
+
+TEST(Ruleset, LeavesLoopbackV6Alone) {
+  auto plan = choose_addresses({}, {}, true);
+  ASSERT_TRUE(plan);
+  auto publish = parse_publish("8080:80");
+  ASSERT_TRUE(publish);
+  const std::string text = ruleset("mw_a_0", *plan, {*publish}, {});
+  EXPECT_NE(text.find("tcp dport 8080 dnat ip to 10.213.0.2:80"), std::string::npos);
+  EXPECT_NE(text.find("ip6 daddr != ::1 tcp dport 8080 dnat ip6"), std::string::npos);
+}
+
+TEST(SessionStem, IsAlwaysAName) {
+  EXPECT_EQ(session_stem("/usr/sbin/apache2"), "apache2");
+  EXPECT_EQ(session_stem("Redis_Server"), "redis-server");
+  EXPECT_EQ(session_stem("./7z"), "s7z");
+  EXPECT_EQ(session_stem("/"), "s");
+  EXPECT_EQ(session_stem("..\n\xc3\xa4"), "s");
+  EXPECT_EQ(session_stem("a-very-long-command-name-indeed").size(), 20u);
+}
+
+}  // namespace
+}  // namespace mw

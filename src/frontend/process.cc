@@ -262,7 +262,7 @@ void converse(UniqueFd to, const std::string& input, const UniqueFd& out, const 
     if (fds[2].revents != 0) {
       const ssize_t n = ::write(to.get(), input.data() + sent, input.size() - sent);
       if (n > 0) sent += static_cast<size_t>(n);
-      if (n < 0 || sent == input.size()) to.reset();
+      if ((n < 0 && errno != EAGAIN) || sent == input.size()) to.reset();
     }
   }
 }
@@ -283,6 +283,8 @@ Outcome<std::string> run_tool(const std::string& step, const std::vector<std::st
   if (::pipe2(in, O_CLOEXEC) < 0) return Failure{step, "pipe2: " + errno_text(errno), ""};
   UniqueFd in_read{in[0]};
   UniqueFd in_write{in[1]};
+  // A write must not wait for a tool that itself waits until we have read its output.
+  ::fcntl(in_write.get(), F_SETFL, O_NONBLOCK);
   if (::pipe2(out, O_CLOEXEC) < 0) return Failure{step, "pipe2: " + errno_text(errno), ""};
   UniqueFd out_read{out[0]};
   UniqueFd out_write{out[1]};

@@ -1,1 +1,121 @@
+#include "frontend/process.h"
+
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "base/unique_fd.h"
+
+namespace mw {
+namespace {
+
+int status_of(pid_t pid) {
+  int status = 0;
+  EXPECT_EQ(::waitpid(pid, &status, 0), pid);
+  return status;
+}
+
+TEST(Spawn, ReportsAFailedExec) {
+  SpawnRequest request;
+  request.argv = {"/no/such/program"};
+  auto pid = spawn(request);
+  ASSERT_FALSE(pid);
+  EXPECT_NE(pid.failure().text().find("No such file"), std::string::npos) << pid.failure().text();
+}
+
+TEST(Spawn, PassesOnWhatWasAskedFor) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd in{ends[0]};
+  UniqueFd out{ends[1]};
+  ASSERT_EQ(::setenv("MW_TEST_OLD", "old", 1), 0);
+  SpawnRequest request;
+  const std::string fd = std::to_string(out.get());
+  // The reading end is not asked for; the environment is ours with the change.
+  request.argv = {"/bin/bash", "-c",
+                  "[ ! -e /proc/self/fd/" + std::to_string(in.get()) + " ]; echo \"$MW_TEST_OLD $?\" >&" + fd};
+  request.environment = {"MW_TEST_OLD=new"};
+  request.keep = {out.get()};
+  auto pid = spawn(request);
+  ASSERT_TRUE(pid);
+  out.reset();
+  EXPECT_EQ(status_of(*pid), 0);
+  char text[64] = {};
+  ASSERT_GT(::read(in.get(), text, sizeof(text) - 1), 0);
+  EXPECT_STREQ(text, "new 0\n");
+}
+
+TEST(Spawn, BackgroundHasItsOwnGroup) {
+  SpawnRequest request;
+  request.argv = {"/bin/cat"};  // ends at once: its stdin is /dev/null
+  request.background = true;
+  auto pid = spawn(request);
+  ASSERT_TRUE(pid);
+  EXPECT_EQ(::getpgid(*pid), *pid);
+  EXPECT_EQ(status_of(*pid), 0);
+}
+
+TEST(RunTool, QuotesWhatTheToolSays) {
+  auto good = run_tool("count", {"wc", "-c"}, "12345");
+  ASSERT_TRUE(good);
+  EXPECT_EQ(*good, "5\n");
+  auto bad = run_tool("list", {"sh", "-c", "echo this is why >&2; exit 3"});
+  ASSERT_FALSE(bad);
+  EXPECT_NE(bad.failure().text().find("this is why"), std::string::npos);
+  auto missing = run_tool("try", {"no-such-tool"});
+  ASSERT_FALSE(missing);
+  EXPECT_NE(missing.failure().remedy.find("install"), std::string::npos);
+}
+
+TEST(RunTool, SurvivesAToolThatReadsNothing) {
+  const std::string large(1 << 20, 'x');
+  EXPECT_TRUE(run_tool("ignore", {"true"}, large));
+  auto echoed = run_tool("echo", {"cat"}, large);
+  ASSERT_TRUE(echoed);
+  EXPECT_EQ(*echoed, large);
+}
+
+TEST(Identify, TellsProcessesApart) {
+  const ProcId self = identify(::getpid());
+  EXPECT_NE(self.start, 0u);
+  EXPECT_TRUE(is_alive(self));
+  EXPECT_FALSE(is_alive({self.pid, self.start + 1}));
+  EXPECT_FALSE(is_alive({0, 0}));
+  SpawnRequest request;
+  request.argv = {"/bin/cat"};
+  request.background = true;
+  auto pid = spawn(request);
+  ASSERT_TRUE(pid);
+  const ProcId child = identify(*pid);
+  siginfo_t info{};
+  ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(*pid), &info, WEXITED | WNOWAIT), 0);
+  EXPECT_FALSE(is_alive(child)) << "a zombie is not alive";
+  EXPECT_EQ(status_of(*pid), 0);
+}
+
+TEST(Processes, AreFoundByEnvironmentAndParent) {
+  int ends[2];
+  ASSERT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd in{ends[0]};
+  UniqueFd out{ends[1]};
+  SpawnRequest request;
+  request.argv = {"/bin/sh", "-c", "read x <&" + std::to_string(in.get())};
+  request.environment = {"MW_TEST_MARK=abc:def"};
+  request.keep = {in.get()};
+  auto pid = spawn(request);
+  ASSERT_TRUE(pid);
+  const auto marked = processes_with_environment("MW_TEST_MARK=abc:");
+  EXPECT_EQ(marked, std::vector<pid_t>{*pid});
+  const auto children = children_of(::getpid());
+  EXPECT_NE(std::find(children.begin(), children.end(), *pid), children.end());
+  out.reset();
+  status_of(*pid);
+  EXPECT_TRUE(processes_with_environment("MW_TEST_MARK=abc:").empty());
+}
+
+}  // namespace
+}  // namespace mw

@@ -84,6 +84,7 @@ class Session {
     record_.name = free_name(session_stem(request_.command[0]), others);
     record_.owner = identify(::getpid());
     record_.isolated = request_.net == NetMode::isolated;
+    record_.host_net = this_network();
     record_.plan = *plan;
     record_.published = request_.published;
     record_.command = joined(request_.command);

@@ -55,6 +55,11 @@ std::string default_base() {
   return "/tmp/mwcomms-" + std::to_string(::geteuid());
 }
 
+uint64_t this_network() {
+  struct stat st{};
+  return ::stat("/proc/self/ns/net", &st) == 0 ? st.st_ino : 0;
+}
+
 std::string SessionRecord::table() const {
   std::string s = "mw_" + name;
   std::replace(s.begin(), s.end(), '-', '_');
@@ -65,7 +70,7 @@ std::string encode(const SessionRecord& r) {
   std::ostringstream out;
   out << "boot=" << boot_id() << "\nowner=" << text_of(r.owner)
       << "\napplication=" << text_of(r.application) << "\ndriver=" << text_of(r.driver)
-      << "\nins=" << text_of(r.ins) << "\nins_id=" << r.ins_id << "\nisolated=" << r.isolated
+      << "\nins=" << text_of(r.ins) << "\nins_id=" << r.ins_id << "\nisolated=" << r.isolated << "\nhost_net=" << r.host_net
       << "\nmark=" << r.mark << "\ncommand=" << r.command << "\nslot=" << r.plan.slot
       << "\nins_uid=" << r.plan.ins_uid << "\n";
   if (r.isolated) {
@@ -107,6 +112,7 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
   if (field["boot"] != boot_id()) r.owner = r.application = r.driver = r.ins = ProcId{};
   r.ins_id = static_cast<unsigned>(std::strtoul(field["ins_id"].c_str(), nullptr, 10));
   r.isolated = field["isolated"] == "1";
+  r.host_net = std::strtoull(field["host_net"].c_str(), nullptr, 10);
   r.mark = field["mark"];
   r.command = field["command"];
   r.plan.slot = static_cast<unsigned>(std::strtoul(field["slot"].c_str(), nullptr, 10));

@@ -16,6 +16,9 @@
 
 namespace mw {
 
+// The inode number of our network namespace.
+uint64_t this_network();
+
 // Where sessions live: /run/mwcomms for root; otherwise $XDG_RUNTIME_DIR/mwcomms or /tmp/mwcomms-UID.
 std::string default_base();
 
@@ -27,6 +30,7 @@ struct SessionRecord {
   ProcId ins;
   unsigned ins_id = 0;
   bool isolated = false;
+  uint64_t host_net = 0;  // the namespace in which mw run runs and the network was made
   AddressPlan plan;  // isolated only
   std::vector<Publish> published;
   std::string mark;  // "MWCOMMS_SESSION=NAME:" as it stands in the application's environment

@@ -207,8 +207,7 @@ void Supervisor::forward(const signalfd_siginfo& info) {
 void Supervisor::reap() {
   int status = 0;
   for (;;) {
-    const pid_t pid = ::waitpid(-1, &status, WNOHANG);
-    if (pid < 0 && errno == EINTR) continue;
+    const pid_t pid = reap_one(&status);
     if (pid <= 0) return;
     if (pid == driver_.id.pid) {
       helper_ended(&driver_, status);
@@ -219,6 +218,18 @@ void Supervisor::reap() {
       exit_status_ = as_shell_status(status);
     }
   }
+}
+
+// As waitpid(-1), WNOHANG; but what a helper leaves behind ends with it, and never counts as part of the
+// application. Its group is named by its pid, which nobody else can get before we have reaped it.
+pid_t Supervisor::reap_one(int* status) {
+  siginfo_t info{};
+  while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0) {
+    if (errno != EINTR) return -1;
+  }
+  if (info.si_pid == 0) return 0;
+  if (info.si_pid == driver_.id.pid || info.si_pid == ins_.id.pid) ::kill(-info.si_pid, SIGKILL);
+  return ::waitpid(info.si_pid, status, 0);
 }
 
 void Supervisor::helper_ended(Helper* helper, int status) {
@@ -290,8 +301,8 @@ void Supervisor::end_helpers() {
   bool killed = false;
   while (ins_.id.pid != 0 || driver_.id.pid != 0) {
     int status = 0;
-    const pid_t pid = ::waitpid(-1, &status, WNOHANG);
-    if (pid < 0 && errno != EINTR) return;
+    const pid_t pid = reap_one(&status);
+    if (pid < 0) return;
     for (Helper* h : {&ins_, &driver_}) {
       if (pid > 0 && h->id.pid == pid) h->id = ProcId{};
     }

@@ -93,6 +93,7 @@ class Supervisor {
   void take_signals();
   void forward(const signalfd_siginfo& info);
   void reap();
+  pid_t reap_one(int* status);
   void helper_ended(Helper* helper, int status);
   void tend(Helper* helper);
   void watch_heartbeat();

@@ -1,1 +1,173 @@
+// Driver and INS are shell scripts here: what counts is who is started, watched, replaced and ended.
+#include "frontend/supervisor.h"
+
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+
+namespace mw {
+namespace {
+
+using std::chrono::milliseconds;
+
+// Says ready and stays until TERM.
+std::string serve(int ready_fd) {
+  const std::string fd = std::to_string(ready_fd);
+  return "echo >&" + fd + "; exec " + fd + ">&-; trap 'exit 0' TERM; sleep 1000 & wait; ";
+}
+
+SpawnRequest shell(const std::string& script) {
+  SpawnRequest request;
+  request.argv = {"/bin/bash", "-c", script};
+  return request;
+}
+
+class Supervise : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/mw-supervisor-test.XXXXXX";
+    ASSERT_NE(::mkdtemp(name), nullptr);
+    folder_ = name;
+    config_.driver = [](int fd) { return shell("" + serve(fd)); };
+    config_.ins = [this](unsigned id, int fd) {
+      return shell("echo " + std::to_string(id) + " >>" + folder_ + "/ids; " +
+                   serve(fd));
+    };
+    config_.changed = [] {};
+    config_.ins_gone = [this](unsigned id) { gone_.push_back(id); };
+    config_.heartbeat = [](unsigned) { return std::string(); };
+    config_.serving = [this] { served_ = true; };
+    config_.log = [this](const std::string& text) { log_ += text + "\n"; };
+    config_.ready_timeout = milliseconds(5000);
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  Outcome<int> run(const std::string& application) {
+    config_.application = shell(application);
+    auto outcome = supervise();
+    // Whoever is still there has been killed and ends now; anybody else would keep this test waiting for ever.
+    while (::waitpid(-1, nullptr, 0) > 0) {
+    }
+    return outcome;
+  }
+
+  Outcome<int> supervise() {
+    const HeldSignals signals;
+    Supervisor supervisor(config_, signals);
+    supervisor_ = &supervisor;
+    auto outcome = supervisor.run();
+    supervisor_ = nullptr;
+    return outcome;
+  }
+
+  SupervisorConfig config_;
+  Supervisor* supervisor_ = nullptr;
+  std::string folder_;
+  std::string log_;
+  std::vector<unsigned> gone_;
+  bool served_ = false;
+};
+
+TEST_F(Supervise, ReturnsTheCommandsStatus) {
+  for (const auto& [script, status] : {std::pair{"true", 0}, {"exit 7", 7}, {"kill -9 $$", 137}}) {
+    auto outcome = run(script);
+    ASSERT_TRUE(outcome) << outcome.failure().text();
+    EXPECT_EQ(*outcome, status) << script;
+    EXPECT_TRUE(served_);
+  }
+}
+
+TEST_F(Supervise, FailsIfTheInsDiesBeforeItServes) {
+  config_.ins = [](unsigned, int) { return shell("exit 3"); };
+  auto outcome = run("touch " + folder_ + "/ran");
+  ASSERT_FALSE(outcome);
+  EXPECT_NE(outcome.failure().text().find("mwins"), std::string::npos) << outcome.failure().text();
+  EXPECT_NE(outcome.failure().text().find("status 3"), std::string::npos);
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/ran"));
+}
+
+TEST_F(Supervise, FailsIfTheDriverIsNeverReady) {
+  config_.driver = [](int) { return shell("trap 'exit 0' TERM; sleep 1000 & wait"); };
+  config_.ready_timeout = milliseconds(300);
+  auto outcome = run("true");
+  ASSERT_FALSE(outcome);
+  EXPECT_NE(outcome.failure().text().find("mwcommsd was not ready"), std::string::npos)
+      << outcome.failure().text();
+}
+
+TEST_F(Supervise, FailsIfTheCommandCannotBeStarted) {
+  config_.application.argv = {"/no/such/program"};
+  const HeldSignals signals;
+  Supervisor supervisor(config_, signals);
+  auto outcome = supervisor.run();
+  ASSERT_FALSE(outcome);
+  EXPECT_NE(outcome.failure().text().find("/no/such/program"), std::string::npos);
+}
+
+TEST_F(Supervise, ReplacesADeadInsWithANewId) {
+  // The application kills its INS twice and sees the third.
+  config_.changed = [this] {
+    if (supervisor_ != nullptr) {
+      std::ofstream(folder_ + "/pid") << supervisor_->ins().pid << std::flush;
+    }
+  };
+  const std::string until = "until [ $(wc -l <" + folder_ + "/ids) -eq ";
+  const std::string kill = "kill -9 $(cat " + folder_ + "/pid); ";
+  auto outcome = run(kill + until + "2 ]; do sleep 0.02; done; sleep 0.1; " + kill + until +
+                     "3 ]; do sleep 0.02; done");
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(*outcome, 0);
+  EXPECT_EQ(read_text(folder_ + "/ids"), "1\n2\n3\n");
+  EXPECT_EQ(gone_, (std::vector<unsigned>{1, 2}));
+  EXPECT_NE(log_.find("was killed by SIGKILL; starting another"), std::string::npos) << log_;
+}
+
+TEST_F(Supervise, EndsAnInsThatStopsBeating) {
+  config_.heartbeat = [](unsigned id) { return id == 1 ? "stuck" : ""; };
+  config_.heartbeat_timeout = milliseconds(200);
+  auto outcome = run("until [ $(wc -l <" + folder_ + "/ids) -eq 2 ]; do sleep 0.05; done");
+  ASSERT_TRUE(outcome);
+  EXPECT_NE(log_.find("stopped beating"), std::string::npos) << log_;
+}
+
+TEST_F(Supervise, WaitsForDaemonsThatTheCommandLeavesBehind) {
+  auto outcome = run("setsid bash -c 'sleep 0.3; touch " + folder_ + "/end' & exit 4");
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(*outcome, 4);
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/end"));
+}
+
+TEST_F(Supervise, PassesSignalsOn) {
+  const std::string self = std::to_string(::getpid());
+  auto outcome = run("trap 'exit 42' USR1; kill -USR1 " + self + "; while :; do sleep 0.02; done");
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(*outcome, 42);
+}
+
+TEST_F(Supervise, CtrlCEndsADaemon) {
+  const std::string self = std::to_string(::getpid());
+  auto outcome = run("setsid bash -c 'trap \"touch " + folder_ + "/term; exit 0\" TERM; touch " +
+                     folder_ + "/up; while :; do sleep 0.02; done' & until [ -e " + folder_ +
+                     "/up ]; do sleep 0.02; done; setsid bash -c 'sleep 0.2; kill -INT " + self +
+                     "' & exit 0");
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(*outcome, 0);
+  EXPECT_TRUE(std::filesystem::exists(folder_ + "/term"));
+}
+
+TEST_F(Supervise, ASignalDuringStartEndsTheSession) {
+  config_.ins = [](unsigned, int) {
+    return shell("kill -TERM $PPID; trap 'exit 0' TERM; sleep 1000 & wait");
+  };
+  auto outcome = run("touch " + folder_ + "/ran");
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(*outcome, 128 + SIGTERM);
+  EXPECT_FALSE(std::filesystem::exists(folder_ + "/ran"));
+}
+
+}  // namespace
+}  // namespace mw
