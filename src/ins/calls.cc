@@ -51,6 +51,7 @@ void Worker::on_call(uint32_t call) {
     failure(a, ECONNRESET);
   else
     execute(r.slot, *s, r, a);
+  if (ins_.poisoned.load(std::memory_order_relaxed) != nullptr) return;
   ins_.calls.answer(call, r.seq, a);
 }
 

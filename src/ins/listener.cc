@@ -127,7 +127,7 @@ void Worker::retry_stalled() {
 // Accepts one connection and hands it to the application. False: none is there, or not now.
 bool Worker::accept_one(uint32_t i, Sock& s) {
   ListenerState& l = *s.listener;
-  auto slot = ins_.slots.allocate(next_worker());
+  auto slot = ins_.slots.allocate(spread_);
   if (!slot) {
     stall(i, s);
     return false;
@@ -156,7 +156,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   if (l.bound_here)
     record.local = l.local;
   else if (!get_name(real.get(), record.local))
-    return give_back() || true;
+    record.local.len = 0;
   const bool nonblock = (A::load_relaxed(ch_.slot(i).accept_flags) & MW_ACCEPT_NONBLOCK) != 0;
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) < 0) {
@@ -181,12 +181,16 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   record.gen = c.gen;
   record.flags = nonblock ? MW_ACCEPT_NONBLOCK : 0;
   const int fds[] = {theirs.get()};
-  if (!send_message(s.ph, bytes_of(record), fds, MSG_DONTWAIT)) {
+  Status sent = send_message(s.ph, bytes_of(record), fds, MSG_DONTWAIT);
+  if (!sent) {
     c.fd = c.ph = -1;
     give_back();
-    return false;
+    // A full queue: look what was taken before the next one. Else the last descriptor is just being closed.
+    if (sent.error().fault == Fault::would_block) l.ahead = l.limit;
+    return sent.error().fault == Fault::would_block;
   }
   ++l.ahead;
+  spread_ = (spread_ + 1) % ch_.geometry().workers;
   real.release();
   ours.release();
   ins_.slots.publish(n);

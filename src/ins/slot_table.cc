@@ -1,7 +1,9 @@
 #include "ins/slot_table.h"
 
 #include <sys/mman.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <new>
 
@@ -9,10 +11,17 @@ namespace mw {
 
 SlotTable::~SlotTable() {
   if (socks_ == nullptr) return;
-  // Slots that were never used were never constructed and are all zero.
-  for (uint32_t w = 0; w < workers_; ++w)
-    for (uint32_t i = w; i < parts_[w].fresh; i += workers_)
-      if (socks_[i].gen != 0) socks_[i].~Sock();
+  // Slots that were never used were never constructed, and looking at them would make them resident;
+  // only listeners that were made again may stand beyond the fresh ones, and they are few and low.
+  for (uint32_t w = 0; w < workers_; ++w) {
+    for (uint32_t i = w; i < std::max(parts_[w].fresh, parts_[w].claimed_end); i += workers_) {
+      Sock& s = socks_[i];
+      if (s.gen == 0) continue;
+      if (s.fd >= 0) ::close(s.fd);
+      if (s.ph >= 0) ::close(s.ph);
+      s.~Sock();
+    }
+  }
   ::munmap(socks_, bytes_);
 }
 
@@ -67,6 +76,7 @@ Status SlotTable::claim(uint32_t slot, uint32_t gen) {
   if (slot < part.fresh || socks_[slot].gen != 0) return Error{Fault::limit, 0, "slot in use"};
   new (&socks_[slot]) Sock;
   socks_[slot].gen = gen;
+  part.claimed_end = std::max(part.claimed_end, slot + 1);
   socks_[slot].in_use = true;
   open_.fetch_add(1, std::memory_order_relaxed);
   return Ok{};

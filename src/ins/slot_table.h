@@ -103,7 +103,8 @@ class SlotTable {
   void publish(uint32_t slot) {
     socks_[slot].live.store(socks_[slot].gen, std::memory_order_release);
   }
-  // Gives the slot back. Its descriptors are the caller's to close.
+  // Gives the slot back. Its descriptors are the caller's to close; those of slots that are live at the end
+  // are closed by the destructor.
   void release(uint32_t slot);
   // Runs `fn` if the slot is free, and keeps it free meanwhile.
   template <class Fn>
@@ -124,7 +125,8 @@ class SlotTable {
   struct Part {
     std::mutex lock;
     uint32_t fresh = 0;     // the lowest slot that was never used
-    uint32_t free = 0;      // 1 + the slot freed last
+    uint32_t free = 0;         // 1 + the slot freed last
+    uint32_t claimed_end = 0;  // all claimed slots are below
   };
   uint32_t next_gen();
 

@@ -282,12 +282,6 @@ void Worker::on_notes() {
   }
 }
 
-uint32_t Worker::next_worker() {
-  const uint32_t workers = ch_.geometry().workers;
-  if (workers == 1) return 0;
-  spread_ = (spread_ + 1) % workers;
-  return spread_;
-}
 
 void Worker::on_drop() {
   for (int k = 0; k < kDropsPerTurn; ++k)
@@ -378,9 +372,10 @@ bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
   // Our limit of descriptors is not the application's.
   if (!real) return failed(errno == EMFILE ? ENFILE : errno);
-  auto slot = ins_.slots.allocate(next_worker());
+  auto slot = ins_.slots.allocate(spread_);
   if (!slot) return failed(ENFILE);
   const uint32_t i = *slot;
+  spread_ = (spread_ + 1) % ch_.geometry().workers;
   Sock& s = ins_.slots.at(i);
   s.fd = real.release();
   s.ph = placeholder.release();

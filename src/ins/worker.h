@@ -54,7 +54,6 @@ class Worker {
   bool watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool placeholder, int op);
   bool watch_real(uint32_t i, Sock& s);
   void init_shared_slot(uint32_t i, Sock& s);
-  uint32_t next_worker();
 
   // closing (worker.cc)
   void last_close(uint32_t i, Sock& s);

@@ -1,0 +1,596 @@
+#include <fcntl.h>
+#include <netdb.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include <fstream>
+#include <sstream>
+
+#include "ins/decode.h"
+#include "ins/fake_pvm.h"
+#include "ins/options.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+std::string pattern(size_t n) {
+  std::string s(n, '\0');
+  for (size_t i = 0; i < n; ++i) s[i] = static_cast<char>(i * 7 + (i >> 11));
+  return s;
+}
+std::string read_exactly(int fd, size_t n) {
+  std::string out(n, '\0');
+  size_t got = 0;
+  while (got < n) {
+    const ssize_t k = ::recv(fd, out.data() + got, n - got, 0);
+    if (k <= 0) break;
+    got += static_cast<size_t>(k);
+  }
+  out.resize(got);
+  return out;
+}
+void write_all(int fd, std::string_view data) {
+  while (!data.empty()) {
+    const ssize_t k = ::send(fd, data.data(), data.size(), MSG_NOSIGNAL);
+    ASSERT_GT(k, 0);
+    data.remove_prefix(static_cast<size_t>(k));
+  }
+}
+std::string as_bytes(int v) { return {reinterpret_cast<const char*>(&v), sizeof v}; }
+
+TEST(Ins, CarriesBytesBothWaysAcrossTheWrap) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  const std::string data = pattern(3'000'000);
+  std::thread echo([&] {
+    const std::string got = read_exactly(peer.get(), data.size());
+    write_all(peer.get(), got);
+    ::shutdown(peer.get(), SHUT_WR);
+  });
+  std::string back;
+  std::string_view left = data;
+  ASSERT_TRUE(eventually([&] {
+    left.remove_prefix(pvm.put(s, left));
+    back += pvm.take(s);
+    return back.size() == data.size();
+  }));
+  echo.join();
+  EXPECT_TRUE(back == data);
+  EXPECT_TRUE(pvm.wait_state(s, MW_ST_EOF | MW_ST_RCV_SHUT));
+  EXPECT_EQ(pvm.state(s) & MW_ST_CLOSED, 0u);
+}
+
+TEST(Ins, ConnectsAndReportsARefusal) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock l = pvm.listener();
+  const uint16_t port = pvm.port_of(l);
+  FakeSock c = pvm.socket();
+  auto r = pvm.call(MW_OP_CONNECT, c, {}, FakePvm::raw(loopback(port)));
+  EXPECT_EQ(r.ret, -1);
+  EXPECT_EQ(r.err, EINPROGRESS);
+  ASSERT_TRUE(pvm.wait_state(c, MW_ST_CONNECTED));
+  mw_accept_record record{};
+  auto s = pvm.accept(l, 20'000, &record);
+  ASSERT_TRUE(s);
+  EXPECT_EQ(record.local.len, sizeof(sockaddr_in));
+  sockaddr_in peer{};
+  std::memcpy(&peer, record.peer.bytes, sizeof peer);
+  EXPECT_EQ(ntohs(peer.sin_port), pvm.port_of(c));
+  pvm.put_all(c, "hello");
+  EXPECT_EQ(pvm.take_exactly(*s, 5), "hello");
+
+  l.fd.reset();
+  ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
+  ASSERT_TRUE(pvm.expect<ControlSlot>(ControlType::listener_down));
+  FakeSock d = pvm.socket();
+  EXPECT_EQ(pvm.call(MW_OP_CONNECT, d, {}, FakePvm::raw(loopback(port))).err, EINPROGRESS);
+  EXPECT_EQ(pvm.wait_error(d), ECONNREFUSED);
+  ASSERT_TRUE(pvm.wait_state(d, MW_ST_CLOSED));
+  EXPECT_EQ(pvm.state(d) & (MW_ST_CONNECTED | MW_ST_CONNECTING), 0u);
+}
+
+TEST(Ins, AFailedBlockingConnectLeavesTheSocketAsNew) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock l = pvm.listener();
+  FakeSock c = pvm.socket();
+  EXPECT_EQ(pvm.call(MW_OP_CONNECT, c, {1}, FakePvm::raw(loopback(1))).err, EINPROGRESS);
+  EXPECT_EQ(pvm.wait_error(c), ECONNREFUSED);
+  ASSERT_TRUE(pvm.wait_state(c, MW_ST_CLOSED));
+  EXPECT_EQ(pvm.call(MW_OP_CONNECT, c, {1}, FakePvm::raw(loopback(pvm.port_of(l)))).err, EINPROGRESS);
+  EXPECT_TRUE(pvm.wait_state(c, MW_ST_CONNECTED));
+  EXPECT_EQ(pvm.state(c) & MW_ST_CLOSED, 0u);
+}
+
+TEST(Ins, AcceptsABoundedNumberAheadAndLosesNone) {
+  for (const int backlog : {1, 8, 64}) {
+    FakePvm pvm(mw_geometry{.slots = 1024, .rx_ring = 4096, .tx_ring = 4096, .groups = 1, .workers = 1,
+                            .calls = 4, .reserved = {0, 0}});
+    pvm.begin();
+    FakeSock l = pvm.listener(backlog);
+    const uint16_t port = pvm.port_of(l);
+    const int count = backlog * 2;  // as many ahead, and as many in the kernel's queue
+    std::vector<UniqueFd> peers;
+    for (int k = 0; k < count; ++k) peers.push_back(FakePvm::dial(port));
+    ASSERT_TRUE(eventually([&] { return pvm.ins->slots.open_count() >= static_cast<uint32_t>(1 + backlog); }));
+    pvm.call(MW_OP_GETSOCKNAME, l);  // a full turn of the worker later:
+    EXPECT_LE(pvm.ins->slots.open_count(), static_cast<uint32_t>(1 + backlog + 1));
+    std::vector<FakeSock> got;
+    for (int k = 0; k < count; ++k) {
+      auto s = pvm.accept(l);
+      ASSERT_TRUE(s) << k << " of " << count << " with backlog " << backlog;
+      got.push_back(std::move(*s));
+    }
+    EXPECT_FALSE(pvm.accept(l, 0));
+  }
+}
+
+TEST(Ins, NoDescriptorOrSlotLeftIsNoEndlessLoop) {
+  FakePvm pvm(mw_geometry{.slots = 4, .rx_ring = 4096, .tx_ring = 4096, .groups = 1, .workers = 1, .calls = 4,
+                          .reserved = {0, 0}});
+  pvm.begin();
+  FakeSock l = pvm.listener();
+  std::vector<UniqueFd> peers;
+  for (int k = 0; k < 5; ++k) peers.push_back(FakePvm::dial(pvm.port_of(l)));
+  std::vector<FakeSock> got;
+  for (int k = 0; k < 3; ++k) {
+    auto s = pvm.accept(l);
+    ASSERT_TRUE(s);
+    got.push_back(std::move(*s));
+  }
+  int err = 0;
+  pvm.socket(SOCK_STREAM, &err);
+  EXPECT_EQ(err, ENFILE);
+  got.clear();  // slots come free: the other two follow
+  EXPECT_TRUE(pvm.accept(l));
+  EXPECT_TRUE(pvm.accept(l));
+}
+
+TEST(Ins, ClosingWithUnreadBytesResets) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  write_all(peer.get(), "unread");
+  ASSERT_TRUE(eventually([&, &fake = s] { return pvm.ready(fake) == 6; }));
+  s.fd.reset();
+  char c = 0;
+  EXPECT_EQ(::recv(peer.get(), &c, 1, 0), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+  EXPECT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 1; }));
+}
+
+TEST(Ins, ClosingSendsWhatIsLeft) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  const int small = 4096;
+  ::setsockopt(peer.get(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
+  pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_SNDBUF}, as_bytes(4096));
+  const std::string data = pattern(100'000);
+  pvm.put_all(s, data);
+  s.fd.reset();
+  EXPECT_TRUE(read_exactly(peer.get(), data.size()) == data);
+  char c = 0;
+  EXPECT_EQ(::recv(peer.get(), &c, 1, 0), 0);
+  EXPECT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 1; }));
+}
+
+TEST(Ins, ShutdownComesAfterTheBytes) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_SNDBUF}, as_bytes(4096));
+  const std::string data = pattern(120'000);
+  pvm.put_all(s, data);
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_WR}).ret, 0);
+  EXPECT_NE(pvm.state(s) & MW_ST_SND_SHUT, 0u);
+  EXPECT_TRUE(read_exactly(peer.get(), data.size() + 1) == data);
+  write_all(peer.get(), "still open");
+  EXPECT_EQ(pvm.take_exactly(s, 10), "still open");
+}
+
+TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  write_all(peer.get(), "last words");
+  EXPECT_EQ(pvm.take_exactly(s, 10), "last words");
+  const linger now{1, 0};
+  ::setsockopt(peer.get(), SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  peer.reset();
+  EXPECT_EQ(pvm.wait_error(s), ECONNRESET);
+  EXPECT_TRUE(pvm.wait_state(s, MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF));
+  // A send into what is gone: dropped, no second error.
+  pvm.put_all(s, "nobody there");
+  EXPECT_TRUE(eventually([&, &fake = s] { return A::load_acquire(pvm.ch.slot(fake.slot).tx_head) == fake.tx_tail; }));
+  EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).error_seq), s.errors);
+}
+
+TEST(Ins, BytesOnThePlaceholderAreReportedAndNeverPassedOn) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
+  ASSERT_EQ(::write(s.fd.get(), "raw", 3), 3);
+  const auto told = pvm.expect<ControlSlot>(ControlType::bypass);
+  ASSERT_TRUE(told);
+  EXPECT_EQ(told->slot, s.slot);
+  char c = 0;
+  EXPECT_EQ(::recv(peer.get(), &c, 1, 0), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+  EXPECT_EQ(pvm.wait_error(s), ECONNRESET);
+  EXPECT_EQ(pvm.call(MW_OP_GETPEERNAME, s).err, ECONNRESET);
+}
+
+TEST(Ins, TokensAndGroupNewsAreSentOnceForEachWish) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  mw_slot& shared = pvm.ch.slot(s.slot);
+  const UniqueFd bell{::eventfd(0, EFD_NONBLOCK)};
+  pvm.tell(ControlType::group_open, 2, 0, bell.get());
+  A::fetch_or(shared.want, MW_WANT_TOKEN_IN);
+  A::store_relaxed(shared.watches, uint64_t{3});
+  ReadySet group = pvm.ch.group_news(2);
+  ASSERT_TRUE(group.prepare_sleep());
+  write_all(peer.get(), "a");
+  pollfd both[] = {{s.fd.get(), POLLIN, 0}, {bell.get(), POLLIN, 0}};
+  EXPECT_TRUE(eventually([&] { return ::poll(both, 2, 1000) == 2; }));
+  group.wake();
+  uint32_t member = 0;
+  group.drain([&](uint32_t i) { return member = i, true; });
+  EXPECT_EQ(member, s.slot);
+  char token = 1;
+  EXPECT_EQ(::recv(s.fd.get(), &token, 1, MSG_DONTWAIT), 1);
+  write_all(peer.get(), "b");
+  ASSERT_TRUE(eventually([&, &fake = s] { return pvm.ready(fake) == 2; }));
+  pvm.call(MW_OP_GETPEERNAME, s);
+  EXPECT_EQ(::recv(s.fd.get(), &token, 1, MSG_DONTWAIT), -1);  // nobody wished for another
+}
+
+TEST(Ins, ASlowReaderStopsItsOwnConnectionOnly) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [slow, slow_peer] = pvm.connection();
+  auto [fast, fast_peer] = pvm.connection();
+  ::fcntl(slow_peer.get(), F_SETFL, O_NONBLOCK);
+  const std::string block = pattern(65536);
+  std::string sent;
+  ASSERT_TRUE(eventually([&] {
+    const ssize_t n = ::send(slow_peer.get(), block.data(), block.size(), MSG_NOSIGNAL);
+    if (n > 0) sent += block.substr(0, static_cast<size_t>(n));
+    return n < 0 && pvm.ready(slow) == kTestGeometry.rx_ring;
+  }));
+  write_all(fast_peer.get(), "through");
+  EXPECT_EQ(pvm.take_exactly(fast, 7), "through");
+  EXPECT_TRUE(pvm.take_exactly(slow, sent.size()) == sent);
+}
+
+TEST(Ins, UrgentDataKeepsItsPlace) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  write_all(peer.get(), "abc");
+  ASSERT_EQ(::send(peer.get(), "!", 1, MSG_OOB), 1);
+  write_all(peer.get(), "def");
+  EXPECT_EQ(pvm.take_exactly(s, 6), "abcdef");
+  ASSERT_TRUE(pvm.wait_state(s, MW_ST_PRI | MW_ST_AT_MARK));
+  EXPECT_EQ(pvm.ch.slot(s.slot).oob_mark, MW_INDEX_START + 3);
+  const auto r = pvm.call(MW_OP_RECVMSG, s, {MSG_OOB, 0, 0, 1});
+  ASSERT_EQ(r.ret, 1);
+  EXPECT_EQ(r.out.substr(sizeof(mw_recv_head)), "!");
+  EXPECT_EQ(pvm.state(s) & MW_ST_PRI, 0u);
+  EXPECT_EQ(pvm.call(MW_OP_RECVMSG, s, {MSG_OOB, 0, 0, 1}).err, EINVAL);
+
+  pvm.put(s, "xy");
+  EXPECT_EQ(pvm.call(MW_OP_SENDMSG, s, {MSG_OOB, 0, 0, 1}, "?", MW_SEND_INLINE).ret, 1);
+  EXPECT_EQ(read_exactly(peer.get(), 2), "xy");
+  char byte = 0;
+  ASSERT_EQ(::recv(peer.get(), &byte, 1, MSG_OOB), 1);
+  EXPECT_EQ(byte, '?');
+}
+
+TEST(Ins, OptionsReachTheSocketAndDangerousOnesDoNot) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {IPPROTO_TCP, TCP_NODELAY}, as_bytes(1)).ret, 0);
+  auto r = pvm.call(MW_OP_GETSOCKOPT, s, {IPPROTO_TCP, TCP_NODELAY, 4}, as_bytes(0));
+  EXPECT_EQ(r.out, as_bytes(1));
+  EXPECT_EQ(pvm.call(MW_OP_GETSOCKOPT, s, {SOL_SOCKET, 9999, 4}, as_bytes(0)).err, ENOPROTOOPT);
+  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_ZEROCOPY}, as_bytes(1)).err, ENOPROTOOPT);
+  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_ATTACH_FILTER}, pattern(16)).err, ENOPROTOOPT);
+  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_RCVLOWAT}, as_bytes(1000)).ret, 0);
+  EXPECT_EQ(pvm.call(MW_OP_GETSOCKOPT, s, {SOL_SOCKET, SO_RCVLOWAT, 4}).out, as_bytes(1000));
+  EXPECT_EQ(pvm.call(MW_OP_IOCTL, s, {0x1234}).err, ENOTTY);
+  EXPECT_EQ(pvm.call(MW_OP_CONNECT, s, {}, "x").err, EINVAL);
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_WR}).err, ENOTCONN);
+  int err = 0;
+  pvm.socket(SOCK_RAW, &err);
+  EXPECT_EQ(err, EPERM);
+}
+
+TEST(Ins, DatagramsKeepTheirBoundariesAndAddresses) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket(SOCK_DGRAM);
+  ASSERT_EQ(pvm.call(MW_OP_BIND, s, {}, FakePvm::raw(loopback(0))).ret, 0);
+  const sockaddr_in here = loopback(pvm.port_of(s));
+  const UniqueFd peer{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+  const sockaddr_in any = loopback(0);
+  ASSERT_EQ(::bind(peer.get(), reinterpret_cast<const sockaddr*>(&any), sizeof any), 0);
+  sockaddr_in there{};
+  socklen_t len = sizeof there;
+  ::getsockname(peer.get(), reinterpret_cast<sockaddr*>(&there), &len);
+  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {IPPROTO_IP, IP_PKTINFO}, as_bytes(1)).ret, 0);
+  const std::vector<std::string> messages{"one", "", pattern(65507), "four"};
+  for (const std::string& m : messages) {
+    ASSERT_EQ(::sendto(peer.get(), m.data(), m.size(), 0, reinterpret_cast<const sockaddr*>(&here), sizeof here),
+              static_cast<ssize_t>(m.size()));
+    mw_dgram_head head{};
+    const std::string raw = pvm.take_exactly(s, sizeof head);
+    std::memcpy(&head, raw.data(), sizeof head);
+    EXPECT_EQ(head.name_len, sizeof there);
+    EXPECT_EQ(std::memcmp(head.name, &there, sizeof there), 0);
+    EXPECT_GE(head.control_len, sizeof(in_pktinfo));
+    pvm.take_exactly(s, head.control_len);
+    EXPECT_TRUE(pvm.take_exactly(s, head.data_len) == m);
+    const size_t used = sizeof head + head.control_len + head.data_len;
+    pvm.take_exactly(s, (used + 7) / 8 * 8 - used);
+  }
+  const std::string out = pattern(9000);
+  ASSERT_EQ(pvm.put(s, out), out.size());
+  auto r = pvm.call(MW_OP_SENDMSG, s, {0, sizeof there, 0, 9000}, FakePvm::raw(there));
+  EXPECT_EQ(r.ret, 9000);
+  EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).tx_head), s.tx_tail);
+  std::string got(10000, '\0');
+  EXPECT_EQ(::recv(peer.get(), got.data(), got.size(), 0), 9000);
+  EXPECT_TRUE(got.substr(0, 9000) == out);
+  // Too long for a datagram: the kernel's errno, and the bytes are consumed all the same.
+  const std::string long_one = pattern(70000);
+  ASSERT_EQ(pvm.put(s, long_one), long_one.size());
+  EXPECT_EQ(pvm.call(MW_OP_SENDMSG, s, {0, sizeof there, 0, 70000}, FakePvm::raw(there)).err, EMSGSIZE);
+  EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).tx_head), s.tx_tail);
+}
+
+TEST(Ins, AnIcmpErrorOfADatagramSocketIsPublished) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket(SOCK_DGRAM);
+  ASSERT_EQ(pvm.call(MW_OP_CONNECT, s, {}, FakePvm::raw(loopback(1))).ret, 0);
+  EXPECT_EQ(pvm.call(MW_OP_SENDMSG, s, {0, 0, 0, 1}, "x", MW_SEND_INLINE).ret, 1);
+  EXPECT_EQ(pvm.wait_error(s), ECONNREFUSED);
+}
+
+TEST(Ins, AStaleGenerationIsReset) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  FakeSock stale;
+  stale.slot = s.slot;
+  stale.gen = s.gen + 1;
+  EXPECT_EQ(pvm.call(MW_OP_LISTEN, stale, {1}).err, ECONNRESET);
+  stale.slot = s.slot + 1;
+  EXPECT_EQ(pvm.call(MW_OP_LISTEN, stale, {1}).err, ECONNRESET);
+  // Announcing slots that are not open is no offence.
+  pvm.news(stale);
+  EXPECT_EQ(pvm.call(MW_OP_LISTEN, s, {1}).ret, 0);
+}
+
+// A lie of the application's side ends its session: told to the driver, exit code 3, no crash.
+void expect_poisoned(FakePvm& pvm) {
+  EXPECT_TRUE(eventually([&] { return pvm.ended(); }));
+  EXPECT_EQ(pvm.exit_code.load(), kExitPoisoned);
+}
+
+TEST(InsHostile, TailOutOfTheWindow) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
+  A::store_release(pvm.ch.slot(s.slot).tx_tail, MW_INDEX_START + kTestGeometry.tx_ring + 1);
+  pvm.news(s);
+  EXPECT_TRUE(pvm.expect<ControlSlot>(ControlType::poisoned));
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, HeadAheadOfTheTail) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  A::store_release(pvm.ch.slot(s.slot).rx_head, MW_INDEX_START + 1);
+  write_all(peer.get(), "x");
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, HeadAheadOfTheTailAtTheEnd) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  A::store_release(pvm.ch.slot(s.slot).rx_head, MW_INDEX_START + 1);
+  s.fd.reset();
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, CallThatCannotBe) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  EXPECT_FALSE(pvm.call(77, s).answered);
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, CallAboutASlotThatDoesNotExist) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s;
+  s.slot = kTestGeometry.slots;
+  EXPECT_FALSE(pvm.call(MW_OP_LISTEN, s, {1}).answered);
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, MessageThatIsNotInTheRing) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket(SOCK_DGRAM);
+  EXPECT_FALSE(pvm.call(MW_OP_SENDMSG, s, {0, 0, 0, 100}).answered);
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, PlaceholderThatIsNone) {
+  FakePvm pvm;
+  pvm.begin();
+  pvm.fill(MW_OP_SOCKET, 0, 0, {AF_INET, SOCK_STREAM, 0}, {});
+  const mw_drop_record record{MW_DROP_MAGIC, 0, 1};
+  const int fds[] = {0};
+  ASSERT_TRUE(send_message(pvm.fds().drop_pvm.get(), bytes_of(record), fds, 0));
+  expect_poisoned(pvm);
+}
+TEST(InsHostile, EveryBitOfNewsAtOnceIsSurvived) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  for (const uint64_t at : {pvm.ch.layout().sock_news, pvm.ch.layout().call_news}) {
+    auto* set = reinterpret_cast<mw_ready_set*>(pvm.ch.base() + at);
+    auto* words = reinterpret_cast<uint64_t*>(set + 1);
+    A::store_relaxed(*words, ~uint64_t{0});
+    for (uint64_t& w : set->mid) A::store_relaxed(w, ~uint64_t{0});
+    A::store_release(set->top, ~uint64_t{0});
+  }
+  EXPECT_EQ(pvm.call(MW_OP_LISTEN, s, {1}).ret, 0);
+}
+
+TEST(Ins, TellsANewDriverItsListenersAndMakesAPredecessorsAgain) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock l = pvm.listener(5);
+  const uint16_t port = pvm.port_of(l);
+  pvm.call(MW_OP_SETSOCKOPT, l, {SOL_SOCKET, SO_REUSEADDR}, as_bytes(1));
+  UniqueFd placeholder;
+  ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
+  auto up = pvm.expect<ControlListener>(ControlType::listener_up, &placeholder);
+  ASSERT_TRUE(up);
+  EXPECT_EQ(up->option_count, 1u);
+  EXPECT_EQ(up->backlog, 5);
+  pvm.connect_driver(1);
+  ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
+
+  pvm.stop();  // as if killed: everything of it is closed
+  pvm.exit_code = -1;
+  pvm.start(100);
+  up->type = ControlType::replay;
+  const int fd = placeholder.get();
+  ASSERT_TRUE(send_message(pvm.driver.get(), bytes_of(*up), {&fd, 1}, 0));
+  const auto done = pvm.expect<ControlSlot>(ControlType::replayed);
+  ASSERT_TRUE(done);
+  EXPECT_EQ(done->status, 0u);
+  placeholder.reset();
+  pvm.begin();
+  ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
+  const UniqueFd peer = FakePvm::dial(port);
+  auto s = pvm.accept(l);
+  ASSERT_TRUE(s);
+  EXPECT_GE(s->gen, 100u);
+  EXPECT_NE(s->slot, l.slot);
+  EXPECT_EQ(pvm.port_of(l), port);
+  l.fd.reset();
+  EXPECT_TRUE(pvm.expect<ControlSlot>(ControlType::listener_down));
+}
+
+TEST(Ins, GivesMemoryBackWhenASocketIsIdle) {
+  FakePvm pvm;
+  pvm.begin();
+  const auto blocks = [&] {
+    struct stat st {};
+    ::fstat(pvm.fds().channel.get(), &st);
+    return st.st_blocks / 8;  // pages
+  };
+  auto [s, peer] = pvm.connection();
+  const auto before = blocks();
+  write_all(peer.get(), pattern(65536));
+  ASSERT_EQ(pvm.take_exactly(s, 65536).size(), 65536u);
+  EXPECT_GE(blocks(), before + 16);
+  EXPECT_TRUE(eventually([&] {
+    pvm.let_time_pass(1);
+    return blocks() <= before + 2;
+  }));
+  write_all(peer.get(), "on it goes");
+  EXPECT_EQ(pvm.take_exactly(s, 10), "on it goes");
+}
+
+TEST(Ins, LooksNamesUpWithoutANetwork) {
+  FakePvm pvm;
+  pvm.begin();
+  const FakeSock none;
+  auto r = pvm.call(MW_OP_RESOLVE, none, {AF_INET, 0}, std::string_view("192.0.2.7\0", 10));
+  ASSERT_EQ(r.ret, 1);
+  mw_addr a{};
+  std::memcpy(&a, r.out.data(), sizeof a);
+  sockaddr_in in{};
+  std::memcpy(&in, a.bytes, sizeof in);
+  EXPECT_EQ(in.sin_addr.s_addr, htonl(0xc0000207));
+  EXPECT_EQ(r.out.substr(sizeof a), std::string("192.0.2.7\0", 10));
+  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {AF_INET, 0}, std::string_view("localhost\0", 10)).ret, 1);
+  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {99, 0}, std::string_view("localhost\0", 10)).err, EAI_FAMILY);
+}
+
+TEST(Hosts, AreReadAsTheLibraryDoes) {
+  const auto h = parse_hosts("127.0.0.1 localhost lh # no\n#x\nbad line\n::1\tip6-localhost\nfe80::1%eth0 ll\n1.2.3.4\n");
+  ASSERT_EQ(h.size(), 3u);
+  EXPECT_EQ(h[0].names, (std::vector<std::string>{"localhost", "lh"}));
+  EXPECT_EQ(h[1].addr.len, sizeof(sockaddr_in6));
+}
+
+TEST(Decode, RefusesWhatCannotBe) {
+  Request r;
+  r.op = MW_OP_SENDMSG;
+  r.arg[1] = -1;
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.arg[1] = 0;
+  r.arg[2] = -1;
+  r.arg[3] = 1;
+  r.flags2 = MW_SEND_INLINE;
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.op = MW_OP_RECVMSG;
+  r.arg[1] = r.arg[2] = r.arg[3] = 0x7fffffff;
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.op = MW_OP_RESOLVE;
+  r.in_len = 3;
+  std::memcpy(r.payload, "a\0b", 3);
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.op = MW_OP_LISTEN;
+  mw_geometry two = kTestGeometry;
+  two.workers = 2;
+  EXPECT_FALSE(check_request(r, two, 1));
+  mw_call cell{};
+  cell.in_len = MW_CALL_PAYLOAD + 1;
+  EXPECT_EQ(copy_request(cell, r).error().fault, Fault::peer);
+}
+
+TEST(Ins, SpreadsSocketsOverItsWorkers) {
+  mw_geometry g = kTestGeometry;
+  g.workers = 3;
+  FakePvm pvm(g);
+  pvm.begin();
+  FakeSock l = pvm.listener(32);
+  const uint16_t port = pvm.port_of(l);
+  std::vector<FakeSock> got;
+  std::vector<UniqueFd> peers;
+  std::vector<int> per_worker(3);
+  for (int k = 0; k < 30; ++k) {
+    peers.push_back(FakePvm::dial(port));
+    auto s = pvm.accept(l);
+    ASSERT_TRUE(s);
+    ++per_worker[pvm.ch.worker_of(s->slot)];
+    got.push_back(std::move(*s));
+    write_all(peers.back().get(), pattern(1000));
+  }
+  EXPECT_EQ(per_worker, (std::vector<int>{10, 10, 10}));
+  for (FakeSock& s : got) {
+    EXPECT_EQ(pvm.take_exactly(s, 1000), pattern(1000));
+    pvm.put_all(s, "back");
+  }
+  for (const UniqueFd& p : peers) EXPECT_EQ(read_exactly(p.get(), 4), "back");
+}
+
+}  // namespace
+}  // namespace mw
