@@ -182,7 +182,8 @@ void Driver::look_for_ins() {
   if (survivor_ && !again) {
     // It lives, but cannot be reached: nobody else gets the region before it is gone.
     log_line("mwcommsd", "INS %u does not answer any more: ending it", *survivor_);
-    (void)::syscall(SYS_pidfd_send_signal, survivor_death_.get(), SIGKILL, nullptr, 0);
+    if (options_.kill_lost_ins)
+      (void)::syscall(SYS_pidfd_send_signal, survivor_death_.get(), SIGKILL, nullptr, 0);
   }
 }
 

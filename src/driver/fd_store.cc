@@ -28,7 +28,6 @@ struct FdStore::Record {
 namespace {
 
 constexpr int kQueueBytes = 8 * 1024 * 1024;
-constexpr size_t kDeadRecordsAllowed = 16;
 
 std::vector<int> raw(std::span<const UniqueFd> fds) {
   std::vector<int> out;
@@ -133,7 +132,8 @@ Status FdStore::append(StoreKey key, bool live, std::span<const std::byte> data,
   } else {
     live_.erase(key);
   }
-  if (records_ > 2 * live_.size() + kDeadRecordsAllowed) return compact();
+  // At once, so that no descriptor of something that ended stays open here.
+  if (records_ > live_.size()) return compact();
   return Ok{};
 }
 

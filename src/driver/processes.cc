@@ -53,8 +53,10 @@ void Processes::accept_new() {
     // Left in the queue it would wake us for ever: it gets an end of file instead.
     spare_.reset();
     UniqueFd refused{::accept4(options_.attach_fd, nullptr, nullptr, SOCK_CLOEXEC)};
+    const bool somebody = static_cast<bool>(refused);
     refused.reset();
     spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+    if (!somebody) return;
     log_line("mwcommsd", "a process was refused: the driver is out of file descriptors");
   }
 }
