@@ -52,7 +52,8 @@ Driver::Driver(const DriverOptions& options, Poller poller, SessionMemory memory
       store_(options_.store_fds[0], options_.store_fds[1]),
       groups_(poller_, memory_, store_),
       listeners_(memory_.geometry().slots, store_),
-      processes_(poller_, options_, memory_, groups_) {}
+      processes_(poller_, options_, memory_, groups_),
+      release_(memory_) {}
 
 Status Driver::start() {
   retry_timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
@@ -60,6 +61,8 @@ Status Driver::start() {
   if (auto s = poller_.add(retry_timer_.get(), EPOLLIN, Source::retry_timer); !s) return s;
   if (auto s = poller_.add(registry_.event_fd(), EPOLLIN, Source::registry); !s) return s;
   if (auto s = registry_.watch("mw"); !s) return s;
+  if (auto s = release_.open_timer(); !s) return s;
+  if (auto s = poller_.add(release_.timer_fd(), EPOLLIN, Source::release_timer); !s) return s;
   if (auto s = restore(); !s) return s;
   processes_.on_group_open = [this](uint32_t g) { tell_group(ControlType::group_open, g); };
   if (auto s = processes_.listen(); !s) return s;
@@ -114,6 +117,7 @@ void Driver::handle(const Event& e) {
     case Source::attach:
       return processes_.accept_new();
     case Source::process:
+      release_.stir();
       return processes_.on_message(e.id, e.events);
     case Source::process_death:
       return processes_.on_death(e.id);
@@ -135,7 +139,7 @@ void Driver::handle(const Event& e) {
       return look_for_ins();
     }
     case Source::release_timer:
-      return;
+      return release_.on_timer();
   }
 }
 
@@ -278,6 +282,7 @@ bool Driver::on_ins_message(InsLink& ins, std::span<const std::byte> data, Recei
   if (type == ControlType::hello_ack) return m.fd_count == 0 && on_hello_ack(ins, data);
   if (ins.phase() == InsLink::Phase::greeting) return false;
   if (type == ControlType::listener_up) return on_listener_up(data, m);
+  release_.stir();
   ControlSlot s{};
   if (data.size() != sizeof s || m.fd_count != 0) return false;
   std::memcpy(&s, data.data(), sizeof s);

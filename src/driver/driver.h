@@ -16,6 +16,7 @@
 #include "driver/ins_link.h"
 #include "driver/listeners.h"
 #include "driver/options.h"
+#include "driver/page_release.h"
 #include "driver/poller.h"
 #include "driver/processes.h"
 #include "driver/session_state.h"
@@ -71,6 +72,7 @@ class Driver {
   Groups groups_;
   Listeners listeners_;
   Processes processes_;
+  PageRelease release_;
   UniqueFd retry_timer_;
 
   // An INS that is there but does not listen yet is tried again for a while.

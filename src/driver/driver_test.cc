@@ -356,12 +356,20 @@ TEST_F(DriverTest, FreesTheCallsOfAProcessThatDied) {
   memory_->channel().call(3).seq = memory_->channel().call(3).done_seq = 7;
   memory_->session().call(4) = {pid, 9};  // not yet
   memory_->channel().call(4).seq = 9;
+  memory_->channel().call(4).op = MW_OP_BIND;
+  memory_->channel().call(4).slot = 13;
   memory_->session().call(5) = {static_cast<uint32_t>(::getpid()), 0};
+  memory_->session().call(6) = {pid, 21};  // died before it wrote the request
+  ASSERT_TRUE(memory_->channel().call_news(1).prepare_sleep());
   go.b.reset();
   EXPECT_TRUE(until([&] { return driver_->attached() == 0; }));
   EXPECT_EQ(::waitpid(child, nullptr, 0), child);
   EXPECT_EQ(memory_->session().call(3).pid, 0u);
   EXPECT_EQ(memory_->session().call(4).pid, pid);
+  EXPECT_EQ(memory_->session().call(6).pid, 0u);
+  EXPECT_EQ(memory_->session().call(6).seq, memory_->channel().call(6).done_seq);
+  EXPECT_FALSE(memory_->channel().call_news(1).empty());  // announced, in case it was not
+  EXPECT_EQ(take_bell(fds_.bells[1].get()), 1u);
   EXPECT_EQ(memory_->session().call(5).pid, static_cast<uint32_t>(::getpid()));
 }
 
@@ -510,8 +518,8 @@ TEST_F(DriverTest, LeavesNothingOfADeadGroup) {
   Group g = open_group(shim);
   Group other = open_group(shim);
   SessionSlot& s = memory_->session().slot(900);
-  s.watches[0] = {1 + other.id, 5, EPOLLIN, 0, 55};
-  s.watches[1] = {1 + g.id, 6, EPOLLIN, 0, 66};
+  s.watches[0] = {1 + other.id, 5, EPOLLIN, 0, 0, 55};
+  s.watches[1] = {1 + g.id, 6, EPOLLIN, 0, 0, 66};
   memory_->channel().slot(900).watches =
       uint64_t{1 + other.id} | uint64_t{1 + g.id} << 16 | uint64_t{1 + g.id} << 48;
   memory_->channel().group_news(g.id).add(900);
@@ -542,8 +550,8 @@ TEST_F(DriverTest, ResetsTheSessionWhenTheInsDies) {
   c.call(1).ret = 3;
   c.sock_news(1).add(17);
   c.call_news(0).add(0);
-  memory_->session().slot(17).watches[2] = {1 + g.id, 9, EPOLLIN, 0, 0};
-  memory_->session().slot(1023).watches[0] = {1 + g.id, 9, EPOLLIN, 0, 0};
+  memory_->session().slot(17).watches[2] = {1 + g.id, 9, EPOLLIN, 0, 0, 0};
+  memory_->session().slot(1023).watches[0] = {1 + g.id, 9, EPOLLIN, 0, 0, 0};
   memory_->session().slot(18).watches[0].group = 4000000;  // no such group
   c.slot(17).gen = 1 + (3u << 24);                         // it made very many sockets
 
@@ -697,6 +705,63 @@ TEST_F(DriverTest, WorksWithoutAStore) {
   EXPECT_NE(open_group(shim_again).id, g.id);  // its owner may still use it
 }
 
+// ---- memory of idle rings ----
+
+class PageReleaseTest : public DriverTest {
+ protected:
+  void use_ring(uint32_t i, uint32_t bytes) {
+    SessionSlot& mine = memory_->session().slot(i);
+    mine.gen = 1;
+    const std::string data(bytes, 'x');
+    memory_->channel().tx(i).copy_in(mine.tx_tail, data.data(), bytes);
+    mine.tx_tail += bytes;
+    memory_->channel().slot(i).tx_tail = mine.tx_tail;
+  }
+  void read_all(uint32_t i) {
+    memory_->channel().slot(i).tx_head = memory_->session().slot(i).tx_tail;
+  }
+  bool has_pages(uint32_t i) {
+    const mw_layout& l = memory_->channel().layout();
+    const auto from = static_cast<off_t>(l.rings + l.ring_stride * i + kSmall.rx_ring);
+    const off_t data = ::lseek(fds_.channel.get(), from, SEEK_DATA);
+    return data >= 0 && data < from + static_cast<off_t>(kSmall.tx_ring);
+  }
+};
+
+TEST_F(PageReleaseTest, ReleasesOnlyWhatIsEmptyAndIdle) {
+  use_ring(1, 3000);  // idle and empty
+  read_all(1);
+  use_ring(2, 3000);  // not read yet
+  use_ring(3, 3000);  // locked
+  read_all(3);
+  memory_->session().slot(3).tx_lock = 12345;
+  use_ring(4, 3000);  // used again between the turns
+  read_all(4);
+  PageRelease release(*memory_);
+  PageRelease::Turn t = release.turn();
+  EXPECT_TRUE(t.moved);
+  EXPECT_EQ(t.released, 0u);
+  use_ring(4, 10);
+  read_all(4);
+  t = release.turn();
+  EXPECT_EQ(t.released, 1u);
+  EXPECT_TRUE(t.moved);
+  EXPECT_FALSE(has_pages(1));
+  EXPECT_TRUE(has_pages(2));
+  EXPECT_TRUE(has_pages(3));
+  EXPECT_TRUE(has_pages(4));
+  EXPECT_EQ(memory_->session().slot(1).tx_lock, 0u);
+
+  read_all(2);
+  memory_->session().slot(3).tx_lock = 0;
+  EXPECT_EQ(release.turn().released, 3u);
+  t = release.turn();
+  EXPECT_EQ(t.released, 0u);
+  EXPECT_FALSE(t.moved);
+  use_ring(1, 1);
+  EXPECT_TRUE(release.turn().moved);
+}
+
 // ---- a bystander ----
 
 TEST_F(DriverTest, SleepsWhenNothingHappens) {
@@ -706,9 +771,17 @@ TEST_F(DriverTest, SleepsWhenNothingHappens) {
   Peer ins = serve(listener);
   settle();
   ASSERT_TRUE(registry_->write(ins_path(1, "heartbeat"), "2"));  // not ours to watch while it serves
-  auto events = driver_->poller().wait(300);
-  ASSERT_TRUE(events);
-  EXPECT_TRUE(events->empty());
+  // Two seconds after the last event one look at the rings, and then ever fewer.
+  size_t wakeups = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(2600);
+  while (std::chrono::steady_clock::now() < end) {
+    auto events = driver_->poller().wait(200);
+    ASSERT_TRUE(events);
+    for (const Event& e : *events) EXPECT_EQ(e.source, Source::release_timer);
+    wakeups += events->size();
+    if (!events->empty()) break;
+  }
+  EXPECT_LE(wakeups, 1u);
 }
 
 }  // namespace

@@ -179,13 +179,20 @@ void Processes::forget(uint32_t id) {
 void Processes::sweep_calls() {
   uint32_t last_pid = 0;
   bool last_dead = false;
-  memory_.free_dead_calls([&](uint32_t pid) {
+  const uint32_t rings = memory_.free_dead_calls([&](uint32_t pid) {
     if (pid != last_pid) {
       last_pid = pid;
       last_dead = is_dead(pid);
     }
     return last_dead;
   });
+  for (size_t w = 0; w < options_.bell_fds.size(); ++w) {
+    const uint64_t one = 1;
+    // EAGAIN: it was rung so often already that it cannot be missed.
+    if ((rings >> w & 1) != 0 && ::write(options_.bell_fds[w], &one, sizeof one) < 0 &&
+        errno != EAGAIN)
+      log_line("mwcommsd", "cannot ring worker %zu: error %d", w, errno);
+  }
 }
 
 size_t Processes::attached() const {

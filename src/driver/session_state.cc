@@ -75,16 +75,15 @@ Result<SessionMemory> SessionMemory::open(int channel_fd, int session_fd) {
   return m;
 }
 
-template <class Visit>
-void SessionMemory::each_touched_slot(Visit&& visit) {
+void SessionMemory::each_touched_slot(const std::function<void(uint32_t, mw_slot&)>& visit) {
   each_used_range(channel_fd_, channel_.layout().slots, sizeof(mw_slot), geometry().slots,
                   [&](uint32_t first, uint32_t last) {
                     for (uint32_t i = first; i < last; ++i) visit(i, channel_.slot(i));
                   });
 }
 
-template <class Visit>
-void SessionMemory::each_touched_session_slot(Visit&& visit) {
+void SessionMemory::each_touched_session_slot(
+    const std::function<void(uint32_t, SessionSlot&)>& visit) {
   each_used_range(session_fd_, session_layout_of(geometry()).slots, sizeof(SessionSlot),
                   geometry().slots, [&](uint32_t first, uint32_t last) {
                     for (uint32_t i = first; i < last; ++i) visit(i, session_.slot(i));
@@ -185,26 +184,36 @@ void SessionMemory::clear_group(uint32_t group) {
   const uint64_t at = channel_.layout().group_news + channel_.layout().group_news_stride * group;
   reset_waiters(*reinterpret_cast<mw_ready_set*>(channel_.base() + at));
   empty_set(channel_.group_news(group));
-  // Its pages go back to the system until the next owner touches them.
-  (void)::fallocate(channel_fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                    static_cast<off_t>(at),
-                    static_cast<off_t>(channel_.layout().group_news_stride));
+  (void)punch_channel(at, channel_.layout().group_news_stride);
+}
+
+bool SessionMemory::punch_channel(uint64_t at, uint64_t bytes) {
+  return ::fallocate(channel_fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+                     static_cast<off_t>(at), static_cast<off_t>(bytes)) == 0;
 }
 
 uint32_t SessionMemory::free_dead_calls(const std::function<bool(uint32_t pid)>& is_dead) {
-  uint32_t waiting = 0;
+  uint32_t rings = 0;
   for (uint32_t i = 0; i < geometry().calls; ++i) {
     SessionCall& owner = session_.call(i);
     uint32_t pid = StdAtomics::load_acquire(owner.pid);
     if (pid == 0 || !is_dead(pid)) continue;
     mw_call& call = channel_.call(i);
-    if (StdAtomics::load_acquire(call.seq) != StdAtomics::load_acquire(call.done_seq)) {
-      ++waiting;
+    const uint32_t seq = StdAtomics::load_acquire(call.seq);
+    if (seq != StdAtomics::load_acquire(call.done_seq)) {
+      // Lookups may be under way for long and would be answered twice; a new socket's announcement needs
+      // its placeholder. All others are answered in the turn in which they are read.
+      const uint32_t op = StdAtomics::load_relaxed(call.op);
+      if (op == MW_OP_SOCKET || op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR) continue;
+      const uint32_t worker = channel_.worker_of(StdAtomics::load_relaxed(call.slot));
+      if (channel_.call_news(worker).add(i)) rings |= 1u << worker;
       continue;
     }
+    // It may have died between its own note of the number and the request.
+    StdAtomics::store_relaxed(owner.seq, seq);
     std::atomic_ref(owner.pid).compare_exchange_strong(pid, 0u);
   }
-  return waiting;
+  return rings;
 }
 
 }  // namespace mw

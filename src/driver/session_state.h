@@ -43,16 +43,18 @@ class SessionMemory {
   // After its last process: empties the set, removes its registrations from all sockets.
   void clear_group(uint32_t group);
 
-  // Frees the cells of processes that no longer exist, as far as they are answered.
-  // Returns how many remain because their answer is still to come.
+  // Frees the cells of processes that no longer exist, as far as they are answered. A request that its
+  // owner may not have announced any more is announced for it. Returns the workers to ring for, as bits.
   uint32_t free_dead_calls(const std::function<bool(uint32_t pid)>& is_dead);
+
+  // Gives memory of the channel back to the system; false if the system does not want to.
+  bool punch_channel(uint64_t at, uint64_t bytes);
+  // Calls visit(index, slot) for every slot in memory that was ever used, and some around them.
+  void each_touched_session_slot(const std::function<void(uint32_t, SessionSlot&)>& visit);
 
  private:
   SessionMemory() = default;
-  template <class Visit>
-  void each_touched_slot(Visit&& visit);
-  template <class Visit>
-  void each_touched_session_slot(Visit&& visit);
+  void each_touched_slot(const std::function<void(uint32_t, mw_slot&)>& visit);
   void answer_pending_calls();
   void publish_state(uint32_t state);
 
