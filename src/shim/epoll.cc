@@ -23,8 +23,9 @@ struct Instance {
   uint32_t references = 0;
   bool used_here = false;  // false after fork until the child uses the instance itself
   bool nested = false;     // stands in another epoll instance: always rung for
+  uint16_t serial = 0;     // tells the group's present instance from earlier ones of the same number
 };
-Instance instances[MW_MAX_GROUPS];
+constinit Instance instances[MW_MAX_GROUPS];
 uint32_t instances_lock = 0;
 
 // epoll_event.data of a bell: a value no application has by accident.
@@ -33,6 +34,13 @@ constexpr uint64_t kBellData = 0x6d77'2d62'656c'6c21ull;
 constexpr uint32_t kAlways = EPOLLERR | EPOLLHUP;
 constexpr uint32_t kEventBits = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDNORM |
                                 EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND | EPOLLMSG | EPOLLRDHUP;
+
+// A registration of an instance that is closed by now counts as none.
+bool is_live(const SessionWatch& w) {
+  return w.group != 0 && w.group <= process.channel.geometry().groups &&
+         A::load_relaxed(process.session.group(w.group - 1).serial) == w.serial;
+}
+bool is_of(const SessionWatch& w, uint32_t group) { return w.group == group + 1 && is_live(w); }
 
 bool group_in_range(uint32_t group) { return group < process.channel.geometry().groups; }
 
@@ -79,7 +87,9 @@ int group_of(int epfd) {
     unhide_and_close(life[0]);
     return group;
   }
-  instances[group] = {epfd, bell, life[0], 0, true, false};
+  const auto serial = static_cast<uint16_t>(
+      A::fetch_add(process.session.group(static_cast<uint32_t>(group)).serial, 1u) + 1);
+  instances[group] = {epfd, bell, life[0], 0, true, false, serial};
   set_entry(epfd, {Kind::epoll, static_cast<uint32_t>(group) + 1, 0});
   return group;
 }
@@ -87,7 +97,8 @@ int group_of(int epfd) {
 void publish_watches(const Sock& s) {
   uint64_t packed = 0;
   for (unsigned i = 0; i < MW_MAX_WATCHES; ++i)
-    packed |= static_cast<uint64_t>(s.mine.watches[i].group & 0xffff) << (16 * i);
+    if (is_live(s.mine.watches[i]))
+      packed |= static_cast<uint64_t>(s.mine.watches[i].group & 0xffff) << (16 * i);
   A::exchange(s.slot.watches, packed);
 }
 
@@ -110,7 +121,7 @@ uint32_t events_of(const Sock& s, uint32_t wanted) {
 
 SessionWatch* find_watch(const Sock& s, uint32_t group, int fd) {
   for (SessionWatch& w : s.mine.watches)
-    if (w.group == group + 1 && w.fd == fd) return &w;
+    if (is_of(w, group) && w.fd == fd) return &w;
   return nullptr;
 }
 
@@ -121,7 +132,7 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
     if (op == EPOLL_CTL_ADD) {
       if (w != nullptr) return -EEXIST;
       for (SessionWatch& free : s.mine.watches)
-        if (free.group == 0) w = &free;
+        if (!is_live(free)) w = &free;
       if (w == nullptr) return -ENOSPC;
     } else if (w == nullptr) {
       return -ENOENT;
@@ -131,7 +142,7 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
       publish_watches(s);
       return 0;
     }
-    *w = {group + 1, fd, event->events, 0, event->data.u64};
+    *w = {group + 1, fd, event->events, 0, instances[group].serial, event->data.u64};
     publish_watches(s);
   }
   // Registered first, then asked: what becomes ready in between is announced by the INS.
@@ -151,7 +162,7 @@ int harvest(uint32_t group, epoll_event* out, int max) {
     SharedLock lock(mine.watch_lock);
     bool again = false;
     for (SessionWatch& w : mine.watches) {
-      if (w.group != group + 1 || (w.state & kWatchFired) != 0) continue;
+      if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
       const uint32_t events = events_of(s, w.events);
       if (events == 0) continue;
       if (n >= max) {
@@ -290,7 +301,7 @@ bool epoll_has_events(uint32_t group) {
     const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
     SharedLock lock(mine.watch_lock);
     for (const SessionWatch& w : mine.watches) {
-      if (w.group != group + 1 || (w.state & kWatchFired) != 0) continue;
+      if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
       if (events_of(s, w.events) == 0) continue;
       any = true;
       news.put_back(index);
@@ -320,7 +331,7 @@ void epoll_forget_socket(uint32_t slot, uint32_t gen) {
   bool changed = false;
   SharedLock lock(mine.watch_lock);
   for (SessionWatch& w : mine.watches) {
-    if (w.group == 0 || w.group > MW_MAX_GROUPS || !instances[w.group - 1].used_here) continue;
+    if (!is_live(w) || !instances[w.group - 1].used_here) continue;
     w = SessionWatch{};
     changed = true;
   }
@@ -343,7 +354,7 @@ void epoll_socket_became_listener(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
   bool changed = false;
   for (SessionWatch& w : s.mine.watches) {
-    if (w.group == 0 || w.group > MW_MAX_GROUPS || instances[w.group - 1].epfd < 0) continue;
+    if (!is_live(w) || instances[w.group - 1].epfd < 0) continue;
     epoll_event e{w.events & ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND),
                   {.u64 = w.data}};
     libc.epoll_ctl(instances[w.group - 1].epfd, EPOLL_CTL_ADD, w.fd, &e);

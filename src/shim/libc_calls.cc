@@ -53,7 +53,7 @@ void find(F& slot, const char* name) {
 }  // namespace
 
 #define MW_RAW(field, number) .field = Raw<number, decltype(LibcCalls::field)>::call
-LibcCalls libc = {
+constinit LibcCalls libc = {
     MW_RAW(read, SYS_read),
     MW_RAW(write, SYS_write),
     MW_RAW(readv, SYS_readv),

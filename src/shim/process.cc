@@ -19,7 +19,7 @@
 
 namespace mw::shim {
 
-Process process;
+constinit Process process;  // the constructor below runs before any dynamic initialiser would
 
 namespace {
 

@@ -36,7 +36,7 @@ struct Process {
   SessionRegion session;
   int attach_fd = -1;
   int drop_fd = -1;
-  int bells[MW_MAX_WORKERS];
+  int bells[MW_MAX_WORKERS] = {};
   uint32_t pid = 0;         // of the process that this state belongs to
   uint32_t attach_pid = 0;  // of the process that made attach_fd
   bool attached = false;

@@ -41,12 +41,11 @@ struct SessionWatch {
   uint32_t group;   // 0: free; else 1 + group
   int32_t fd;       // the descriptor it was registered with: part of the key, as in the kernel
   uint32_t events;  // as given, without EPOLLONESHOT once it fired (then 0 or only flags)
-  uint32_t state;   // kWatch* bits
+  uint16_t state;   // kWatch* bits
+  uint16_t serial;  // of the group when this was registered: another one means it is void
   uint64_t data;
 };
-constexpr uint32_t kWatchFired = 1;    // EPOLLONESHOT: reported, silent until MOD
-constexpr uint32_t kWatchEdgeIn = 2;   // EPOLLET bookkeeping of the shim
-constexpr uint32_t kWatchEdgeOut = 4;
+constexpr uint16_t kWatchFired = 1;  // EPOLLONESHOT: reported, silent until MOD
 
 struct SessionSlot {
   uint32_t gen;
@@ -90,7 +89,9 @@ struct SessionCall {
 // ids and frees a group when the read end of its life pipe is gone from every process.
 struct SessionGroup {
   uint32_t in_use;
-  uint32_t reserved[3];
+  uint16_t serial;  // counts the instances that had this number
+  uint16_t reserved0;
+  uint32_t reserved[2];
 };
 
 struct SessionLayout {
