@@ -294,25 +294,28 @@ bool Supervisor::application_runs() const {
 }
 
 void Supervisor::end_helpers() {
+  // The driver first: it would report the end of its INS as a loss.
+  end(&driver_);
+  end(&ins_);
+}
+
+void Supervisor::end(Helper* helper) {
+  if (helper->id.pid == 0) return;
   const Clock::time_point deadline = Clock::now() + kEndTimeout;
-  for (const Helper* h : {&ins_, &driver_}) {
-    if (h->id.pid != 0) ::kill(h->id.pid, SIGTERM);
-  }
+  ::kill(helper->id.pid, SIGTERM);
   bool killed = false;
-  while (ins_.id.pid != 0 || driver_.id.pid != 0) {
+  while (helper->id.pid != 0) {
     int status = 0;
     const pid_t pid = reap_one(&status);
     if (pid < 0) return;
-    for (Helper* h : {&ins_, &driver_}) {
+    for (Helper* h : {&driver_, &ins_}) {
       if (pid > 0 && h->id.pid == pid) h->id = ProcId{};
     }
     if (pid != 0) continue;
     const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now()).count();
     if (left <= 0 && !killed) {
       killed = true;
-      for (const Helper* h : {&ins_, &driver_}) {
-        if (h->id.pid != 0) ::kill(h->id.pid, SIGKILL);
-      }
+      ::kill(helper->id.pid, SIGKILL);
     }
     pollfd sigchld{signals_.get(), POLLIN, 0};
     ::poll(&sigchld, 1, killed ? -1 : static_cast<int>(left));

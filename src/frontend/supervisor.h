@@ -99,6 +99,7 @@ class Supervisor {
   void watch_heartbeat();
   bool application_runs() const;
   void end_helpers();
+  void end(Helper* helper);
 
   SupervisorConfig config_;
   const HeldSignals& held_;
