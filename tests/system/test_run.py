@@ -1,0 +1,283 @@
+"""`mw run` as a user meets it: status, refusals, published ports, and a host that looks untouched."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from conftest import host_state, output, sessions
+from mwtest import proc
+from mwtest.netns import Namespace
+
+
+def run(mw, *arguments, seconds=30):
+    return proc.run([mw, *arguments], seconds, check=False)
+
+
+def get(url: str, background=None, seconds=15) -> str:
+    """The page, asked for until there is one."""
+    def attempt():
+        try:
+            with urllib.request.urlopen(url, timeout=3) as answer:
+                return answer.read().decode()
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            return None
+    return proc.wait_for(attempt, seconds, f"an answer from {url}", background)
+
+
+@pytest.mark.parametrize(("script", "status"), [("true", 0), ("exit 7", 7), ("kill -9 $$", 137)])
+def test_exit_status_is_the_commands(mw, unchanged, script, status):
+    done = run(mw, "run", "--", "sh", "-c", script)
+    assert done.returncode == status, done.stderr.decode()
+
+
+@pytest.mark.parametrize("arguments", [
+    [], ["bogus"], ["run"], ["run", "--"], ["run", "--bogus", "--", "true"], ["run", "-p"],
+    ["run", "-p", "0", "--", "true"], ["run", "-p", "80:x", "--", "true"], ["run", "--net", "x", "--", "true"],
+    ["run", "--net", "host", "-p", "80", "--", "true"], ["run", "--ins", "2", "--", "true"],
+    ["run", "--workers", "0", "--", "true"], ["ps", "--", "x"],
+])
+def test_wrong_arguments(mw, unchanged, arguments):
+    done = run(mw, *arguments)
+    assert done.returncode == 2
+    assert b"Usage: mw" in done.stderr
+    assert done.stdout == b""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["version"]])
+def test_help_is_no_error(mw, arguments):
+    done = run(mw, *arguments)
+    assert done.returncode == 0
+    assert done.stdout and done.stderr == b""
+
+
+def test_missing_command(mw, unchanged):
+    done = run(mw, "run", "--", "no-such-command-anywhere")
+    assert done.returncode == 127
+    assert b"not found" in done.stderr
+
+
+def test_static_program_is_refused(mw, unchanged):
+    done = run(mw, "run", "--", "/sbin/ldconfig", "-p")
+    assert done.returncode == 126
+    assert b"statically linked" in done.stderr
+
+
+def test_setuid_program_is_refused(mw, unchanged, tmp_path):
+    program = tmp_path / "true"
+    shutil.copy("/bin/true", program)
+    os.chown(program, 65534, 65534)
+    program.chmod(0o4755)
+    done = run(mw, "run", "--", str(program))
+    assert done.returncode == 126
+    assert b"setuid" in done.stderr
+
+
+def test_says_which_network_it_chose_and_why(mw, unchanged):
+    isolated = run(mw, "run", "--", "true").stderr.decode()
+    assert "isolated in network namespace mw-true-0" in isolated and "because" in isolated
+    host = run(mw, "run", "--net", "host", "--", "true").stderr.decode()
+    assert "host's own network" in host and "--net host was given" in host
+
+
+def test_output_belongs_to_the_command(mw, unchanged):
+    assert run(mw, "run", "-v", "--", "echo", "only this").stdout == b"only this\n"
+
+
+def test_published_port(mw, unchanged, start, server, free_port):
+    session = start("-p", f"{free_port}:80", "--", *server, "80", "hello")
+    here = output("hostname", "-I").split()[0] if shutil.which("hostname") else "127.0.0.1"
+    assert get(f"http://127.0.0.1:{free_port}/", session.background).startswith("hello")
+    assert get(f"http://{here}:{free_port}/", session.background).startswith("hello")
+    assert f"table inet mw_{session.name.replace('-', '_')} " in output("nft", "list", "ruleset")
+
+
+def test_reached_from_elsewhere_by_published_ports_only(mw, unchanged, start, server, free_port):
+    with Namespace() as visitor:
+        link = f"mwt{os.getpid()}"[:15]
+        output("ip", "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", visitor.name)
+        try:
+            output("ip", "address", "add", "198.18.254.1/30", "dev", link)
+            output("ip", "-6", "address", "add", "fd5e::1/126", "dev", link, "nodad")
+            output("ip", "link", "set", link, "up")
+            for words in (["address", "add", "198.18.254.2/30", "dev", "eth0"],
+                          ["-6", "address", "add", "fd5e::2/126", "dev", "eth0", "nodad"],
+                          ["link", "set", "eth0", "up"], ["route", "add", "default", "via", "198.18.254.1"],
+                          ["-6", "route", "add", "default", "via", "fd5e::1"]):
+                output("ip", "-n", visitor.name, *words)
+            session = start("-p", f"{free_port}:80", "--", *server, "80", "hello")
+            get(f"http://127.0.0.1:{free_port}/", session.background)
+            ask = visitor.wrap(["curl", "-sS", "-m", "5"])
+            # The client's address is the true one, in both families.
+            assert proc.run([*ask, f"http://198.18.254.1:{free_port}/"], 10).stdout == b"hello ::ffff:198.18.254.2"
+            if session.record.get("ins6"):
+                assert proc.run([*ask, f"http://[fd5e::1]:{free_port}/"], 10).stdout == b"hello fd5e::2"
+            direct = visitor.wrap(["curl", "-sS", "-m", "2", f"http://{session.record['ins4']}:80/"])
+            assert proc.run(direct, 10, check=False).returncode == 28, "an unpublished way in: it must time out"
+            assert session.background.stop() == 143
+        finally:
+            output("ip", "link", "delete", link)
+
+
+def test_ins_cannot_reach_the_hosts_loopback(mw, unchanged, start, server, free_port, tmp_path):
+    with proc.Background([*server, str(free_port), "secret"], tmp_path / "host.log") as host_only:
+        get(f"http://127.0.0.1:{free_port}/", host_only)
+        session = start("--", "sleep", "60")
+        # As hostile as it gets: root inside the INS's own namespace sends 127.0.0.1 to the host.
+        inside = ["ip", "netns", "exec", f"mw-{session.name}"]
+        output(*inside, "sysctl", "-q", "net.ipv4.conf.eth0.route_localnet=1")
+        output(*inside, "ip", "route", "del", "local", "127.0.0.0/8", "table", "local")
+        output(*inside, "ip", "route", "del", "local", "127.0.0.1", "table", "local")
+        output(*inside, "ip", "route", "add", "127.0.0.1", "via", session.record["host4"], "src",
+               session.record["ins4"])
+        done = proc.run([*inside, "curl", "-sS", "-m", "2", f"http://127.0.0.1:{free_port}/"], 10, check=False)
+        assert done.returncode == 28, "the packets must be dropped, not answered"
+
+
+def test_two_sessions_side_by_side(mw, unchanged, start, server):
+    one = start("-p", "18181:80", "--", *server, "80", "one")
+    two = start("-p", "18182:80", "--", *server, "80", "two")
+    assert one.record["ins4"] != two.record["ins4"]
+    assert one.record["ins_uid"] != two.record["ins_uid"]
+    for _ in range(3):
+        assert get("http://127.0.0.1:18181/", one.background).startswith("one")
+        assert get("http://127.0.0.1:18182/", two.background).startswith("two")
+    # Neither reaches the other's INS except through what is published.
+    inside = ["ip", "netns", "exec", f"mw-{one.name}", "curl", "-sS", "-m", "2"]
+    assert proc.run([*inside, f"http://{two.record['ins4']}/"], 10, check=False).returncode == 28
+    assert one.background.stop() == 143
+    assert get("http://127.0.0.1:18182/", two.background).startswith("two")
+
+
+def test_a_port_is_published_once(mw, unchanged, start, server):
+    start("-p", "18183:80", "--", *server, "80", "one")
+    done = run(mw, "run", "-p", "18183:80", "--", "true")
+    assert done.returncode == 125
+    assert b"publishes that port" in done.stderr
+
+
+def test_a_port_in_use_is_refused(mw, unchanged, server, tmp_path):
+    with proc.Background([*server, "18184", "host"], tmp_path / "log") as other:
+        get("http://[::1]:18184/", other)
+        done = run(mw, "run", "-p", "18184:80", "--", "true")
+        assert done.returncode == 125
+        assert b"in use" in done.stderr
+
+
+def test_signals_reach_the_command(mw, unchanged, start, tmp_path):
+    script = f"trap 'exit 42' HUP; touch {tmp_path}/up; while :; do sleep 0.05; done"
+    session = start("--", "bash", "-c", script)
+    proc.wait_for((tmp_path / "up").exists, 10, "the trap is set", session.background)
+    session.background.process.send_signal(signal.SIGHUP)
+    assert session.background.process.wait(10) == 42
+
+
+def test_daemon_stays_part_of_the_session(mw, unchanged, start, server, tmp_path):
+    command = f"setsid {' '.join(server)} 80 daemon & exit 0"
+    session = start("-p", "18185:80", "--", "sh", "-c", command)
+    assert get("http://127.0.0.1:18185/", session.background).startswith("daemon")
+    assert session.background.alive()
+    assert session.background.stop() == 0, "the status of the command, which had ended well"
+
+
+def test_ins_is_replaced_and_listens_again(mw, unchanged, start, server):
+    session = start("-p", "18186:80", "--", *server, "80", "again")
+    get("http://127.0.0.1:18186/", session.background)
+    for _ in range(3):
+        first = session.pid("ins")
+        os.kill(first, signal.SIGKILL)
+        began = time.monotonic()
+        assert get("http://127.0.0.1:18186/", session.background).startswith("again")
+        assert time.monotonic() - began < 1.5
+        assert session.pid("ins") != first
+
+
+def test_driver_is_replaced(mw, unchanged, start, server):
+    session = start("-p", "18187:80", "--", *server, "80", "still")
+    get("http://127.0.0.1:18187/", session.background)
+    first = session.pid("driver")
+    os.kill(first, signal.SIGKILL)
+    proc.wait_for(lambda: session.pid("driver") not in (0, first), 5, "another driver", session.background)
+    assert get("http://127.0.0.1:18187/", session.background).startswith("still")
+
+
+def test_a_hung_ins_is_replaced(mw, unchanged, start, server):
+    session = start("-p", "18188:80", "--", *server, "80", "woken")
+    get("http://127.0.0.1:18188/", session.background)
+    first = session.pid("ins")
+    os.kill(first, signal.SIGSTOP)
+    proc.wait_for(lambda: session.pid("ins") not in (0, first), 20, "another INS", session.background)
+    assert get("http://127.0.0.1:18188/", session.background).startswith("woken")
+
+
+def test_killed_mw_leaves_the_application_serving_and_is_cleaned_up_later(mw, unchanged, start, server):
+    session = start("-p", "18189:80", "--", *server, "80", "alone")
+    get("http://127.0.0.1:18189/", session.background)
+    application, name = session.pid("application"), session.name
+    session.background.process.kill()
+    session.background.process.wait(10)
+    assert get("http://127.0.0.1:18189/").startswith("alone"), "the design: nothing happens"
+    assert run(mw, "clean").returncode == 0
+    assert name in sessions(), "its application still runs"
+    assert b"without its mw run" in run(mw, "ps").stdout
+    os.kill(application, signal.SIGKILL)
+    proc.wait_for(lambda: not os.path.exists(f"/proc/{application}"), 10, "its end")
+    # The next start, whatever it is, finds and removes what is left.
+    done = run(mw, "run", "--", "true")
+    assert done.returncode == 0
+    assert f"dead session {name}".encode() in done.stderr
+    assert name not in sessions()
+    assert host_state() == unchanged
+
+
+def test_everything_killed_is_cleaned_up_at_the_next_start(mw, unchanged, start, server):
+    session = start("-p", "18190:80", "--", *server, "80", "gone")
+    get("http://127.0.0.1:18190/", session.background)
+    pids = [session.pid(who) for who in ("owner", "ins", "driver", "application")]
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    session.background.process.wait(10)
+    proc.wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in pids), 10, "their end")
+    assert run(mw, "run", "-p", "18190:80", "--", "true").returncode == 0
+    assert host_state() == unchanged
+
+
+def test_a_rule_set_of_the_host_is_left_alone(mw, unchanged, start, server):
+    rules = ("table inet mwtest_host {\nchain c {\ntype filter hook input priority 0\n"
+             "ip saddr 203.0.113.9 drop\n}\n}\n")
+    subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True, timeout=10)
+    try:
+        before = output("nft", "list", "ruleset")
+        session = start("-p", "18191:80", "--", *server, "80", "x")
+        get("http://127.0.0.1:18191/", session.background)
+        assert output("nft", "list", "table", "inet", "mwtest_host") in before
+        session.background.stop()
+        assert output("nft", "list", "ruleset") == before
+    finally:
+        output("nft", "delete", "table", "inet", "mwtest_host")
+
+
+def test_without_root_the_hosts_network_is_used(mw, unchanged, tmp_path):
+    # A copy, because others need not be able to read the build tree.
+    folder = tmp_path / "tree"
+    for sub in ("bin", "lib"):
+        (folder / sub).mkdir(parents=True)
+    source = os.path.dirname(os.path.dirname(mw))
+    for name in ("bin/mw", "bin/mwins", "bin/mwcommsd", "lib/libmwshim.so"):
+        shutil.copy(os.path.join(source, name), folder / name)
+    for path in (tmp_path, *tmp_path.parents):
+        if path == type(path)("/tmp"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    done = proc.run([*user, folder / "bin/mw", "run", "--", "sh", "-c", "exit 5"], 30, check=False,
+                    env={"PATH": os.environ["PATH"]})
+    assert done.returncode == 5, done.stderr.decode()
+    assert b"host's own network" in done.stderr and b"only root" in done.stderr
+    refused = proc.run([*user, folder / "bin/mw", "run", "--net", "isolated", "--", "true"], 30, check=False)
+    assert refused.returncode == 2
