@@ -1,7 +1,9 @@
 // mw - the command that users type: run a program behind an isolated network stack, list and clean sessions.
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <cerrno>
 #include <cstdio>
 #include <filesystem>
 #include <iostream>
@@ -50,6 +52,17 @@ Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, uns
     out.owned.push_back(std::move(bell));
   }
   out.driver_arguments.insert(out.driver_arguments.end(), {"--bell-fds", bells});
+  // Where a driver leaves what the next one needs (src/driver/fd_store.h).
+  int store[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, store) < 0) {
+    return Failure{"make the driver's store", "socketpair: " + mw::errno_text(errno),
+                   "raise the limit of open files"};
+  }
+  out.driver_arguments.insert(
+      out.driver_arguments.end(),
+      {"--store-fds", std::to_string(store[0]) + "," + std::to_string(store[1])});
+  out.owned.emplace_back(store[0]);
+  out.owned.emplace_back(store[1]);
   out.attach_name = made->attach_name;
   return out;
 }

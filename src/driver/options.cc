@@ -3,6 +3,7 @@
 #include <fcntl.h>
 
 #include <charconv>
+#include <cstdlib>
 #include <string_view>
 
 #include "abi/mw_region.h"
@@ -51,6 +52,10 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
     (name == "--registry" ? o->registry : o->session) = value;
     return !value.empty();
   }
+  if (name == "--token" && value == "env") {  // a command line can be read by every user
+    const char* token = std::getenv("MWCOMMS_TOKEN");
+    return token != nullptr && parse_token(token, &o->token);
+  }
   if (name == "--token") return parse_token(value, &o->token);
   if (name == "--channel-fd") return assign_fd(value, &o->channel_fd);
   if (name == "--session-fd") return assign_fd(value, &o->session_fd);
@@ -74,7 +79,7 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
 }  // namespace
 
 const char kDriverUsage[] =
-    "usage: mwcommsd --registry DIR --session NAME --token HEX32 --channel-fd N --session-fd N\n"
+    "usage: mwcommsd --registry DIR --session NAME --token HEX32|env --channel-fd N --session-fd N\n"
     "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd N\n"
     "                [--store-fds N,N]\n"
     "The driver of one session; `mw run` starts it.\n";

@@ -152,7 +152,8 @@ SpawnRequest driver_request(const RunRequest& request, Session* session, const s
   SpawnRequest spawn;
   spawn.argv = {request.programs.driver, "--registry",           session->folder(),
                 "--session",             session->record().name, "--token",
-                token,                   "--ready-fd",           std::to_string(ready_fd)};
+                "env",                   "--ready-fd",           std::to_string(ready_fd)};
+  spawn.environment = {"MWCOMMS_TOKEN=" + token};
   const SessionDescriptors& d = session->descriptors();
   spawn.argv.insert(spawn.argv.end(), d.driver_arguments.begin(), d.driver_arguments.end());
   for (const UniqueFd& fd : d.owned) spawn.keep.push_back(fd.get());
