@@ -149,6 +149,8 @@ int main(int argc, char** argv) {
   RunArguments args;
   CLI::App* run = add_run(&app, &args);
   CLI::App* ps = app.add_subcommand("ps", "List sessions: what runs where");
+  std::string only;
+  ps->add_option("session", only, "Only this one");
   CLI::App* clean = app.add_subcommand("clean", "Remove what dead sessions left behind");
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
@@ -175,7 +177,7 @@ int main(int argc, char** argv) {
     return run_command(*run, args, command);
   }
   if (dashes != words.end()) return usage_error(app, "only run takes a command");
-  if (*ps) return mw::print_sessions(mw::default_base());
+  if (*ps) return mw::print_sessions(mw::default_base(), only);
   if (*clean) return mw::clean_sessions(mw::default_base());
   if (*version) std::puts("mw " MW_VERSION);
   return 0;

@@ -241,9 +241,12 @@ int run_session(const RunRequest& request) {
   return status ? *status : fail(status.failure());
 }
 
-int print_sessions(const std::string& base) {
+int print_sessions(const std::string& base, const std::string& only) {
   static constexpr const char* kState[] = {"running", "running without its mw run", "dead"};
+  bool found = false;
   for (const SessionRecord& r : list_sessions(base)) {
+    if (!only.empty() && r.name != only) continue;
+    found = true;
     std::printf("%s  %s\n", r.name.c_str(), kState[static_cast<int>(state_of(r))]);
     std::printf("  command      %s\n", r.command.c_str());
     std::printf("  mw run       %s\n", pid_text(r.owner).c_str());
@@ -262,7 +265,9 @@ int print_sessions(const std::string& base) {
       std::printf("  network      the host's own\n");
     }
   }
-  return 0;
+  if (found || only.empty()) return 0;
+  log_line(kWho, "there is no session %s in %s", only.c_str(), base.c_str());
+  return 1;
 }
 
 int clean_sessions(const std::string& base) {

@@ -47,8 +47,8 @@ struct RunRequest {
 // Runs the session and cleans up after it. Returns the exit status for main().
 int run_session(const RunRequest& request);
 
-// `mw ps`: one block of lines for each session in `base`.
-int print_sessions(const std::string& base);
+// `mw ps`: one block of lines for each session in `base`, or for the one that is named.
+int print_sessions(const std::string& base, const std::string& only);
 
 // `mw clean`: removes what dead sessions left behind.
 int clean_sessions(const std::string& base);

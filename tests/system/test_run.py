@@ -281,3 +281,12 @@ def test_without_root_the_hosts_network_is_used(mw, unchanged, tmp_path):
     assert b"host's own network" in done.stderr and b"only root" in done.stderr
     refused = proc.run([*user, folder / "bin/mw", "run", "--net", "isolated", "--", "true"], 30, check=False)
     assert refused.returncode == 2
+
+
+def test_installed_tree_works(mw, unchanged, tmp_path):
+    build = os.path.dirname(os.path.dirname(mw))
+    proc.run(["cmake", "--install", build], 60, env={**os.environ, "DESTDIR": str(tmp_path)})
+    installed = next(tmp_path.rglob("bin/mw"))
+    done = run(str(installed), "run", "-v", "--", "sh", "-c", "echo $LD_PRELOAD; exit 6")
+    assert done.returncode == 6, done.stderr.decode()
+    assert str(tmp_path) in done.stdout.decode()
