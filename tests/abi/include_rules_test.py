@@ -1,0 +1,55 @@
+"""Does tools/check_includes.py find what it is there for? Run with the project's folder as the argument."""
+import contextlib
+import io
+import pathlib
+import sys
+import tempfile
+import unittest
+
+ROOT = pathlib.Path(sys.argv.pop(1)).resolve()
+sys.path.insert(0, str(ROOT / "tools"))
+import check_includes  # noqa: E402
+
+
+class IncludeRules(unittest.TestCase):
+    def faults(self, path, text):
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            with contextlib.redirect_stdout(io.StringIO()):
+                return check_includes.check(pathlib.Path(folder))
+
+    def test_the_project_keeps_the_rules(self):
+        self.assertEqual(check_includes.check(ROOT), 0)
+
+    def test_allowed(self):
+        self.assertEqual(self.faults("src/shim/a.cc", '#include "ring/channel.h"\n#include <errno.h>\n'), 0)
+        self.assertEqual(self.faults("src/ring/a_test.cc", "#include <vector>\n"), 0)
+        self.assertEqual(self.faults("src/cli/a.cc", '#include "transport/local/session_fds.h"\n'), 0)
+
+    def test_stray_includes(self):
+        for path, text in [
+            ("abi/a.h", '#include "base/result.h"'),
+            ("abi/a.h", "#include <string.h>"),
+            ("src/base/a.h", '#include "ring/channel.h"'),
+            ("src/ring/a.h", "#include <vector>"),
+            ("src/ring/a.h", '#include "base/log.h"'),
+            ("src/ring/a.h", '#  include "transport/local/control.h"'),
+            ("src/shim/a.cc", "#include <iostream>"),
+            ("src/shim/a.cc", '#include "ins/worker.h"'),
+            ("src/ins/a.cc", '#include "driver/driver.h"'),
+            ("src/driver/a.cc", '#include "shim/shared_lock.h"'),
+            ("src/frontend/a.cc", '#include "ring/channel.h"'),
+            ("src/cli/a.cc", '#include "transport/local/control.h"'),
+            ("src/driver/a.cc", '#include "boost/any.hpp"'),
+            ("src/newcomer/a.cc", ""),
+        ]:
+            self.assertEqual(self.faults(path, text + "\n"), 1, f"{path}: {text}")
+
+    def test_nothing_to_check_is_no_success(self):
+        self.assertEqual(self.faults("README", ""), -1)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+"""Checks which folder includes what (docs/decisions/0001): prints each stray include, exits 1 if there is one.
+
+usage: check_includes.py [ROOT]
+"""
+import pathlib
+import re
+import sys
+
+# Folder below src/ (or at the top) -> project folders that its files may include from.
+MAY_USE = {
+    "abi": set(),
+    "base": set(),
+    "ring": {"abi", "base"},
+    "codec": {"abi", "base"},
+    "transport": {"abi", "base", "ring"},
+    "registry": {"abi", "base", "ring"},
+    "netflow": {"abi", "base"},
+    "shim": {"abi", "base", "ring", "codec", "transport"},
+    "ins": {"abi", "base", "ring", "codec", "transport", "registry"},
+    "driver": {"abi", "base", "ring", "transport", "registry", "netflow"},
+    "frontend": {"base", "registry"},
+    "cli": {"base", "netflow", "registry", "frontend", "transport"},
+}
+
+# Single files that a folder may use although it may not use the rest of theirs.
+EXCEPTIONS = {("cli", "transport/local/session_fds.h")}
+EXCEPTION_ONLY = {("cli", "transport")}
+
+# System headers that a folder never needs if it keeps to its task. Its unit tests may use them.
+IO = {"cstdio", "stdio.h", "iostream", "fstream", "ostream", "istream", "sstream", "unistd.h", "fcntl.h",
+      "sys/socket.h", "sys/mman.h", "sys/epoll.h", "sys/eventfd.h"}
+LOCKS = {"mutex", "shared_mutex", "condition_variable", "semaphore", "pthread.h", "thread"}
+ALLOCATION = {"vector", "string", "map", "set", "unordered_map", "unordered_set", "list", "deque", "memory",
+              "functional"}
+NEVER_SYSTEM = {
+    "ring": IO | LOCKS | ALLOCATION,
+    "shim": {"iostream", "fstream", "ostream", "istream", "sstream", "thread", "mutex", "shared_mutex",
+             "condition_variable", "future", "stdexcept", "exception", "semaphore"},
+}
+ONLY_SYSTEM = {"abi": {"stddef.h", "stdint.h", "linux/stddef.h", "linux/types.h"}}
+NEVER_FILE = {"ring": {"base/log.h"}}
+
+INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
+
+
+def folder_of(path):
+    """The name in MAY_USE that a file belongs to, or None if no rule is about it."""
+    parts = path.parts
+    if parts[0] == "src" and len(parts) > 2:
+        return parts[1]
+    return "abi" if parts[0] == "abi" else None
+
+
+def faults_of(path, text):
+    """Yields (line number, sentence) for each include of this file that is not allowed."""
+    folder = folder_of(path)
+    if folder is None:
+        return
+    if folder not in MAY_USE:
+        yield 0, f"no rule says what src/{folder} may include: add one here and in docs/decisions/0001"
+        return
+    is_test = path.stem.endswith("_test") or path.name.startswith("fake_")
+    for number, line in enumerate(text.splitlines(), 1):
+        match = INCLUDE.match(line)
+        if not match:
+            continue
+        kind, name = match.groups()
+        if kind == '"':
+            target = name.split("/")[0] if "/" in name else folder
+            if target == folder or (folder, name) in EXCEPTIONS:
+                if name in NEVER_FILE.get(folder, ()):
+                    yield number, f"{folder} may not include {name}"
+            elif (folder, target) in EXCEPTION_ONLY:
+                yield number, f"{folder} may include only some files of {target}, and {name} is none of them"
+            elif target not in MAY_USE:
+                yield number, f'"{name}" is not in the project: write <{name}>, or the path from src/'
+            elif target not in MAY_USE[folder]:
+                yield number, f"{folder} may not include from {target} ({name})"
+            elif name in NEVER_FILE.get(folder, ()):
+                yield number, f"{folder} may not include {name}"
+        elif folder in ONLY_SYSTEM and name not in ONLY_SYSTEM[folder]:
+            yield number, f"{folder} may not include <{name}>"
+        elif not is_test and name in NEVER_SYSTEM.get(folder, ()):
+            yield number, f"{folder} may not include <{name}>"
+
+
+def check(root):
+    """Prints the faults of all sources below root and returns their number, or -1 if there is no source."""
+    sources = [p for top in ("abi", "src") for p in sorted((root / top).rglob("*"))
+               if p.suffix in {".h", ".cc", ".c"}]
+    if not sources:
+        print(f"{root}: no sources here")
+        return -1
+    count = 0
+    for source in sources:
+        path = source.relative_to(root)
+        for number, sentence in faults_of(path, source.read_text(encoding="utf-8")):
+            print(f"{path}:{number}: {sentence}")
+            count += 1
+    return count
+
+
+def main():
+    root = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else pathlib.Path(__file__).resolve().parent.parent
+    return 0 if check(root) == 0 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
