@@ -1,6 +1,7 @@
 // calls.cc - execution of the calls (docs/protocol.md 5). Each is answered at once; none blocks.
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -25,7 +26,9 @@ void failure(Answer& a, int err) {
   a.err = err;
 }
 
-const sockaddr* address_of(const Request& r) { return reinterpret_cast<const sockaddr*>(r.payload); }
+const sockaddr* address_of(const Request& r) {
+  return reinterpret_cast<const sockaddr*>(r.payload);
+}
 
 }  // namespace
 
@@ -108,13 +111,24 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
       set_state(i, s, unspec ? s.state & ~MW_ST_CONNECTED : s.state | MW_ST_CONNECTED);
     return;
   }
-  if (s.listener != nullptr) return;
+  if (s.listener != nullptr) {
+    // Dissolved by AF_UNSPEC, or shut down before and now on its way to be a client.
+    if (!(a.ret == 0 && unspec) && (s.state & MW_ST_LISTENING) != 0) return;
+    if ((s.state & MW_ST_LISTENING) != 0)
+      ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+    s.listener.reset();
+  }
   if (a.ret == 0 && unspec) {
     s.flags &= ~(kReadDone | kToEnd | kTxBlocked);
     return set_state(i, s, MW_ST_OPEN);
   }
   const bool started = a.ret < 0 && a.err == EINPROGRESS;
-  if (!started && a.ret != 0) return;
+  if (!started && a.ret != 0) {
+    const bool closed = (s.state & MW_ST_CLOSED) != 0 && a.err != EISCONN && a.err != EALREADY;
+    // The kernel's connect() made a new socket of the failed one.
+    if (closed && (end_bits(s) & MW_ST_RCV_SHUT) == 0) set_state(i, s, MW_ST_OPEN);
+    return;
+  }
   if ((s.state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) {
     s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kBlockingConnect);
     if (started && r.arg[0] != 0) s.flags |= kBlockingConnect;
@@ -140,7 +154,7 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (writing) state |= MW_ST_SND_SHUT;
   if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;
   if (s.listener != nullptr && how != SHUT_WR) {
-    state = (state & ~MW_ST_LISTENING) | MW_ST_CLOSED;
+    state = MW_ST_OPEN;
     ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
   }
   set_state(i, s, state);
@@ -176,7 +190,9 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (level == SOL_SOCKET && name == SO_LINGER) {
     linger l{};
     std::memcpy(&l, r.payload, sizeof l);
-    s.linger = l.l_onoff == 0 ? LingerMode::off : l.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+    s.linger = l.l_onoff == 0    ? LingerMode::off
+               : l.l_linger == 0 ? LingerMode::reset
+                                 : LingerMode::wait;
   }
   if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
   if (level == SOL_SOCKET && name == SO_RCVLOWAT && s.kind == SockKind::stream) {
@@ -218,8 +234,8 @@ void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (size == 0) return failure(a, ENOTTY);
   if (r.in_len > size) return failure(a, EINVAL);
   if (request == SIOCATMARK && s.kind == SockKind::stream) {
-    const int at = (s.state & MW_ST_AT_MARK) != 0 &&
-                   A::load_relaxed(ch_.slot(i).rx_head) == s.oob_mark;
+    const int at =
+        (s.state & MW_ST_AT_MARK) != 0 && A::load_relaxed(ch_.slot(i).rx_head) == s.oob_mark;
     std::memcpy(a.payload, &at, sizeof at);
     a.out_len = sizeof at;
     return;
@@ -274,6 +290,10 @@ void Worker::call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (a.ret < 0) {
     if ((flags & MSG_ERRQUEUE) != 0 && a.err == EAGAIN) set_state(i, s, s.state & ~MW_ST_ERRQ);
     return;
+  }
+  if ((flags & MSG_ERRQUEUE) != 0) {
+    pollfd p{s.fd, 0, 0};
+    if (::poll(&p, 1, 0) == 0) set_state(i, s, s.state & ~MW_ST_ERRQ);
   }
   head.name_len = std::min<uint32_t>(m.msg_namelen, name_room);
   head.control_len = static_cast<uint32_t>(std::min<size_t>(m.msg_controllen, control_room));

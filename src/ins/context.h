@@ -1,6 +1,7 @@
 // context.h - what the threads of an INS share, and the notes that they pass to each other.
 //
-// THREADS     Control thread: driver, publication, name lookups. Workers: one for each ready set; each owns
+// THREADS     Control thread: driver, publication, name lookups. Workers: one for each ready set;
+// each owns
 //             its slots, its epoll set and its calls. They meet in this file only.
 #pragma once
 
@@ -10,6 +11,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -102,17 +104,19 @@ struct InsContext {
   UniqueFd channel_fd;
   UniqueFd drop;
   std::vector<UniqueFd> bells;
-  std::vector<UniqueFd> epolls;  // one for each worker; any thread adds a new socket to its worker's
+  std::vector<UniqueFd>
+      epolls;  // one for each worker; any thread adds a new socket to its worker's
   Mapping mapping;
   Channel channel;
   uint32_t first_gen = 1;
+  const unsigned cpus = std::thread::hardware_concurrency();  // asked before the sandbox
 
   SlotTable slots;
   CallTable calls;
   NoteQueue<ControlNote> to_control;
   std::vector<std::unique_ptr<NoteQueue<WorkerNote>>> to_worker;
   std::vector<std::unique_ptr<Stats>> stats;
-  std::atomic<uint32_t> tick{1};  // seconds, roughly: counts the heartbeats
+  std::atomic<uint32_t> tick{1};               // seconds, roughly: counts the heartbeats
   std::atomic<const char*> poisoned{nullptr};  // a literal: what the PVM did
 
   // Ends the session: the first reason counts and is logged by the control thread.

@@ -22,12 +22,20 @@ using A = StdAtomics;
 constexpr size_t kMaxQueued = 4096;
 constexpr uint32_t kFeatures = 0;
 
-enum : uint64_t { kTagListener = 1, kTagDriver, kTagNotes, kTagTimer, kTagSignals, kTagLookup = uint64_t{1} << 32 };
+enum : uint64_t {
+  kTagListener = 1,
+  kTagDriver,
+  kTagNotes,
+  kTagTimer,
+  kTagSignals,
+  kTagLookup = uint64_t{1} << 32
+};
 
 bool is_eventfd_like(int fd) {
   // Anonymous inodes have no file type, unlike anything that could block us in write().
   struct stat st {};
-  return ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0 && ::fcntl(fd, F_SETFL, O_NONBLOCK | O_RDWR) == 0;
+  return ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0 &&
+         ::fcntl(fd, F_SETFL, O_NONBLOCK | O_RDWR) == 0;
 }
 
 bool is_unix(int fd, int type) {
@@ -155,7 +163,8 @@ void Control::on_connect() {
   if (!fd) return;
   ucred who{};
   socklen_t len = sizeof who;
-  if (::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &who, &len) < 0 || (who.uid != 0 && who.uid != driver_uid_)) {
+  if (::getsockopt(fd.get(), SOL_SOCKET, SO_PEERCRED, &who, &len) < 0 ||
+      (who.uid != 0 && who.uid != driver_uid_)) {
     log_line("mwins", "refused a driver of uid %u", who.uid);
     return;
   }
@@ -168,7 +177,8 @@ void Control::on_connect() {
   epoll_event e{};
   e.events = EPOLLIN;
   e.data.u64 = kTagDriver;
-  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, driver_.get(), &e) < 0) drop_driver("cannot watch it");
+  if (::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, driver_.get(), &e) < 0)
+    drop_driver("cannot watch it");
 }
 
 void Control::drop_driver(const char* why) {
@@ -193,7 +203,8 @@ void Control::on_driver(uint32_t events) {
           return drop_driver(m.error().where);
       }
     }
-    if (m->bytes < sizeof(ControlType) || !on_message(*m)) return drop_driver("a message that cannot be");
+    if (m->bytes < sizeof(ControlType) || !on_message(*m))
+      return drop_driver("a message that cannot be");
   }
 }
 
@@ -242,11 +253,13 @@ bool Control::on_hello(ReceivedMessage& m) {
   return true;
 }
 
-// The session that the hello describes becomes ours, or is the one that we have. Returns 0 or errno.
+// The session that the hello describes becomes ours, or is the one that we have. Returns 0 or
+// errno.
 uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   const mw_geometry& g = hello.geometry;
   mw_layout layout{};
-  if (mw_layout_of(&g, &layout) != 0 || g.workers != workers_.count() || m.fd_count != 2 + size_t{g.workers})
+  if (mw_layout_of(&g, &layout) != 0 || g.workers != workers_.count() ||
+      m.fd_count != 2 + size_t{g.workers})
     return EINVAL;
   if (adopted_) return std::memcmp(&g, &ins_.channel.geometry(), sizeof g) == 0 ? 0 : EINVAL;
   if (hello.first_gen == 0 || !is_unix(m.fds[1].get(), SOCK_SEQPACKET)) return EINVAL;
@@ -264,6 +277,13 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   ins_.first_gen = hello.first_gen;
   ins_.calls.init(ins_.channel);
   for (uint32_t w = 0; w < g.workers; ++w) {
+    // Nobody but this INS sleeps on these sets: what a predecessor left there is none of ours.
+    for (const uint64_t set : {layout.sock_news + layout.sock_news_stride * w,
+                               layout.call_news + layout.call_news_stride * w}) {
+      auto& header = *reinterpret_cast<mw_ready_set*>(ins_.channel.base() + set);
+      A::store_relaxed(header.sleepers, 0u);
+      A::store_relaxed(header.rung, 0u);
+    }
     ins_.bells.push_back(std::move(m.fds[2 + w]));
     ins_.epolls.emplace_back(::epoll_create1(EPOLL_CLOEXEC));
     ins_.to_worker.push_back(std::make_unique<NoteQueue<WorkerNote>>());
@@ -274,7 +294,8 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   return 0;
 }
 
-// Makes a listener of our predecessor again, in its slot. Returns 0 or the errno of the step that failed.
+// Makes a listener of our predecessor again, in its slot. Returns 0 or the errno of the step that
+// failed.
 uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   const auto error = [] { return static_cast<uint32_t>(errno); };
   const mw_geometry& g = ins_.channel.geometry();
@@ -293,12 +314,14 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
     if (o.level == SOL_SOCKET && o.name == SO_LINGER && o.len >= sizeof(linger)) {
       linger value{};
       std::memcpy(&value, o.value, sizeof value);
-      linger_mode = value.l_onoff == 0 ? LingerMode::off
-                                       : value.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+      linger_mode = value.l_onoff == 0    ? LingerMode::off
+                    : value.l_linger == 0 ? LingerMode::reset
+                                          : LingerMode::wait;
     }
     log->options[log->count++] = o;
   }
-  if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0) return error();
+  if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0)
+    return error();
   if (::listen(real.get(), l.backlog) < 0) return error();
   if (!ins_.slots.claim(l.slot, l.gen)) return EBUSY;
   Sock& s = ins_.slots.at(l.slot);
@@ -311,7 +334,8 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   s.linger = linger_mode;
   s.state = MW_ST_OPEN | MW_ST_LISTENING;
   s.options = std::move(log);
-  // The application's side of the slot stays as it is: its processes never learn that there was a change.
+  // The application's side of the slot stays as it is: its processes never learn that there was a
+  // change.
   mw_slot& shared = ins_.channel.slot(l.slot);
   s.error_seq = A::load_relaxed(shared.error_seq);
   A::store_relaxed(shared.gen, l.gen);
@@ -324,15 +348,16 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
 bool Control::on_group(const ControlSlot& c, ReceivedMessage& m) {
   const bool open = c.type == ControlType::group_open;
   if (c.slot >= ins_.channel.geometry().groups || m.fd_count != (open ? 1u : 0u)) return false;
-  // A doorbell comes from the application: a wrong one costs the application its wake-ups and no more.
+  // A doorbell comes from the application: a wrong one costs the application its wake-ups and no
+  // more.
   if (open && !is_eventfd_like(m.fds[0].get())) {
     log_line("mwins", "group %u: its doorbell is no eventfd", c.slot);
     return true;
   }
   for (const auto& queue : ins_.to_worker) {
     UniqueFd bell{open ? ::fcntl(m.fds[0].get(), F_DUPFD_CLOEXEC, 0) : -1};
-    queue->post(WorkerNote(open ? WorkerNote::Kind::group_open : WorkerNote::Kind::group_close, c.slot,
-                           std::move(bell)));
+    queue->post(WorkerNote(open ? WorkerNote::Kind::group_open : WorkerNote::Kind::group_close,
+                           c.slot, std::move(bell)));
   }
   return true;
 }
@@ -353,9 +378,11 @@ void Control::flush() {
   while (driver_ && !out_.empty()) {
     const Outgoing& o = out_.front();
     const int fd = o.fd.get();
-    const Status sent = send_message(driver_.get(), o.bytes, {&fd, fd >= 0 ? size_t{1} : 0}, MSG_DONTWAIT);
+    const Status sent =
+        send_message(driver_.get(), o.bytes, {&fd, fd >= 0 ? size_t{1} : 0}, MSG_DONTWAIT);
     if (!sent && sent.error().fault == Fault::would_block) break;
-    if (!sent) return drop_driver(sent.error().fault == Fault::shutdown ? nullptr : sent.error().where);
+    if (!sent)
+      return drop_driver(sent.error().fault == Fault::shutdown ? nullptr : sent.error().where);
     out_.pop_front();
   }
   const bool wait = driver_ && !out_.empty();
@@ -412,7 +439,8 @@ void Control::publish_listeners() {
     for (uint32_t k = 0; k < l.up->option_count; ++k) {
       const ReplayOption& o = l.up->options[k];
       char text[128];
-      int n = std::snprintf(text, sizeof text, "%s%u:%d:%d=", options.empty() ? "" : " ", port, o.level, o.name);
+      int n = std::snprintf(text, sizeof text, "%s%u:%d:%d=", options.empty() ? "" : " ", port,
+                            o.level, o.name);
       for (uint32_t b = 0; b < o.len; ++b)
         n += std::snprintf(text + n, sizeof text - static_cast<size_t>(n), "%02x", o.value[b]);
       options += text;
@@ -437,8 +465,9 @@ void Control::on_tick() {
     sent += s->bytes_sent.load(std::memory_order_relaxed);
   }
   char text[96];
-  std::snprintf(text, sizeof text, "%x:%x:%llx:%llx", ins_.channel.geometry().slots, ins_.slots.open_count(),
-                static_cast<unsigned long long>(received), static_cast<unsigned long long>(sent));
+  std::snprintf(text, sizeof text, "%x:%x:%llx:%llx", ins_.channel.geometry().slots,
+                ins_.slots.open_count(), static_cast<unsigned long long>(received),
+                static_cast<unsigned long long>(sent));
   publisher_.set("network_stats", text);
 }
 

@@ -1,8 +1,11 @@
 // control.h - the control thread: the driver's connection, publication, name lookups, the end.
 //
-// TRUST       The driver is checked by SO_PEERCRED, and every message and descriptor of it by kind, size and
-//             range. One that does not fit ends the connection, with one log line; the workers go on.
-// INVARIANTS  The driver's death disturbs nobody: messages to it wait in a bounded queue or are dropped with
+// TRUST       The driver is checked by SO_PEERCRED, and every message and descriptor of it by kind,
+// size and
+//             range. One that does not fit ends the connection, with one log line; the workers go
+//             on.
+// INVARIANTS  The driver's death disturbs nobody: messages to it wait in a bounded queue or are
+// dropped with
 //             the connection, and a driver that connects anew is told all listeners again.
 // THREADS     Everything here runs in the control thread; workers are reached by notes.
 #pragma once
@@ -51,8 +54,8 @@ constexpr int kExitPoisoned = 3;
 
 class Control {
  public:
-  Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver, UniqueFd listener,
-          UniqueFd signals, uint32_t driver_uid);
+  Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
+          UniqueFd listener, UniqueFd signals, uint32_t driver_uid);
   // Makes what serve() needs. Errors: sys.
   Status prepare();
   // Serves until a signal (0) or until the session is poisoned (kExitPoisoned).
@@ -92,8 +95,8 @@ class Control {
   UniqueFd timer_;
   UniqueFd driver_;
   uint32_t driver_uid_;
-  bool adopted_ = false;   // the region is ours
-  bool greeted_ = false;   // this driver said hello
+  bool adopted_ = false;  // the region is ours
+  bool greeted_ = false;  // this driver said hello
   bool stop_ = false;
   bool driver_waits_ = false;  // EPOLLOUT is watched
   std::deque<Outgoing> out_;

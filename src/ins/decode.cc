@@ -9,7 +9,9 @@ namespace {
 
 using A = StdAtomics;
 
-Error violation(const char* what) { return {Fault::peer, 0, what}; }
+Error violation(const char* what) {
+  return {Fault::peer, 0, what};
+}
 
 }  // namespace
 

@@ -1,6 +1,7 @@
 // decode.h - a request as it stands in a call cell, copied once and checked; no I/O.
 //
-// TRUST       Every byte of a cell is the PVM's choice and may change while we look. Whoever executes a
+// TRUST       Every byte of a cell is the PVM's choice and may change while we look. Whoever
+// executes a
 //             request works on the private copy made here and never looks at the cell again.
 #pragma once
 
@@ -30,11 +31,12 @@ struct Answer {
   uint8_t payload[MW_CALL_PAYLOAD];
 };
 
-// Copies the request out of its cell. Errors: peer (its length cannot be; the head was copied all the same).
+// Copies the request out of its cell. Errors: peer (its length cannot be; the head was copied all
+// the same).
 Status copy_request(mw_call& cell, Request& out);
 
-// What no honest PVM sends: unknown operations, slots that do not exist or belong to another worker,
-// lengths that contradict each other. Errors: peer.
+// What no honest PVM sends: unknown operations, slots that do not exist or belong to another
+// worker, lengths that contradict each other. Errors: peer.
 Status check_request(const Request& r, const mw_geometry& geometry, uint32_t worker);
 
 inline bool names_a_slot(uint32_t op) {

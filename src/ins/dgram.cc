@@ -1,5 +1,6 @@
-// dgram.cc - datagram sockets: records in the receive ring; a send is a call, its data the next bytes of
-// the send ring.
+// dgram.cc - datagram sockets: records in the receive ring; a send is a call, its data the next
+// bytes of the send ring.
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
@@ -18,7 +19,16 @@ constexpr uint32_t kMaxControl = 512;
 constexpr uint32_t kMaxDatagram = 65535;
 constexpr int kDatagramsPerTurn = 64;
 
-uint32_t padded(uint32_t n) { return (n + 7) & ~7u; }
+// True if the kernel still reports an error after the pending one was taken: its error queue has
+// entries.
+bool has_error_queue(const Sock& s) {
+  pollfd p{s.fd, 0, 0};
+  return ::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0;
+}
+
+uint32_t padded(uint32_t n) {
+  return (n + 7) & ~7u;
+}
 
 }  // namespace
 
@@ -31,7 +41,7 @@ void Worker::on_dgram_event(uint32_t i, Sock& s, uint32_t events) {
     socklen_t len = sizeof err;
     if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
       publish_error(i, s, err);
-    else
+    else if (has_error_queue(s))
       set_state(i, s, s.state | MW_ST_ERRQ);
     news |= kNewsAll;
   }
@@ -53,8 +63,7 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
   mw_slot& shared = ch_.slot(i);
   const uint32_t largest = padded(sizeof(mw_dgram_head) + kMaxControl + kMaxDatagram);
   const uint32_t need = largest < capacity ? largest : capacity;
-  const uint32_t data_room =
-      need - static_cast<uint32_t>(sizeof(mw_dgram_head)) - kMaxControl - 7;
+  const uint32_t data_room = need - static_cast<uint32_t>(sizeof(mw_dgram_head)) - kMaxControl - 7;
   uint32_t news = 0;
   for (int turn = 0;; ++turn) {
     auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
@@ -99,7 +108,8 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     head.flags = m.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
     head.name_len = m.msg_namelen <= sizeof head.name ? m.msg_namelen : sizeof head.name;
     if (head.control_len != 0) {
-      // The control messages come first in the record and are longer than nothing: make way for them.
+      // The control messages come first in the record and are longer than nothing: make way for
+      // them.
       if (scratch_.size() < data_len) scratch_.resize(kMaxDatagram + 1);
       ring.copy_out(data_at, scratch_.data(), data_len);
       ring.copy_in(data_at, control, head.control_len);
@@ -157,8 +167,9 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
     s.last_tick = tick_;
   }
   if (n > 0)
-    stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + static_cast<uint64_t>(n),
-                            std::memory_order_relaxed);
+    stats_.bytes_sent.store(
+        stats_.bytes_sent.load(std::memory_order_relaxed) + static_cast<uint64_t>(n),
+        std::memory_order_relaxed);
 }
 
 }  // namespace mw

@@ -1,12 +1,14 @@
-// fake_pvm.h - for tests: a session's other side, played by the test, around an INS in this process (no
-// sandbox). What the shim would write into the region the test writes itself, lies included.
+// fake_pvm.h - for tests: a session's other side, played by the test, around an INS in this process
+// (no sandbox). What the shim would write into the region the test writes itself, lies included.
 #pragma once
 
 #include <gtest/gtest.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 
 #include <chrono>
 #include <cstring>
@@ -62,27 +64,63 @@ class FakePvm {
  public:
   using A = StdAtomics;
 
-  explicit FakePvm(const mw_geometry& geometry = kTestGeometry, uint32_t first_gen = 1)
+  // `program`: the INS is that program, with its sandbox; else it runs in this process.
+  explicit FakePvm(const mw_geometry& geometry = kTestGeometry, const char* program = nullptr)
       : geometry_(geometry), workers_(geometry.workers) {
     static std::atomic<int> number{0};
-    const std::string name = "ins-test-" + std::to_string(::getpid()) + "-" + std::to_string(number++);
+    const std::string name =
+        "ins-test-" + std::to_string(::getpid()) + "-" + std::to_string(number++);
     root_ = std::filesystem::temp_directory_path() / name;
     auto fds = make_session_fds(name, geometry);
     if (!fds) std::abort();
     fds_ = std::move(*fds);
-    start(first_gen);
+    if (program == nullptr)
+      start(1);
+    else
+      spawn(program);
   }
   ~FakePvm() {
     stop();
+    if (child > 0) wait_child(SIGTERM);
     std::filesystem::remove_all(root_);
   }
 
-  // The INS and its connection to the driver, who is played here too.
-  void start(uint32_t first_gen) {
+  void spawn(const char* program) {
+    map();
+    int ready[2];
+    if (::pipe(ready) < 0) std::abort();
+    const std::string workers = std::to_string(workers_);
+    const std::string ready_fd = std::to_string(ready[1]);
+    child = ::fork();
+    if (child == 0) {
+      ::execl(program, program, "--registry", root_.c_str(), "--id", "1", "--workers",
+              workers.c_str(), "--ready-fd", ready_fd.c_str(), nullptr);
+      ::_exit(127);
+    }
+    ::close(ready[1]);
+    char newline = 0;
+    ASSERT_EQ(::read(ready[0], &newline, 1), 1);
+    ::close(ready[0]);
+    connect_driver(1);
+  }
+  // How it ended, as waitpid() says.
+  int wait_child(int signal = 0) {
+    if (signal != 0) ::kill(child, signal);
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    child = -1;
+    return status;
+  }
+  void map() {
     auto mapping = map_sealed(fds_.channel.get());
     if (!mapping) std::abort();
     map_ = std::move(*mapping);
     ch = *Channel::over(map_.base(), map_.bytes(), geometry_);
+  }
+
+  // The INS and its connection to the driver, who is played here too.
+  void start(uint32_t first_gen) {
+    map();
     ins = std::make_unique<InsContext>();
     threads_ = std::make_unique<WorkerThreads>(workers_);
     auto publisher = Publisher::open(root_, 1);
@@ -93,8 +131,9 @@ class FakePvm {
     auto listener = publisher_->listen_channel();
     if (!listener) std::abort();
     stop_ = UniqueFd{::eventfd(0, EFD_CLOEXEC)};
-    control_ = std::make_unique<Control>(*ins, *threads_, *publisher_, *resolver_, std::move(*listener),
-                                         UniqueFd{::dup(stop_.get())}, ::getuid());
+    control_ =
+        std::make_unique<Control>(*ins, *threads_, *publisher_, *resolver_, std::move(*listener),
+                                  UniqueFd{::dup(stop_.get())}, ::getuid());
     if (!control_->prepare()) std::abort();
     serving_ = std::thread([this] { exit_code = control_->serve(); });
     connect_driver(first_gen);
@@ -232,7 +271,8 @@ class FakePvm {
     return s;
   }
   // The next accept record, or nothing if none comes (`wait_ms`).
-  std::optional<FakeSock> accept(const FakeSock& l, int wait_ms = 20'000, mw_accept_record* out = nullptr) {
+  std::optional<FakeSock> accept(const FakeSock& l, int wait_ms = 20'000,
+                                 mw_accept_record* out = nullptr) {
     pollfd p{l.fd.get(), POLLIN, 0};
     if (::poll(&p, 1, wait_ms) <= 0) return std::nullopt;
     mw_accept_record record{};
@@ -330,6 +370,7 @@ class FakePvm {
   std::unique_ptr<InsContext> ins;
   UniqueFd driver;
   std::atomic<int> exit_code{-1};
+  pid_t child = -1;
 
  private:
   const mw_geometry geometry_;

@@ -39,7 +39,9 @@ void write_all(int fd, std::string_view data) {
     data.remove_prefix(static_cast<size_t>(k));
   }
 }
-std::string as_bytes(int v) { return {reinterpret_cast<const char*>(&v), sizeof v}; }
+std::string as_bytes(int v) {
+  return {reinterpret_cast<const char*>(&v), sizeof v};
+}
 
 TEST(Ins, CarriesBytesBothWaysAcrossTheWrap) {
   FakePvm pvm;
@@ -102,22 +104,29 @@ TEST(Ins, AFailedBlockingConnectLeavesTheSocketAsNew) {
   EXPECT_EQ(pvm.call(MW_OP_CONNECT, c, {1}, FakePvm::raw(loopback(1))).err, EINPROGRESS);
   EXPECT_EQ(pvm.wait_error(c), ECONNREFUSED);
   ASSERT_TRUE(pvm.wait_state(c, MW_ST_CLOSED));
-  EXPECT_EQ(pvm.call(MW_OP_CONNECT, c, {1}, FakePvm::raw(loopback(pvm.port_of(l)))).err, EINPROGRESS);
+  EXPECT_EQ(pvm.call(MW_OP_CONNECT, c, {1}, FakePvm::raw(loopback(pvm.port_of(l)))).err,
+            EINPROGRESS);
   EXPECT_TRUE(pvm.wait_state(c, MW_ST_CONNECTED));
   EXPECT_EQ(pvm.state(c) & MW_ST_CLOSED, 0u);
 }
 
 TEST(Ins, AcceptsABoundedNumberAheadAndLosesNone) {
   for (const int backlog : {1, 8, 64}) {
-    FakePvm pvm(mw_geometry{.slots = 1024, .rx_ring = 4096, .tx_ring = 4096, .groups = 1, .workers = 1,
-                            .calls = 4, .reserved = {0, 0}});
+    FakePvm pvm(mw_geometry{.slots = 1024,
+                            .rx_ring = 4096,
+                            .tx_ring = 4096,
+                            .groups = 1,
+                            .workers = 1,
+                            .calls = 4,
+                            .reserved = {0, 0}});
     pvm.begin();
     FakeSock l = pvm.listener(backlog);
     const uint16_t port = pvm.port_of(l);
     const int count = backlog * 2;  // as many ahead, and as many in the kernel's queue
     std::vector<UniqueFd> peers;
     for (int k = 0; k < count; ++k) peers.push_back(FakePvm::dial(port));
-    ASSERT_TRUE(eventually([&] { return pvm.ins->slots.open_count() >= static_cast<uint32_t>(1 + backlog); }));
+    ASSERT_TRUE(eventually(
+        [&] { return pvm.ins->slots.open_count() >= static_cast<uint32_t>(1 + backlog); }));
     pvm.call(MW_OP_GETSOCKNAME, l);  // a full turn of the worker later:
     EXPECT_LE(pvm.ins->slots.open_count(), static_cast<uint32_t>(1 + backlog + 1));
     std::vector<FakeSock> got;
@@ -131,7 +140,12 @@ TEST(Ins, AcceptsABoundedNumberAheadAndLosesNone) {
 }
 
 TEST(Ins, NoDescriptorOrSlotLeftIsNoEndlessLoop) {
-  FakePvm pvm(mw_geometry{.slots = 4, .rx_ring = 4096, .tx_ring = 4096, .groups = 1, .workers = 1, .calls = 4,
+  FakePvm pvm(mw_geometry{.slots = 4,
+                          .rx_ring = 4096,
+                          .tx_ring = 4096,
+                          .groups = 1,
+                          .workers = 1,
+                          .calls = 4,
                           .reserved = {0, 0}});
   pvm.begin();
   FakeSock l = pvm.listener();
@@ -207,7 +221,8 @@ TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {
   EXPECT_TRUE(pvm.wait_state(s, MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF));
   // A send into what is gone: dropped, no second error.
   pvm.put_all(s, "nobody there");
-  EXPECT_TRUE(eventually([&, &fake = s] { return A::load_acquire(pvm.ch.slot(fake.slot).tx_head) == fake.tx_tail; }));
+  EXPECT_TRUE(eventually(
+      [&, &fake = s] { return A::load_acquire(pvm.ch.slot(fake.slot).tx_head) == fake.tx_tail; }));
   EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).error_seq), s.errors);
 }
 
@@ -304,7 +319,8 @@ TEST(Ins, OptionsReachTheSocketAndDangerousOnesDoNot) {
   EXPECT_EQ(r.out, as_bytes(1));
   EXPECT_EQ(pvm.call(MW_OP_GETSOCKOPT, s, {SOL_SOCKET, 9999, 4}, as_bytes(0)).err, ENOPROTOOPT);
   EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_ZEROCOPY}, as_bytes(1)).err, ENOPROTOOPT);
-  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_ATTACH_FILTER}, pattern(16)).err, ENOPROTOOPT);
+  EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_ATTACH_FILTER}, pattern(16)).err,
+            ENOPROTOOPT);
   EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_RCVLOWAT}, as_bytes(1000)).ret, 0);
   EXPECT_EQ(pvm.call(MW_OP_GETSOCKOPT, s, {SOL_SOCKET, SO_RCVLOWAT, 4}).out, as_bytes(1000));
   EXPECT_EQ(pvm.call(MW_OP_IOCTL, s, {0x1234}).err, ENOTTY);
@@ -330,7 +346,8 @@ TEST(Ins, DatagramsKeepTheirBoundariesAndAddresses) {
   EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {IPPROTO_IP, IP_PKTINFO}, as_bytes(1)).ret, 0);
   const std::vector<std::string> messages{"one", "", pattern(65507), "four"};
   for (const std::string& m : messages) {
-    ASSERT_EQ(::sendto(peer.get(), m.data(), m.size(), 0, reinterpret_cast<const sockaddr*>(&here), sizeof here),
+    ASSERT_EQ(::sendto(peer.get(), m.data(), m.size(), 0, reinterpret_cast<const sockaddr*>(&here),
+                       sizeof here),
               static_cast<ssize_t>(m.size()));
     mw_dgram_head head{};
     const std::string raw = pvm.take_exactly(s, sizeof head);
@@ -354,7 +371,8 @@ TEST(Ins, DatagramsKeepTheirBoundariesAndAddresses) {
   // Too long for a datagram: the kernel's errno, and the bytes are consumed all the same.
   const std::string long_one = pattern(70000);
   ASSERT_EQ(pvm.put(s, long_one), long_one.size());
-  EXPECT_EQ(pvm.call(MW_OP_SENDMSG, s, {0, sizeof there, 0, 70000}, FakePvm::raw(there)).err, EMSGSIZE);
+  EXPECT_EQ(pvm.call(MW_OP_SENDMSG, s, {0, sizeof there, 0, 70000}, FakePvm::raw(there)).err,
+            EMSGSIZE);
   EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).tx_head), s.tx_tail);
 }
 
@@ -529,12 +547,85 @@ TEST(Ins, LooksNamesUpWithoutANetwork) {
   std::memcpy(&in, a.bytes, sizeof in);
   EXPECT_EQ(in.sin_addr.s_addr, htonl(0xc0000207));
   EXPECT_EQ(r.out.substr(sizeof a), std::string("192.0.2.7\0", 10));
-  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {AF_INET, 0}, std::string_view("localhost\0", 10)).ret, 1);
-  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {99, 0}, std::string_view("localhost\0", 10)).err, EAI_FAMILY);
+  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {AF_INET, 0}, std::string_view("localhost\0", 10)).ret,
+            1);
+  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {99, 0}, std::string_view("localhost\0", 10)).err,
+            EAI_FAMILY);
+}
+
+TEST(InsProgram, ServesFromInsideItsSandbox) {
+  FakePvm pvm(kTestGeometry, MWINS_PROGRAM);
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  write_all(peer.get(), pattern(200));
+  EXPECT_EQ(pvm.take_exactly(s, 200), pattern(200));
+  pvm.put_all(s, "answer");
+  EXPECT_EQ(read_exactly(peer.get(), 6), "answer");
+  FakeSock d = pvm.socket(SOCK_DGRAM);
+  EXPECT_EQ(pvm.call(MW_OP_CONNECT, d, {}, FakePvm::raw(loopback(1))).ret, 0);
+  EXPECT_EQ(pvm.call(MW_OP_SENDMSG, d, {0, 0, 0, 1}, "x", MW_SEND_INLINE).ret, 1);
+  EXPECT_EQ(pvm.wait_error(d), ECONNREFUSED);
+  char interface[40] = "lo";
+  EXPECT_EQ(pvm.call(MW_OP_IOCTL, d, {SIOCGIFINDEX}, {interface, sizeof interface}).ret, 0);
+  // Two heartbeats further everything that is done by the clock was done.
+  const auto beats = [&] {
+    std::ifstream file(pvm.root() / "mw/1/heartbeat");
+    int n = 0;
+    file >> n;
+    return n;
+  };
+  const int first = beats();
+  EXPECT_TRUE(eventually([&] { return beats() >= first + 4; }));
+  std::ifstream stats(pvm.root() / "mw/1/network_stats");
+  std::string line;
+  std::getline(stats, line);
+  EXPECT_EQ(line, "40:3:c8:7");
+  std::ifstream ports(pvm.root() / "mw/1/listening_ports");
+  std::getline(ports, line);
+  EXPECT_FALSE(line.empty());
+
+  std::ifstream status("/proc/" + std::to_string(pvm.child) + "/status");
+  std::stringstream text;
+  text << status.rdbuf();
+  EXPECT_NE(text.str().find("Seccomp:\t2"), std::string::npos);
+  EXPECT_NE(text.str().find("NoNewPrivs:\t1"), std::string::npos);
+  for (const char* set : {"CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"})
+    EXPECT_NE(text.str().find(std::string(set) + ":\t0000000000000000"), std::string::npos) << set;
+  if (::geteuid() == 0) {
+    EXPECT_NE(text.str().find("Uid:\t65534\t65534\t65534\t65534"), std::string::npos);
+    EXPECT_NE(text.str().find("Groups:\t \n"), std::string::npos);
+    const std::filesystem::path root = "/proc/" + std::to_string(pvm.child) + "/root/";
+    EXPECT_TRUE(std::filesystem::is_empty(root));
+    EXPECT_LT(::mkdir((root / "x").c_str(), 0700), 0);
+  }
+  EXPECT_EQ(pvm.wait_child(SIGTERM), 0);
+}
+
+TEST(InsProgram, EndsASessionWhoseOtherSideLies) {
+  FakePvm pvm(kTestGeometry, MWINS_PROGRAM);
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  pvm.fill(99, s.slot, s.gen, {}, {});
+  pvm.ring(pvm.ch.call_news(0), 0);
+  EXPECT_TRUE(pvm.expect<ControlSlot>(ControlType::poisoned));
+  const int status = pvm.wait_child();
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), kExitPoisoned);
+}
+
+TEST(InsProgram, WrongArgumentsAreUsageErrors) {
+  const std::string program = MWINS_PROGRAM;
+  for (const char* args :
+       {"", "--registry", "--id x --registry /tmp", "--registry /tmp --id 1 --workers 0",
+        "--registry /tmp --id 1 --uid 0", "--bogus 1"}) {
+    const int status = std::system((program + " " + args + " 2>/dev/null").c_str());
+    EXPECT_EQ(WEXITSTATUS(status), 2) << args;
+  }
 }
 
 TEST(Hosts, AreReadAsTheLibraryDoes) {
-  const auto h = parse_hosts("127.0.0.1 localhost lh # no\n#x\nbad line\n::1\tip6-localhost\nfe80::1%eth0 ll\n1.2.3.4\n");
+  const auto h = parse_hosts(
+      "127.0.0.1 localhost lh # no\n#x\nbad line\n::1\tip6-localhost\nfe80::1%eth0 ll\n1.2.3.4\n");
   ASSERT_EQ(h.size(), 3u);
   EXPECT_EQ(h[0].names, (std::vector<std::string>{"localhost", "lh"}));
   EXPECT_EQ(h[1].addr.len, sizeof(sockaddr_in6));

@@ -1,10 +1,11 @@
 // listener.cc - accepting ahead of the application.
 //
-// Each accepted connection becomes a slot and a placeholder pair, whose application end waits in the queue
-// of the listener's own placeholder. How many wait there is bounded: `ahead` counts what was sent since
-// SIOCOUTQ last told how much was taken, so the steady state does not ask. When the bound is reached we
-// watch that placeholder for EPOLLOUT, which the kernel raises each time the application takes a record
-// while at most a quarter of SO_SNDBUF is in use; SO_SNDBUF is set so that this means half of the bound.
+// Each accepted connection becomes a slot and a placeholder pair, whose application end waits in
+// the queue of the listener's own placeholder. How many wait there is bounded: `ahead` counts what
+// was sent since SIOCOUTQ last told how much was taken, so the steady state does not ask. When the
+// bound is reached we watch that placeholder for EPOLLOUT, which the kernel raises each time the
+// application takes a record while at most a quarter of SO_SNDBUF is in use; SO_SNDBUF is set so
+// that this means half of the bound.
 #include <netinet/in.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -46,7 +47,8 @@ void Worker::listener_started(uint32_t i, Sock& s, int backlog) {
   if (s.listener == nullptr) s.listener = std::make_unique<ListenerState>();
   ListenerState& l = *s.listener;
   s.backlog = backlog;
-  l.limit = backlog < 0 ? kMaxAhead : std::clamp<uint32_t>(static_cast<uint32_t>(backlog), 1, kMaxAhead);
+  l.limit =
+      backlog < 0 ? kMaxAhead : std::clamp<uint32_t>(static_cast<uint32_t>(backlog), 1, kMaxAhead);
   l.bound_here = get_name(s.fd, l.local) && !is_wildcard(l.local);
   // The kernel doubles it: in use may be four times the half of the bound when EPOLLOUT is raised.
   const int room = static_cast<int>(l.limit * record_cost_);
@@ -82,14 +84,17 @@ void Worker::announce_listener(uint32_t i, Sock& s) {
   ins_.to_control.post(std::move(note));
 }
 
-void Worker::on_listener_event(uint32_t i, Sock& s) { accept_some(i, s); }
+void Worker::on_listener_event(uint32_t i, Sock& s) {
+  accept_some(i, s);
+}
 
 bool Worker::room_ahead(uint32_t i, Sock& s) {
   ListenerState& l = *s.listener;
   if (l.ahead < l.limit) return true;
   int queued = 0;
   if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &queued) < 0) queued = 0;
-  l.ahead = record_cost_ == 0 ? 0 : (static_cast<uint32_t>(queued) + record_cost_ - 1) / record_cost_;
+  l.ahead =
+      record_cost_ == 0 ? 0 : (static_cast<uint32_t>(queued) + record_cost_ - 1) / record_cost_;
   if (l.ahead < l.limit) return true;
   if (!l.armed) {
     // Looks at once, so a record taken meanwhile is not missed.
@@ -159,7 +164,8 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     record.local.len = 0;
   const bool nonblock = (A::load_relaxed(ch_.slot(i).accept_flags) & MW_ACCEPT_NONBLOCK) != 0;
   int pair[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) < 0) {
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) <
+      0) {
     // The accepted connection cannot be put back: it is reset, as when a server runs out of memory.
     give_back();
     stall(i, s);
@@ -185,7 +191,8 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   if (!sent) {
     c.fd = c.ph = -1;
     give_back();
-    // A full queue: look what was taken before the next one. Else the last descriptor is just being closed.
+    // A full queue: look what was taken before the next one. Else the last descriptor is just being
+    // closed.
     if (sent.error().fault == Fault::would_block) l.ahead = l.limit;
     return sent.error().fault == Fault::would_block;
   }

@@ -28,7 +28,8 @@ struct Arguments {
 };
 
 int usage() {
-  std::fputs("usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N]\n", stderr);
+  std::fputs("usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N]\n",
+             stderr);
   return 2;
 }
 
@@ -98,13 +99,15 @@ int run(const Arguments& args) {
   if (!notes) return failed(notes.error());
   InsContext ins;
   WorkerThreads workers(args.workers);
-  Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals), started_as);
+  Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals),
+                  started_as);
   if (const Status prepared = control.prepare(); !prepared) return failed(prepared.error());
 
   // Beyond this point: no threads, no programs, only the system calls of the table.
   if (const Status filtered = filter_system_calls(); !filtered) return failed(filtered.error());
-  log_line("mwins", "INS %u up: %u worker%s, uid %u%s", args.id, args.workers, args.workers == 1 ? "" : "s",
-           started_as == 0 ? args.uid : started_as, notes->empty_root ? "" : ", no empty root (user namespaces are off)");
+  log_line("mwins", "INS %u up: %u worker%s, uid %u%s", args.id, args.workers,
+           args.workers == 1 ? "" : "s", started_as == 0 ? args.uid : started_as,
+           notes->empty_root ? "" : ", no empty root (user namespaces are off)");
   if (args.ready_fd >= 0) {
     if (::write(args.ready_fd, "\n", 1) < 0) log_line("mwins", "nobody waits for us to be ready");
     ::close(args.ready_fd);

@@ -1,7 +1,7 @@
 // options.h - which socket options and ioctls reach the real socket.
 //
-// Everything does, and its errno comes back, except those whose argument holds a pointer, a descriptor or
-// memory of the caller (docs/protocol.md 5).
+// Everything does, and its errno comes back, except those whose argument holds a pointer, a
+// descriptor or memory of the caller (docs/protocol.md 5).
 #pragma once
 
 #include <cstdint>

@@ -35,7 +35,8 @@ Result<Publisher> Publisher::open(const std::string& registry, uint32_t id) {
   p.dir_ = UniqueFd{::open(own.c_str(), O_DIRECTORY | O_RDONLY | O_CLOEXEC)};
   if (!p.dir_) return Error{Fault::sys, errno, "opening the registry directory"};
   for (const char* name : kFiles) {
-    UniqueFd fd{::openat(p.dir_.get(), name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644)};
+    UniqueFd fd{
+        ::openat(p.dir_.get(), name, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644)};
     if (!fd) return Error{Fault::sys, errno, "opening a file of the registry"};
     p.files_[name].fd = std::move(fd);
   }
@@ -68,7 +69,8 @@ void Publisher::set(const std::string& name, const std::string& value) {
   const bool shrinks = line.size() < f.last.size();
   if (::pwrite(f.fd.get(), line.data(), line.size(), 0) != static_cast<ssize_t>(line.size()) ||
       (shrinks && ::ftruncate(f.fd.get(), static_cast<off_t>(line.size())) < 0)) {
-    if (!complained_) log_line("mwins", "cannot write %s in the registry: %s", name.c_str(), std::strerror(errno));
+    if (!complained_)
+      log_line("mwins", "cannot write %s in the registry: %s", name.c_str(), std::strerror(errno));
     complained_ = true;
     return;
   }
@@ -83,7 +85,8 @@ OwnAddresses own_addresses() {
     if (a->ifa_addr == nullptr || (a->ifa_flags & IFF_LOOPBACK) != 0) continue;
     char text[INET6_ADDRSTRLEN] = "";
     if (a->ifa_addr->sa_family == AF_INET) {
-      ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(a->ifa_addr)->sin_addr, text, sizeof text);
+      ::inet_ntop(AF_INET, &reinterpret_cast<const sockaddr_in*>(a->ifa_addr)->sin_addr, text,
+                  sizeof text);
       out.v4 = true;
     } else if (a->ifa_addr->sa_family == AF_INET6) {
       const auto* in6 = reinterpret_cast<const sockaddr_in6*>(a->ifa_addr);

@@ -1,8 +1,8 @@
-// publish.h - what an INS says about itself in its registry directory (names: docs/protocol.md 6 and the
-// outside tools that watch them).
+// publish.h - what an INS says about itself in its registry directory (names: docs/protocol.md 6
+// and the outside tools that watch them).
 //
-// Files are opened before the sandbox and rewritten in place with one pwrite() each, newline included, then cut to
-// length: a reader takes the first line, which is always whole.
+// Files are opened before the sandbox and rewritten in place with one pwrite() each, newline
+// included, then cut to length: a reader takes the first line, which is always whole.
 #pragma once
 
 #include <cstdint>

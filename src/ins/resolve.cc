@@ -37,7 +37,9 @@ mw_addr make_v6(const in6_addr& a, uint32_t scope = 0) {
   std::memcpy(out.bytes, &in, sizeof in);
   return out;
 }
-int family_of(const mw_addr& a) { return a.len == sizeof(sockaddr_in) ? AF_INET : AF_INET6; }
+int family_of(const mw_addr& a) {
+  return a.len == sizeof(sockaddr_in) ? AF_INET : AF_INET6;
+}
 
 bool parse_number(const std::string& text, mw_addr& out) {
   in_addr v4{};
@@ -112,7 +114,8 @@ Status Resolver::init(const OwnAddresses& own) {
   std::ostringstream text;
   text << file.rdbuf();
   hosts_ = parse_hosts(text.str());
-  if (ares_library_init(ARES_LIB_INIT_ALL) != ARES_SUCCESS) return Error{Fault::sys, ENOMEM, "name lookup library"};
+  if (ares_library_init(ARES_LIB_INIT_ALL) != ARES_SUCCESS)
+    return Error{Fault::sys, ENOMEM, "name lookup library"};
   library_ = true;
   ares_options o{};
   char lookups[] = "b";
@@ -169,8 +172,11 @@ void Resolver::lookup_name(uint32_t call, const Request& r) {
   const std::string name(reinterpret_cast<const char*>(r.payload), r.in_len - 1);
   const int family = r.arg[0];
   const int flags = r.arg[1];
-  const auto fits = [family](const mw_addr& a) { return family == AF_UNSPEC || family == family_of(a); };
-  if (family != AF_UNSPEC && family != AF_INET && family != AF_INET6) return fail(call, r.seq, EAI_FAMILY);
+  const auto fits = [family](const mw_addr& a) {
+    return family == AF_UNSPEC || family == family_of(a);
+  };
+  if (family != AF_UNSPEC && family != AF_INET && family != AF_INET6)
+    return fail(call, r.seq, EAI_FAMILY);
   std::vector<mw_addr> found;
   mw_addr number{};
   if (parse_number(name, number)) {
@@ -261,12 +267,13 @@ void Resolver::on_hostent(void* arg, int status, int, hostent* host) {
   p->self->answer_text(p->call, p->seq, host->h_name);
 }
 
-void Resolver::answer_addrs(uint32_t call, uint32_t seq, int flags, const std::vector<mw_addr>& found,
-                            const std::string& canonical) {
+void Resolver::answer_addrs(uint32_t call, uint32_t seq, int flags,
+                            const std::vector<mw_addr>& found, const std::string& canonical) {
   Answer a;
   a.out_len = 0;
   a.ret = 0;
-  // AI_ADDRCONFIG: no addresses of a family that we could not reach anyway, unless there are no others.
+  // AI_ADDRCONFIG: no addresses of a family that we could not reach anyway, unless there are no
+  // others.
   const bool filter = (flags & AI_ADDRCONFIG) != 0 && (own_.v4 || own_.v6);
   for (const mw_addr& addr : found) {
     if (static_cast<size_t>(a.ret) == kMaxAddresses) break;

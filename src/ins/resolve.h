@@ -1,7 +1,7 @@
 // resolve.h - host names, looked up where the network is.
 //
-// Configuration (resolv.conf, hosts) is read before the sandbox; afterwards only sockets are used. Order: a
-// number, the hosts file, then DNS.
+// Configuration (resolv.conf, hosts) is read before the sandbox; afterwards only sockets are used.
+// Order: a number, the hosts file, then DNS.
 //
 // THREADS     The control thread only.
 #pragma once

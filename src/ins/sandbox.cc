@@ -35,7 +35,9 @@
 namespace mw {
 namespace {
 
-Error failed(const char* where) { return {Fault::sys, errno, where}; }
+Error failed(const char* where) {
+  return {Fault::sys, errno, where};
+}
 
 bool write_file(const char* path, const std::string& text) {
   const UniqueFd fd{::open(path, O_WRONLY | O_CLOEXEC)};
@@ -44,24 +46,28 @@ bool write_file(const char* path, const std::string& text) {
 
 // A new mount namespace whose root is an empty file system that cannot be written to.
 Status empty_root() {
-  if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0) return failed("private mounts");
-  if (::mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=4k,nr_inodes=1,mode=555") < 0)
+  if (::mount(nullptr, "/", nullptr, MS_REC | MS_PRIVATE, nullptr) < 0)
+    return failed("private mounts");
+  if (::mount("none", "/tmp", "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+              "size=4k,nr_inodes=1,mode=555") < 0)
     return failed("mount of an empty root");
   if (::chdir("/tmp") < 0) return failed("chdir to the empty root");
   // The old root ends up stacked on the new one and is taken away from there.
   if (::syscall(SYS_pivot_root, ".", ".") < 0) return failed("pivot_root");
   if (::umount2(".", MNT_DETACH) < 0) return failed("umount of the old root");
   if (::chdir("/") < 0) return failed("chdir to /");
-  if (::mount(nullptr, "/", nullptr, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC,
-              nullptr) < 0)
+  if (::mount(nullptr, "/", nullptr,
+              MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) < 0)
     return failed("read-only root");
   return Ok{};
 }
 
 Status drop_capabilities() {
   for (int cap = 0; ::prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; ++cap)
-    if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM) return failed("capability bound");
-  if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0) return failed("ambient capabilities");
+    if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
+      return failed("capability bound");
+  if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
+    return failed("ambient capabilities");
   __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
   __user_cap_data_struct none[2] = {};
   if (::syscall(SYS_capset, &header, none) < 0) return failed("capset");
@@ -75,22 +81,51 @@ struct Rule {
   scmp_arg_cmp when[1];
 };
 
-#define ALLOW(name) \
-  { SCMP_SYS(name), 0, {} }
+#define ALLOW(name)       \
+  {                       \
+    SCMP_SYS(name), 0, {} \
+  }
 #define ALLOW_IF(name, ...) \
-  { SCMP_SYS(name), 1, { __VA_ARGS__ } }
+  {                         \
+    SCMP_SYS(name), 1, {    \
+      __VA_ARGS__           \
+    }                       \
+  }
 
 const Rule kRules[] = {
     // The data path (stream.cc, dgram.cc, worker.cc).
-    ALLOW(recvfrom), ALLOW(readv), ALLOW(recvmsg), ALLOW(sendto), ALLOW(sendmsg), ALLOW(epoll_wait),
-    ALLOW(epoll_pwait), ALLOW(write), ALLOW(poll), ALLOW(fallocate), ALLOW(futex),
+    ALLOW(recvfrom),
+    ALLOW(readv),
+    ALLOW(recvmsg),
+    ALLOW(sendto),
+    ALLOW(sendmsg),
+    ALLOW(epoll_wait),
+    ALLOW(epoll_pwait),
+    ALLOW(write),
+    ALLOW(poll),
+    ALLOW(fallocate),
+    ALLOW(futex),
     // Sockets (calls.cc, listener.cc): only those of the internet families are made.
-    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_INET)), ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_INET6)),
-    ALLOW_IF(socketpair, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)), ALLOW(accept4), ALLOW(bind), ALLOW(listen),
-    ALLOW(connect), ALLOW(shutdown), ALLOW(getsockopt), ALLOW(setsockopt), ALLOW(getsockname),
-    ALLOW(getpeername), ALLOW(close), ALLOW(epoll_ctl), ALLOW(epoll_create1), ALLOW(eventfd2),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONREAD)), ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQ)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQNSD)), ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCATMARK)),
+    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_INET)),
+    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_INET6)),
+    ALLOW_IF(socketpair, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)),
+    ALLOW(accept4),
+    ALLOW(bind),
+    ALLOW(listen),
+    ALLOW(connect),
+    ALLOW(shutdown),
+    ALLOW(getsockopt),
+    ALLOW(setsockopt),
+    ALLOW(getsockname),
+    ALLOW(getpeername),
+    ALLOW(close),
+    ALLOW(epoll_ctl),
+    ALLOW(epoll_create1),
+    ALLOW(eventfd2),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONREAD)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQ)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQNSD)),
+    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCATMARK)),
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONBIO)),
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFNAME)),
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFINDEX)),
@@ -105,34 +140,90 @@ const Rule kRules[] = {
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFTXQLEN)),
     ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMAP)),
     // The region and the control thread (control.cc, publish.cc, resolve.cc).
-    ALLOW(read), ALLOW(writev), ALLOW(pwrite64), ALLOW(ftruncate), ALLOW(fstat), ALLOW(newfstatat),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_DUPFD_CLOEXEC)), ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFL)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_SETFL)), ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFD)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_SETFD)), ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GET_SEALS)),
-    ALLOW(recvmmsg), ALLOW(sendmmsg),
+    ALLOW(read),
+    ALLOW(writev),
+    ALLOW(pwrite64),
+    ALLOW(ftruncate),
+    ALLOW(fstat),
+    ALLOW(newfstatat),
+    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_DUPFD_CLOEXEC)),
+    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFL)),
+    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_SETFL)),
+    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFD)),
+    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_SETFD)),
+    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GET_SEALS)),
+    ALLOW(recvmmsg),
+    ALLOW(sendmmsg),
     // Memory, time, random numbers, the end (libc). No memory becomes executable.
     ALLOW_IF(mmap, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
-    ALLOW_IF(mprotect, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)), ALLOW(munmap), ALLOW(mremap), ALLOW(madvise),
-    ALLOW(brk), ALLOW(clock_gettime), ALLOW(gettimeofday), ALLOW(clock_nanosleep), ALLOW(getrandom),
-    ALLOW(sched_yield), ALLOW(restart_syscall), ALLOW(rt_sigreturn), ALLOW(rt_sigprocmask),
-    ALLOW(rt_sigaction), ALLOW(getpid), ALLOW(gettid), ALLOW(tgkill), ALLOW(exit), ALLOW(exit_group),
-    ALLOW(set_robust_list), ALLOW(rseq), ALLOW(membarrier),
+    ALLOW_IF(mprotect, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
+    ALLOW(munmap),
+    ALLOW(mremap),
+    ALLOW(madvise),
+    ALLOW(brk),
+    ALLOW(clock_gettime),
+    ALLOW(gettimeofday),
+    ALLOW(clock_nanosleep),
+    ALLOW(getrandom),
+    ALLOW(sched_yield),
+    ALLOW(restart_syscall),
+    ALLOW(rt_sigreturn),
+    ALLOW(rt_sigprocmask),
+    ALLOW(rt_sigaction),
+    ALLOW(getpid),
+    ALLOW(gettid),
+    ALLOW(tgkill),
+    ALLOW(exit),
+    ALLOW(exit_group),
+    ALLOW(set_robust_list),
+    ALLOW(rseq),
+    ALLOW(membarrier),
 #ifdef MW_SANITIZED
     // What the sanitizers' own runtime asks for, to check and to report.
-    ALLOW(open), ALLOW(openat), ALLOW(readlink), ALLOW(sigaltstack), ALLOW(sched_getaffinity), ALLOW(prctl),
-    ALLOW(getrlimit), ALLOW(prlimit64), ALLOW(setrlimit), ALLOW(clone), ALLOW(clone3), ALLOW(wait4), ALLOW(ptrace),
-    ALLOW(pipe), ALLOW(pipe2), ALLOW(getppid), ALLOW(dup2), ALLOW(lseek), ALLOW(stat), ALLOW(lstat), ALLOW(getdents64),
-    ALLOW(process_vm_readv), ALLOW(uname), ALLOW(nanosleep), ALLOW(arch_prctl), ALLOW(kill), ALLOW(getuid),
-    ALLOW(access), ALLOW(ioctl), ALLOW(mincore), ALLOW(set_tid_address),
+    ALLOW(open),
+    ALLOW(openat),
+    ALLOW(readlink),
+    ALLOW(sigaltstack),
+    ALLOW(sched_getaffinity),
+    ALLOW(prctl),
+    ALLOW(getrlimit),
+    ALLOW(prlimit64),
+    ALLOW(setrlimit),
+    ALLOW(clone),
+    ALLOW(clone3),
+    ALLOW(wait4),
+    ALLOW(ptrace),
+    ALLOW(pipe),
+    ALLOW(pipe2),
+    ALLOW(getppid),
+    ALLOW(dup2),
+    ALLOW(lseek),
+    ALLOW(stat),
+    ALLOW(lstat),
+    ALLOW(getdents64),
+    ALLOW(process_vm_readv),
+    ALLOW(uname),
+    ALLOW(nanosleep),
+    ALLOW(arch_prctl),
+    ALLOW(kill),
+    ALLOW(getuid),
+    ALLOW(access),
+    ALLOW(ioctl),
+    ALLOW(mincore),
+    ALLOW(set_tid_address),
 #endif
 };
 
 // Asked for by libraries that live without it: an error instead of death.
 const Rule kRefused[] = {
 #ifndef MW_SANITIZED
-    ALLOW(open), ALLOW(openat), ALLOW(prlimit64), ALLOW(readlink),
+    ALLOW(open),
+    ALLOW(openat),
+    ALLOW(prlimit64),
+    ALLOW(readlink),
 #endif
-    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)), ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_NETLINK)),
+    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)),
+    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_NETLINK)),
 };
 
 }  // namespace

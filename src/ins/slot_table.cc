@@ -11,8 +11,9 @@ namespace mw {
 
 SlotTable::~SlotTable() {
   if (socks_ == nullptr) return;
-  // Slots that were never used were never constructed, and looking at them would make them resident;
-  // only listeners that were made again may stand beyond the fresh ones, and they are few and low.
+  // Slots that were never used were never constructed, and looking at them would make them
+  // resident; only listeners that were made again may stand beyond the fresh ones, and they are few
+  // and low.
   for (uint32_t w = 0; w < workers_; ++w) {
     for (uint32_t i = w; i < std::max(parts_[w].fresh, parts_[w].claimed_end); i += workers_) {
       Sock& s = socks_[i];

@@ -1,11 +1,15 @@
-// slot_table.h - the INS's private side of every slot: the real socket, the placeholder, our indexes.
+// slot_table.h - the INS's private side of every slot: the real socket, the placeholder, our
+// indexes.
 //
-// INVARIANTS  A slot is live from allocate() to release(); `live` holds its generation meanwhile and 0
+// INVARIANTS  A slot is live from allocate() to release(); `live` holds its generation meanwhile
+// and 0
 //             otherwise. Free slots are handed out last-freed first, then lowest first, so that the
 //             ready sets stay dense and the rings' memory warm.
-// THREADS     allocate(), claim() and release() from any thread. A live slot belongs to its worker; whoever
-//             allocates it fills it in and then calls publish(), which the worker's find() pairs with.
-//             (The PVM may announce any slot at any time, so a worker can look while it is being filled.)
+// THREADS     allocate(), claim() and release() from any thread. A live slot belongs to its worker;
+// whoever
+//             allocates it fills it in and then calls publish(), which the worker's find() pairs
+//             with. (The PVM may announce any slot at any time, so a worker can look while it is
+//             being filled.)
 #pragma once
 
 #include <atomic>
@@ -24,10 +28,10 @@ enum class SockKind : uint8_t { stream, dgram };
 
 // What only a listener needs.
 struct ListenerState {
-  uint32_t limit = 1;      // records that may wait for the application
-  uint32_t ahead = 0;      // upper bound of those that do
-  bool armed = false;      // the placeholder's EPOLLOUT is watched: the application is behind
-  bool stalled = false;    // out of descriptors or slots: in the worker's retry list
+  uint32_t limit = 1;       // records that may wait for the application
+  uint32_t ahead = 0;       // upper bound of those that do
+  bool armed = false;       // the placeholder's EPOLLOUT is watched: the application is behind
+  bool stalled = false;     // out of descriptors or slots: in the worker's retry list
   bool bound_here = false;  // `local` holds for every accepted connection
   mw_addr local{};
 };
@@ -39,18 +43,18 @@ struct OptionLog {
 };
 
 // Sock::flags
-constexpr uint32_t kRxWait = 1;        // receive ring full: we asked for news of room
-constexpr uint32_t kTxBlocked = 2;     // the kernel takes no more: EPOLLOUT will come
-constexpr uint32_t kToEnd = 4;         // RDHUP, HUP or ERR was seen: read until the kernel says so
-constexpr uint32_t kMarkAhead = 8;     // urgent data: the mark has not been reached
-constexpr uint32_t kFinPending = 16;   // shutdown for writing waits for the send ring
-constexpr uint32_t kLingering = 32;    // the last descriptor is gone, bytes are still leaving
-constexpr uint32_t kQueued = 64;       // in the worker's local work list
-constexpr uint32_t kWarm = 128;        // in the worker's list of slots with memory to give back
-constexpr uint32_t kOobHeld = 256;     // `oob` holds an urgent byte for the application
+constexpr uint32_t kRxWait = 1;       // receive ring full: we asked for news of room
+constexpr uint32_t kTxBlocked = 2;    // the kernel takes no more: EPOLLOUT will come
+constexpr uint32_t kToEnd = 4;        // RDHUP, HUP or ERR was seen: read until the kernel says so
+constexpr uint32_t kMarkAhead = 8;    // urgent data: the mark has not been reached
+constexpr uint32_t kFinPending = 16;  // shutdown for writing waits for the send ring
+constexpr uint32_t kLingering = 32;   // the last descriptor is gone, bytes are still leaving
+constexpr uint32_t kQueued = 64;      // in the worker's local work list
+constexpr uint32_t kWarm = 128;       // in the worker's list of slots with memory to give back
+constexpr uint32_t kOobHeld = 256;    // `oob` holds an urgent byte for the application
 constexpr uint32_t kBypassSeen = 2048;
-constexpr uint32_t kReadDone = 4096;   // recv() said end or error: nothing more to read
-constexpr uint32_t kRegistered = 8192;     // the real socket is in the epoll set
+constexpr uint32_t kReadDone = 4096;          // recv() said end or error: nothing more to read
+constexpr uint32_t kRegistered = 8192;        // the real socket is in the epoll set
 constexpr uint32_t kBlockingConnect = 16384;  // the application waits in connect()
 constexpr uint32_t kUserTimeout = 32768;      // the application set TCP_USER_TIMEOUT
 
@@ -98,13 +102,14 @@ class SlotTable {
   // A free slot of this worker with a new generation. Errors: limit (none is free).
   Result<uint32_t> allocate(uint32_t worker);
   // This very slot, with the generation it had: a listener that is made again.
-  // Errors: limit (it is in use, or there is no such slot). Only before any allocate() of its worker.
+  // Errors: limit (it is in use, or there is no such slot). Only before any allocate() of its
+  // worker.
   Status claim(uint32_t slot, uint32_t gen);
   void publish(uint32_t slot) {
     socks_[slot].live.store(socks_[slot].gen, std::memory_order_release);
   }
-  // Gives the slot back. Its descriptors are the caller's to close; those of slots that are live at the end
-  // are closed by the destructor.
+  // Gives the slot back. Its descriptors are the caller's to close; those of slots that are live at
+  // the end are closed by the destructor.
   void release(uint32_t slot);
   // Runs `fn` if the slot is free, and keeps it free meanwhile.
   template <class Fn>
@@ -124,7 +129,7 @@ class SlotTable {
  private:
   struct Part {
     std::mutex lock;
-    uint32_t fresh = 0;     // the lowest slot that was never used
+    uint32_t fresh = 0;        // the lowest slot that was never used
     uint32_t free = 0;         // 1 + the slot freed last
     uint32_t claimed_end = 0;  // all claimed slots are below
   };

@@ -15,6 +15,7 @@ using A = StdAtomics;
 
 // No socket moves more than this in one turn while others wait.
 constexpr uint32_t kBytesPerTurn = 256 * 1024;
+constexpr size_t kEnoughForOnePiece = 4096;
 
 }  // namespace
 
@@ -76,7 +77,8 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if (news != 0) announce(i, news);
 }
 
-// Asks for news of `need` bytes of room in the receive ring. True: there is room already, try again.
+// Asks for news of `need` bytes of room in the receive ring. True: there is room already, try
+// again.
 bool Worker::rx_wait_for_room(uint32_t i, Sock& s, uint32_t need) {
   mw_slot& shared = ch_.slot(i);
   A::fetch_or(shared.want, MW_WANT_RX_ROOM);
@@ -123,7 +125,13 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       break;
     }
     iovec iov[2];
-    const int pieces = ring.pieces(s.rx_tail, *room, iov);
+    uint32_t asked = *room;
+    int pieces = ring.pieces(s.rx_tail, asked, iov);
+    // Most requests are small, and recv() is cheaper than readv().
+    if (pieces == 2 && iov[0].iov_len >= kEnoughForOnePiece) {
+      pieces = 1;
+      asked = static_cast<uint32_t>(iov[0].iov_len);
+    }
     const ssize_t n = pieces == 1 ? ::recv(s.fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT)
                                   : ::readv(s.fd, iov, pieces);
     if (n > 0) {
@@ -142,8 +150,8 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
         }
         continue;  // a short read ended at the mark, perhaps
       }
-      // Less than we had room for: the kernel holds no more, and what comes is a new edge.
-      if (got < *room && (s.flags & kToEnd) == 0) break;
+      // Less than we asked for: the kernel holds no more, and what comes is a new edge.
+      if (got < asked && (s.flags & kToEnd) == 0) break;
       continue;
     }
     if (n < 0 && errno == EINTR) continue;
@@ -217,7 +225,8 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     moved += sent;
     left -= sent;
     if (left != 0) {
-      s.flags |= kTxBlocked;  // a short send: the kernel's buffer is full and EPOLLOUT will say when not
+      s.flags |=
+          kTxBlocked;  // a short send: the kernel's buffer is full and EPOLLOUT will say when not
       break;
     }
   }
@@ -267,6 +276,13 @@ void Worker::finish_connect(uint32_t i, Sock& s) {
   if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0) err = errno;
   const uint32_t rest = s.state & ~MW_ST_CONNECTING;
   if (err == 0) {
+    if ((s.flags & kBlockingConnect) != 0) {
+      // Collects the outcome that a connect() which waited would have had: the next one says
+      // EISCONN.
+      sockaddr_in any{};
+      any.sin_family = AF_INET;
+      (void)::connect(s.fd, reinterpret_cast<const sockaddr*>(&any), sizeof any);
+    }
     s.flags &= ~kBlockingConnect;
     set_state(i, s, rest | MW_ST_CONNECTED);
     return;
@@ -274,11 +290,11 @@ void Worker::finish_connect(uint32_t i, Sock& s) {
   publish_error(i, s, err);
   uint32_t bits = end_bits(s) | MW_ST_CLOSED;
   if ((s.flags & kBlockingConnect) != 0) {
-    // A connect() that waits leaves the socket as new; ours did not wait, so the kernel still expects
-    // somebody to come back for the outcome.
+    // A connect() that waits leaves the socket as new; ours did not wait, so the kernel still
+    // expects somebody to come back for the outcome.
     sockaddr none{};
     none.sa_family = AF_UNSPEC;
-    if (::connect(s.fd, &none, sizeof none) == 0) bits = MW_ST_CLOSED;
+    if (::connect(s.fd, &none, sizeof none) == 0) bits = 0;
     s.flags &= ~kBlockingConnect;
   }
   set_state(i, s, rest | bits);

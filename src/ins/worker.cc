@@ -10,6 +10,7 @@
 
 #include <climits>
 #include <cstring>
+#include <ctime>
 
 #include "base/log.h"
 #include "ring/atomics.h"
@@ -22,7 +23,14 @@ using A = StdAtomics;
 
 constexpr int kEventsPerTurn = 128;
 constexpr int kDropsPerTurn = 64;
+constexpr int kTurnsWithoutEvents = 4;
 constexpr uint32_t kIdleTicks = 2;
+// spin_for_news(): how long, how many failures in a row are put up with, how many chances are then
+// let go.
+constexpr int64_t kSpinNs = 10'000;
+constexpr int kPausesPerLook = 8;
+constexpr int kSpinCredit = 8;
+constexpr int kSpinRest = 64;
 // After its last close a socket that the peer does not drain is given up by the kernel.
 constexpr unsigned kLingerTimeoutMs = 60'000;
 
@@ -40,6 +48,12 @@ bool is_stream_placeholder(int fd) {
   if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX) return false;
   len = sizeof type;
   return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
+}
+
+int64_t now_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
 uint32_t accept_record_cost() {
@@ -94,6 +108,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
       call_news_(ch_.call_news(index)),
       epoll_(ins.epolls[index].get()),
       stats_(*ins.stats[index]),
+      may_spin_(ins.cpus > 1),
       record_cost_(accept_record_cost()),
       group_bells_(ch_.geometry().groups, -1) {
   const auto own_slots = ch_.geometry().slots / ch_.geometry().workers + 1;
@@ -117,7 +132,8 @@ bool Worker::watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool plac
 
 bool Worker::watch_real(uint32_t i, Sock& s) {
   if ((s.flags & kRegistered) != 0) return true;
-  if (!watch(s.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI, i, s, false, EPOLL_CTL_ADD)) return false;
+  if (!watch(s.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI, i, s, false, EPOLL_CTL_ADD))
+    return false;
   s.flags |= kRegistered;
   return true;
 }
@@ -138,13 +154,17 @@ void Worker::run() {
   if (index_ == 0) add(ins_.drop.get(), EPOLLIN, kTagDrop);
   on_notes();
   while (!stop_ && ins_.poisoned.load(std::memory_order_relaxed) == nullptr) {
-    bool worked = turn_news();
+    // One piece of news is not yet load: the look at both sets before the sleep is cheaper then
+    // than a system call that finds nothing.
+    bool busy = turn_news() > 1;
     if (!local_.empty()) {
       turn_local();
-      worked = true;
+      busy = true;
     }
-    if (worked || !local_.empty() || retry_now_) {
+    if (busy || retry_now_ || ++turns_without_events_ > kTurnsWithoutEvents) {
       turn_events(0);
+    } else if (spin_for_news()) {
+      continue;
     } else if (sock_news_.prepare_sleep()) {
       if (call_news_.prepare_sleep()) {
         turn_events(sleep_ms());
@@ -163,29 +183,52 @@ void Worker::run() {
   ins_.to_control.post(ControlNote(Kind::stopped));
 }
 
+// The application was just given input: its answer may be a few microseconds away, which is less
+// than a sleep and a doorbell cost. Looks only while that keeps paying; never without input given
+// before.
+bool Worker::spin_for_news() {
+  if (!gave_input_ || !may_spin_) return false;
+  gave_input_ = false;
+  if (spin_credit_ < 0) {
+    ++spin_credit_;
+    return false;
+  }
+  const int64_t until = now_ns() + kSpinNs;
+  do {
+    for (int p = 0; p < kPausesPerLook; ++p) __builtin_ia32_pause();
+    if (sock_news_.empty() && call_news_.empty()) continue;
+    spin_credit_ = kSpinCredit;
+    return true;
+  } while (now_ns() < until);
+  if (--spin_credit_ < 0) spin_credit_ = -kSpinRest;
+  return false;
+}
+
 int Worker::sleep_ms() const {
   // The only timed work: memory to give back, and listeners that wait for a free descriptor.
   if (!stalled_.empty()) return 100;
   return warm_.empty() ? -1 : 1000;
 }
 
-bool Worker::turn_news() {
-  bool any = false;
+// Returns how many members there were.
+uint32_t Worker::turn_news() {
+  uint32_t members = 0;
   sock_news_.drain([&](uint32_t i) {
-    any = true;
+    ++members;
     if (i % ch_.geometry().workers == index_) on_sock_news(i);
     return true;
   });
   call_news_.drain([&](uint32_t call) {
-    any = true;
+    ++members;
     on_call(call);
     return true;
   });
-  return any;
+  return members;
 }
 
 void Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
+  turns_without_events_ = 0;
   const int n = ::epoll_wait(epoll_, events, kEventsPerTurn, timeout_ms);
   for (int k = 0; k < n; ++k) on_event(events[k]);
 }
@@ -261,8 +304,9 @@ void Worker::on_notes() {
         int& bell = group_bells_[note.index];
         if (bell >= 0) ::close(bell);
         bell = note.bell.release();
-        // What was announced before we knew the doorbell was not rung for.
-        if (bell >= 0 && ch_.group_news(note.index).need_ring()) {
+        // What was announced before we knew the doorbell was not rung for, though it counts as
+        // rung.
+        if (bell >= 0) {
           const uint64_t one = 1;
           (void)!::write(bell, &one, sizeof one);
         }
@@ -281,7 +325,6 @@ void Worker::on_notes() {
     }
   }
 }
-
 
 void Worker::on_drop() {
   for (int k = 0; k < kDropsPerTurn; ++k)
@@ -368,7 +411,8 @@ bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
     return false;
   }
   if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
-  if (type != SOCK_STREAM && type != SOCK_DGRAM) return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
+  if (type != SOCK_STREAM && type != SOCK_DGRAM)
+    return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
   UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
   // Our limit of descriptors is not the application's.
   if (!real) return failed(errno == EMFILE ? ENFILE : errno);
@@ -428,6 +472,7 @@ void Worker::announce(uint32_t i, uint32_t news) {
   mw_slot& shared = ch_.slot(i);
   const uint32_t want = A::load_relaxed(shared.want);
   bool out = (news & kNewsOut) != 0;
+  gave_input_ |= (news & kNewsIn) != 0;
   if ((news & kNewsIn) != 0 || (want & MW_WANT_OUT_EVENT) != 0) {
     if (out && (want & MW_WANT_OUT_EVENT) != 0) A::fetch_and(shared.want, ~MW_WANT_OUT_EVENT);
     uint64_t watches = A::load_relaxed(shared.watches);
@@ -439,8 +484,8 @@ void Worker::announce(uint32_t i, uint32_t news) {
       if (group_bells_[group - 1] >= 0) (void)!::write(group_bells_[group - 1], &one, sizeof one);
     }
   }
-  const uint32_t tokens = ((news & kNewsIn) != 0 ? MW_WANT_TOKEN_IN : 0) |
-                          (out ? MW_WANT_TOKEN_OUT : 0);
+  const uint32_t tokens =
+      ((news & kNewsIn) != 0 ? MW_WANT_TOKEN_IN : 0) | (out ? MW_WANT_TOKEN_OUT : 0);
   if ((want & tokens) == 0) return;
   if ((A::fetch_and(shared.want, ~tokens) & tokens) == 0) return;
   const char token = 0;
@@ -464,7 +509,8 @@ void Worker::last_close(uint32_t i, Sock& s) {
   auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
   if (!room) return fault(room.error());
   if (!left) return fault(left.error());
-  if (*room != ch_.geometry().rx_ring) return reset_and_free(i, s);  // unread bytes, as in the kernel
+  if (*room != ch_.geometry().rx_ring)
+    return reset_and_free(i, s);  // unread bytes, as in the kernel
   if (*left == 0 || (s.state & MW_ST_CONNECTED) == 0 || s.linger == LingerMode::reset)
     return finish_close(i, s);
   // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
@@ -484,8 +530,9 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
   s.fd = -1;
   s.flags |= kReadDone;
   publish_error(i, s, ECONNRESET);
-  set_state(i, s,
-            (s.state & ~MW_ST_CONNECTING) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
+  set_state(
+      i, s,
+      (s.state & ~MW_ST_CONNECTING) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
   announce(i, kNewsAll);
 }
 
@@ -546,8 +593,8 @@ void Worker::punch(uint64_t offset, uint64_t bytes) {
                      static_cast<off_t>(offset), static_cast<off_t>(bytes));
 }
 
-// Gives back the ring memory of slots that were idle for a while. Only the INS writes a receive ring, so an
-// empty one can lose its pages at any time; a send ring only after its socket is gone.
+// Gives back the ring memory of slots that were idle for a while. Only the INS writes a receive
+// ring, so an empty one can lose its pages at any time; a send ring only after its socket is gone.
 void Worker::release_idle_memory() {
   const mw_geometry& g = ch_.geometry();
   for (size_t k = 0; k < warm_.size();) {

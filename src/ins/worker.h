@@ -1,15 +1,19 @@
-// worker.h - one event loop of the INS: it executes the calls about its slots and moves their bytes.
+// worker.h - one event loop of the INS: it executes the calls about its slots and moves their
+// bytes.
 //
-// The loop: take news from the PVM (sock_news, call_news), then events from the kernel (epoll), then what
-// is left over from the last turn; sleep only after announcing it in both ready sets. The steady state
-// allocates nothing: a request costs one recv and one send of the real socket.
+// The loop: take news from the PVM (sock_news, call_news), then events from the kernel (epoll),
+// then what is left over from the last turn; sleep only after announcing it in both ready sets. The
+// steady state allocates nothing: a request costs one recv and one send of the real socket.
 //
-// TRUST       Slots, calls and the indexes in them come from the PVM: find() and the window checks of
+// TRUST       Slots, calls and the indexes in them come from the PVM: find() and the window checks
+// of
 //             ring/ stand before every use. A violation poisons the channel and ends the loop.
-// INVARIANTS  A slot's epoll events carry its generation: what was queued for a slot's earlier life is
+// INVARIANTS  A slot's epoll events carry its generation: what was queued for a slot's earlier life
+// is
 //             dropped. The shared copies of our own indexes are written and never read.
-// ORDERING    Publication (index, state, error: release), fence, look at watches and want: announce().
-// THREADS     run() is the worker's thread; everything else is called from it. Other threads send notes.
+// ORDERING    Publication (index, state, error: release), fence, look at watches and want:
+// announce(). THREADS     run() is the worker's thread; everything else is called from it. Other
+// threads send notes.
 #pragma once
 
 #include <sys/epoll.h>
@@ -36,7 +40,7 @@ class Worker {
   static constexpr uint32_t kNewsAll = kNewsIn | kNewsOut;
 
   // worker.cc
-  bool turn_news();
+  uint32_t turn_news();
   void turn_events(int timeout_ms);
   void turn_local();
   void on_event(const epoll_event& e);
@@ -45,6 +49,7 @@ class Worker {
   void on_drop();
   bool take_drop();
   void on_sock_news(uint32_t i);
+  bool spin_for_news();
   int sleep_ms() const;
   void requeue(uint32_t i, Sock& s);
   void set_state(uint32_t i, Sock& s, uint32_t state);
@@ -116,11 +121,15 @@ class Worker {
   Stats& stats_;
   bool stop_ = false;
   uint32_t tick_ = 0;
-  uint32_t spread_ = 0;        // the worker that gets the next new socket
-  uint32_t record_cost_ = 0;   // what one accept record weighs in SIOCOUTQ
-  bool retry_now_ = false;     // a slot or descriptor came free while listeners were stalled
+  bool gave_input_ = false;  // since the last look for news
+  const bool may_spin_;
+  int turns_without_events_ = 0;
+  int spin_credit_ = 0;
+  uint32_t spread_ = 0;       // the worker that gets the next new socket
+  uint32_t record_cost_ = 0;  // what one accept record weighs in SIOCOUTQ
+  bool retry_now_ = false;    // a slot or descriptor came free while listeners were stalled
   std::vector<int> group_bells_;
-  std::vector<uint32_t> local_;    // slots with work left
+  std::vector<uint32_t> local_;  // slots with work left
   std::vector<uint32_t> local_next_;
   std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
   std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
