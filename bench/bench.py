@@ -1,0 +1,508 @@
+"""bench.py [--json] [--quick] [--only WORD] - MwComms against the plain kernel and against relays.
+
+purpose     The same server in the same namespace four times: plain ("native"), protected ("ours"), plain
+            behind haproxy in TCP mode, and plain behind socat. The client is always plain.
+method      All four run at once; the rounds are interleaved, so that a slow minute of the machine hits
+            all alike. Values are medians, with the spread (largest - smallest, of the median).
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent / "tests"))
+
+from mwtest import build, netns, proc  # noqa: E402  (needs the path above)
+
+FILES = 1_000_000
+IDLE_CONNECTIONS = 100_000
+IDLE_LIMIT = 8 * 1024
+IDLE_CPU_LIMIT = 0.001  # of one core; below the accounting's own noise
+
+
+@dataclass
+class Target:
+    """What a row promises; `text` is printed, `holds` decides from native and ours."""
+    text: str
+    holds: object
+    higher_is_better: bool = True
+
+
+@dataclass
+class Row:
+    workload: str
+    metric: str
+    native: float
+    ours: float
+    relays: dict
+    target: Target
+    spread: dict = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.native if self.native else None
+
+    @property
+    def met(self) -> bool:
+        return bool(self.target.holds(self.native, self.ours))
+
+    @property
+    def beats_relays(self) -> bool:
+        if self.target.higher_is_better:
+            return all(self.ours > value for value in self.relays.values())
+        return all(self.ours < value for value in self.relays.values())
+
+    def document(self) -> dict:
+        return {"workload": self.workload, "metric": self.metric, "native": self.native,
+                "ours": self.ours, "ratio": self.ratio, "relays": self.relays,
+                "target": self.target.text, "met": self.met, "beats_relays": self.beats_relays,
+                "spread": self.spread}
+
+
+def at_least(part: float) -> Target:
+    return Target(f">= {part:g} x native", lambda native, ours: ours >= part * native)
+
+
+def at_most(part: float) -> Target:
+    return Target(f"<= {part:g} x native", lambda native, ours: ours <= part * native, False)
+
+
+def at_most_more(micro: float) -> Target:
+    return Target(f"<= native + {micro:g} us", lambda native, ours: ours <= native + micro, False)
+
+
+class Stage:
+    """The namespace, a scratch directory, and the processes of one workload."""
+
+    def __init__(self) -> None:
+        self.namespace = netns.Namespace()
+        self._running = []
+
+    def __enter__(self) -> "Stage":
+        self.namespace.__enter__()
+        self.directory = Path(tempfile.mkdtemp(prefix="mwbench"))
+        self.directory.chmod(0o755)
+        with self.namespace.entered():
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65000")
+        return self
+
+    def __exit__(self, *_) -> None:
+        for one in reversed(self._running):
+            one.stop()
+        self.namespace.__exit__()
+        shutil.rmtree(self.directory)
+
+    def start(self, name: str, words: list, mode: str = "native") -> proc.Background:
+        one = proc.Background(self.namespace.wrap(build.wrap(mode, words)),
+                              self.directory / f"{name}-{mode}.log", cwd=self.directory)
+        self._running.append(one)
+        return one
+
+    def run(self, *words, seconds: float = 300) -> str:
+        return proc.run(self.namespace.wrap(list(words)), seconds,
+                        cwd=self.directory).stdout.decode()
+
+    def wait_port(self, port: int, server: proc.Background) -> None:
+        def listens() -> bool:
+            text = self.run("ss", "-Hltn", f"sport = :{port}")
+            return bool(text.strip())
+        proc.wait_for(listens, 30, f"port {port} listens", server)
+
+    def four(self, name: str, command, base: int) -> dict:
+        """Starts the server natively and protected and the relays; returns name -> port."""
+        ports = {"native": base, "ours": base + 1, "haproxy": base + 2, "socat": base + 3}
+        for mode, key in (("native", "native"), ("mw", "ours")):
+            self.wait_port(ports[key], self.start(name, command(ports[key]), mode))
+        config = self.directory / f"haproxy-{base}.cfg"
+        config.write_text(
+            "global\n maxconn 4000\n"
+            "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
+            f"listen relay\n bind 127.0.0.1:{ports['haproxy']}\n server one 127.0.0.1:{base}\n")
+        relay = self.start("haproxy", ["haproxy", "-db", "-f", config])
+        self.wait_port(ports["haproxy"], relay)
+        relay = self.start("socat", [
+            "socat", f"TCP-LISTEN:{ports['socat']},bind=127.0.0.1,fork,reuseaddr,nodelay,backlog=1024",
+            f"TCP:127.0.0.1:{base},nodelay"])
+        self.wait_port(ports["socat"], relay)
+        return ports
+
+
+def measure(ports: dict, rounds: int, once) -> dict:
+    """once(port) -> {metric: value}; returns metric -> path -> list of values."""
+    values = {}
+    for _ in range(rounds):
+        for path, port in ports.items():
+            for metric, value in once(port).items():
+                values.setdefault(metric, {}).setdefault(path, []).append(value)
+    return values
+
+
+def make_row(workload: str, metric: str, values: dict, target: Target) -> Row:
+    medians = {path: statistics.median(list_) for path, list_ in values.items()}
+    spread = {path: round((max(list_) - min(list_)) / statistics.median(list_), 3)
+              for path, list_ in values.items()}
+    relays = {path: medians[path] for path in ("haproxy", "socat") if path in medians}
+    return Row(workload, metric, medians["native"], medians["ours"], relays, target, spread)
+
+
+_UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6}
+
+
+def nginx(stage: Stage, quick: bool) -> list:
+    (stage.directory / "index.html").write_text("small page\n" * 50)
+
+    def command(port: int) -> list:
+        config = stage.directory / f"nginx-{port}.conf"
+        config.write_text(
+            f"worker_processes 2; pid {stage.directory}/nginx-{port}.pid; "
+            f"events {{ worker_connections 4096; }} http {{ access_log off; sendfile on; "
+            f"tcp_nopush on; keepalive_requests 10000000; server {{ listen 127.0.0.1:{port}; "
+            f"root {stage.directory}; }} }}")
+        return ["nginx", "-c", config, "-e", "stderr", "-g", "daemon off;"]
+
+    def once(port: int) -> dict:
+        text = stage.run("wrk", "-t", 2, "-c", 64, "-d", "1s" if quick else "5s", "--latency",
+                         f"http://127.0.0.1:{port}/index.html")
+        assert "Socket errors" not in text and "Non-2xx" not in text, text
+        number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
+        return {"requests/s": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
+                "p99 us": float(number) * _UNITS[unit]}
+
+    values = measure(stage.four("nginx", command, 8000), 1 if quick else 5, once)
+    return [make_row("nginx keep-alive, 64 connections", "requests/s", values["requests/s"],
+                     at_least(0.90)),
+            make_row("nginx keep-alive, 64 connections", "p99 us", values["p99 us"], at_most(1.3))]
+
+
+def apache(stage: Stage, quick: bool) -> list:
+    (stage.directory / "index.html").write_text("small page\n" * 50)
+    modules = "/usr/lib/apache2/modules"
+
+    def command(port: int) -> list:
+        config = stage.directory / f"apache-{port}.conf"
+        config.write_text(
+            f"ServerRoot {stage.directory}\nServerName bench\nListen 127.0.0.1:{port}\n"
+            f"PidFile {stage.directory}/apache-{port}.pid\nDefaultRuntimeDir {stage.directory}\n"
+            f"ErrorLog {stage.directory}/apache-{port}.error\n"
+            f"LoadModule mpm_event_module {modules}/mod_mpm_event.so\n"
+            f"LoadModule authz_core_module {modules}/mod_authz_core.so\n"
+            f"User www-data\nGroup www-data\nDocumentRoot {stage.directory}\n"
+            # Debian's mpm_event.conf, with enough workers for 500 clients
+            "StartServers 2\nServerLimit 24\nMinSpareThreads 25\nMaxSpareThreads 75\n"
+            "ThreadLimit 64\nThreadsPerChild 25\nMaxRequestWorkers 600\n")
+        return ["apache2", "-DFOREGROUND", "-f", config]
+
+    ports = stage.four("apache", command, 8100)
+    rows = []
+    for clients in (1, 10, 100, 500):
+        def once(port: int) -> dict:
+            text = stage.run("ab", "-q", "-n", 2000 if quick else 20000, "-c", clients,
+                             f"http://127.0.0.1:{port}/index.html")
+            assert re.search(r"Failed requests:\s+0\n", text), text
+            return {"ms": float(re.search(r"Time per request:\s+([\d.]+) \[ms\] \(mean\)", text)[1])}
+        values = measure(ports, 1 if quick else 3, once)
+        rows.append(make_row(f"Apache event, ab, c = {clients}", "ms/request", values["ms"],
+                             at_most(1.15)))
+    return rows
+
+
+def redis(stage: Stage, quick: bool) -> list:
+    def command(port: int) -> list:
+        return ["redis-server", "--port", port, "--bind", "127.0.0.1", "--save", "", "--dir",
+                stage.directory]
+
+    def once(port: int) -> dict:
+        text = stage.run("redis-benchmark", "-h", "127.0.0.1", "-p", port, "--csv", "-t", "set,get",
+                         "-c", 50, "-n", 20000 if quick else 200000)
+        return {line.split(",")[0].strip('"'): float(line.split(",")[1].strip('"'))
+                for line in text.splitlines() if line.startswith(('"SET"', '"GET"'))}
+
+    values = measure(stage.four("redis", command, 8200), 1 if quick else 5, once)
+    return [make_row("redis-benchmark, 50 clients", f"{name} requests/s", values[name],
+                     at_least(0.85)) for name in ("GET", "SET")]
+
+
+def pingpong(stage: Stage, quick: bool) -> list:
+    tool = build.program("benchtool")
+
+    def once(port: int) -> dict:
+        text = stage.run(tool, "pingpong", port, 10000 if quick else 100000)
+        p50, p99 = re.match(r"p50 ([\d.]+) p99 ([\d.]+)", text).groups()
+        return {"p50": float(p50), "p99": float(p99)}
+
+    ports = stage.four("echo", lambda port: [tool, "echo", port], 8300)
+    values = measure(ports, 1 if quick else 5, once)
+    return [make_row("1-byte ping-pong", "p50 us", values["p50"], at_most_more(6)),
+            make_row("1-byte ping-pong", "p99 us", values["p99"], at_most(2))]
+
+
+def iperf(stage: Stage, quick: bool) -> list:
+    def once(port: int) -> dict:
+        result = {}
+        for name, flags in (("to the server", []), ("from the server", ["-R"])):
+            text = stage.run("iperf3", "-c", "127.0.0.1", "-p", port, "-J", "-t",
+                             1 if quick else 4, *flags)
+            result[name] = json.loads(text)["end"]["sum_received"]["bits_per_second"] / 1e9
+        return result
+
+    ports = stage.four("iperf3", lambda port: ["iperf3", "-s", "-B", "127.0.0.1", "-p", port], 8400)
+    values = measure(ports, 1 if quick else 3, once)
+    return [make_row("iperf3, one stream", f"Gbit/s {name}", values[name], at_least(0.9))
+            for name in values]
+
+
+def churn(stage: Stage, quick: bool) -> list:
+    tool = build.program("benchtool")
+
+    def once(port: int) -> dict:
+        text = stage.run(tool, "churn", port, 1 if quick else 3, 8)
+        return {"rate": float(text.split()[1])}
+
+    ports = stage.four("closer", lambda port: [tool, "closer", port], 8500)
+    values = measure(ports, 1 if quick else 5, once)
+    return [make_row("connections opened and closed", "connections/s", values["rate"],
+                     at_least(0.8))]
+
+
+# ---- memory, idle cost and system calls ----
+
+def family(pid: int) -> list:
+    """The process and all its descendants."""
+    found = [pid]
+    for one in found:
+        try:
+            for task in Path(f"/proc/{one}/task").iterdir():
+                found += [int(word) for word in (task / "children").read_text().split()]
+        except FileNotFoundError:
+            continue  # it ended meanwhile
+    return found
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def pss(pids: list) -> int:
+    total = 0
+    for pid in pids:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+        total += int(re.search(r"^Pss:\s+(\d+)", text, re.M)[1]) * 1024
+    return total
+
+
+def kernel_memory() -> int:
+    text = Path("/proc/meminfo").read_text()
+    return sum(int(re.search(rf"^{key}:\s+(\d+)", text, re.M)[1]) * 1024
+               for key in ("Slab", "KernelStack", "PageTables"))
+
+
+def raise_file_limit() -> int:
+    """The most descriptors that a process may have here: some containers do not let root raise it."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for wanted in (FILES, hard):
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, wanted))
+            return wanted
+        except ValueError:
+            continue
+    return hard
+
+
+def idle_connections(stage: Stage, quick: bool) -> list:
+    # An INS has two descriptors for a connection: its socket and the end of the placeholder.
+    fit = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500) // 2
+    count = min(5000 if quick else IDLE_CONNECTIONS, fit)
+    if not quick and count < IDLE_CONNECTIONS:
+        print(f"bench: the limit on open files, which root may not raise here, allows {count} idle "
+              f"connections instead of {IDLE_CONNECTIONS}", file=sys.stderr)
+    tool = build.program("benchtool")
+    grown = {}
+    for mode, path, port in (("native", "native", 8600), ("mw", "ours", 8601)):
+        server = stage.start("hold", [tool, "hold", port], mode)
+        stage.wait_port(port, server)
+        pids = family(server.pid)
+        before, kernel_before = pss(pids), kernel_memory()
+        client = subprocess.Popen([str(word) for word in
+                                   stage.namespace.wrap([tool, "open", port, count])],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            said = client.stdout.readline()
+            if said != b"open\n":
+                raise RuntimeError(f"{path}: {count} connections do not fit\n{server.tail()}")
+            held = lambda: int(stage.run("ss", "-Htn", "state", "established",
+                                         f"sport = :{port}").count("\n")) >= count
+            proc.wait_for(held, 60, f"{count} connections are established", server)
+            # The last accepts are still under way: wait until the sizes stand still.
+            last = -1
+            while (now := pss(family(server.pid))) != last:
+                last = now
+                time.sleep(1)
+            grown[path] = {"user": (now - before) / count,
+                           "kernel": (kernel_memory() - kernel_before) / count}
+        finally:
+            client.stdin.close()
+            client.stdout.close()
+            client.wait(120)
+            server.stop(60)
+    return [
+        Row(f"{count} idle connections", "bytes PSS a connection", grown["native"]["user"],
+            grown["ours"]["user"], {},
+            Target("<= native + 8 KiB", lambda native, ours: ours <= native + IDLE_LIMIT, False)),
+        Row(f"{count} idle connections", "bytes of kernel a connection, both ends",
+            grown["native"]["kernel"], grown["ours"]["kernel"], {},
+            Target("reported", lambda native, ours: True, False))]
+
+
+def cpu_seconds(pids: list) -> float:
+    total = 0
+    for pid in pids:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def idle_session(stage: Stage, quick: bool) -> list:
+    """Processor time of a session with one open, silent connection."""
+    tool = build.program("benchtool")
+    seconds = 2 if quick else 10
+    used = {}
+    for mode, path, port in (("native", "native", 8700), ("mw", "ours", 8701)):
+        server = stage.start("hold", [tool, "hold", port], mode)
+        stage.wait_port(port, server)
+        client = subprocess.Popen([str(word) for word in
+                                   stage.namespace.wrap([tool, "open", port, 1])],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        client.stdout.readline()
+        time.sleep(1)  # not a synchronisation: the first second after activity is not idle
+        pids = family(server.pid)
+        before = cpu_seconds(pids)
+        time.sleep(seconds)  # the measured interval itself
+        used[path] = (cpu_seconds(pids) - before) / seconds
+        client.communicate()
+        server.stop()
+    return [Row("idle session", "part of a core", used["native"], used["ours"], {},
+                Target(f"<= {IDLE_CPU_LIMIT:g}", lambda native, ours: ours <= IDLE_CPU_LIMIT, False))]
+
+
+def count_calls(stage: Stage, pids: list, load) -> int:
+    """System calls of the processes, all threads, while load() runs."""
+    report = stage.directory / "strace.out"
+    words = ["strace", "-f", "-c", "-o", str(report)]
+    for pid in pids:
+        words += ["-p", str(pid)]
+    tracer = subprocess.Popen(words, stderr=subprocess.PIPE)
+    try:
+        attached = 0
+        while attached < len(pids):
+            line = tracer.stderr.readline()
+            if not line:
+                raise RuntimeError("strace ended before it was attached")
+            attached += b"attached" in line
+        load()
+    finally:
+        tracer.terminate()
+        tracer.communicate(timeout=30)
+    total = re.search(r"^100\.00\s+\S+\s+\S*\s+(\d+).*total$", report.read_text(), re.M)
+    return int(total[1]) if total else 0
+
+
+def system_calls(stage: Stage, quick: bool) -> list:
+    """redis with 50 clients: system calls for one GET, of the server and of the INS."""
+    requests = 5000 if quick else 50000
+    counts = {}
+    for mode, path, port in (("native", "native", 8800), ("mw", "ours", 8801)):
+        server = stage.start("redis", ["redis-server", "--port", port, "--bind", "127.0.0.1",
+                                       "--save", "", "--dir", stage.directory], mode)
+        stage.wait_port(port, server)
+
+        def load() -> None:
+            stage.run("redis-benchmark", "-h", "127.0.0.1", "-p", port, "--csv", "-t", "get",
+                      "-c", 50, "-n", requests)
+        load()
+        named = {command_of(pid): pid for pid in family(server.pid)}
+        counts[path] = count_calls(stage, [named["redis-server"]], load) / requests
+        if path == "ours":
+            counts["ins"] = count_calls(stage, [named["mwins"]], load) / requests
+        server.stop()
+    reported = Target("reported", lambda native, ours: True, False)
+    return [Row("redis GET, 50 clients, traced", "system calls/request of the application",
+                counts["native"], counts["ours"], {}, reported),
+            Row("redis GET, 50 clients, traced", "system calls/request of the INS", 0,
+                counts["ins"], {}, reported)]
+
+
+WORKLOADS = (nginx, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
+             system_calls)
+
+
+def machine() -> dict:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    commit = subprocess.run(["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"],
+                            capture_output=True, text=True, timeout=20)
+    return {"cpu": model[1] if model else platform.machine(), "cores": os.cpu_count(),
+            "kernel": platform.release(), "commit": commit.stdout.strip() or "unknown",
+            "date": datetime.date.today().isoformat(), "command": " ".join(sys.argv)}
+
+
+def number(value: float) -> str:
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def print_table(rows: list) -> None:
+    print(f"{'workload':34} {'metric':40} {'native':>9} {'ours':>9} {'ratio':>6} {'haproxy':>9} "
+          f"{'socat':>9}  target")
+    for row in rows:
+        relays = [number(row.relays[name]) if name in row.relays else "-"
+                  for name in ("haproxy", "socat")]
+        ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
+        verdict = "met" if row.met else "MISSED"
+        if not row.beats_relays:
+            verdict += ", NOT BETTER THAN A RELAY"
+        print(f"{row.workload:34} {row.metric:40} {number(row.native):>9} {number(row.ours):>9} "
+              f"{ratio:>6} {relays[0]:>9} {relays[1]:>9}  {row.target.text}: {verdict}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="bench.py", description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
+    parser.add_argument("--only", action="append", choices=[one.__name__ for one in WORKLOADS],
+                        help="only this workload; may be repeated")
+    options = parser.parse_args()
+    if os.geteuid() != 0:
+        print("bench.py: needs root: it makes a network namespace", file=sys.stderr)
+        return 1
+    netns.sweep()
+    raise_file_limit()
+    rows = []
+    for workload in WORKLOADS:
+        if options.only and workload.__name__ not in options.only:
+            continue
+        print(f"bench: {workload.__name__}", file=sys.stderr, flush=True)
+        with Stage() as stage:
+            rows += workload(stage, options.quick)
+    if options.json:
+        json.dump({"machine": machine(), "rows": [row.document() for row in rows]}, sys.stdout,
+                  indent=1)
+        print()
+    else:
+        print(", ".join(f"{key}: {value}" for key, value in machine().items()))
+        print_table(rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,208 @@
+// benchtool.cc - the small servers and clients of bench.py.
+//
+// purpose     benchtool echo PORT               answers every byte, one connection at a time
+//             benchtool pingpong PORT COUNT     1-byte round trips; prints p50 and p99 in microseconds
+//             benchtool closer PORT             accepts and closes
+//             benchtool churn PORT SECONDS N    N threads open and close; prints connections per second
+//             benchtool hold PORT               accepts and keeps, with one epoll set
+//             benchtool open PORT COUNT         opens COUNT connections, says so, keeps them until the
+//                                               end of its standard input
+// THREADS     churn has one thread for each of its N clients; all else is single-threaded.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+#include <thread>
+#include <vector>
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr int kBacklog = 4096;
+constexpr int kWarmUp = 2000;
+// One source address has about 60000 ports: connections to hold are spread over several.
+constexpr int kConnectionsOfOneAddress = 20000;
+
+[[noreturn]] void fail(const char* what) {
+  std::perror(what);
+  std::exit(1);
+}
+
+sockaddr_in loopback(int port, std::uint32_t host = INADDR_LOOPBACK) {
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(host);
+  return address;
+}
+
+void no_delay(int fd) {
+  const int on = 1;
+  if (::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0) fail("TCP_NODELAY");
+}
+
+int listen_on(int port) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int on = 1;
+  const sockaddr_in address = loopback(port);
+  if (fd < 0) fail("socket");
+  if (::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0) fail("SO_REUSEADDR");
+  if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) fail("bind");
+  if (::listen(fd, kBacklog) < 0) fail("listen");
+  return fd;
+}
+
+int connect_to(int port, std::uint32_t source) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) fail("socket");
+  if (source != 0) {
+    const int on = 1;
+    const sockaddr_in own = loopback(0, source);
+    if (::setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) < 0) fail("no port");
+    if (::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own) < 0) fail("bind");
+  }
+  const sockaddr_in address = loopback(port);
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) {
+    fail("connect");
+  }
+  return fd;
+}
+
+void echo(int port) {
+  const int listener = listen_on(port);
+  for (;;) {
+    const int fd = ::accept(listener, nullptr, nullptr);
+    if (fd < 0) fail("accept");
+    no_delay(fd);
+    char buffer[4096];
+    ssize_t n;
+    while ((n = ::recv(fd, buffer, sizeof buffer, 0)) > 0) {
+      if (::send(fd, buffer, static_cast<std::size_t>(n), MSG_NOSIGNAL) != n) break;
+    }
+    ::close(fd);
+  }
+}
+
+void pingpong(int port, int count) {
+  const int fd = connect_to(port, 0);
+  no_delay(fd);
+  std::vector<double> times;
+  times.reserve(static_cast<std::size_t>(count));
+  for (int i = 0; i < count + kWarmUp; ++i) {
+    char byte = 'x';
+    const auto start = Clock::now();
+    if (::send(fd, &byte, 1, MSG_NOSIGNAL) != 1) fail("send");
+    if (::recv(fd, &byte, 1, 0) != 1) fail("recv");
+    if (i < kWarmUp) continue;
+    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+  }
+  std::sort(times.begin(), times.end());
+  std::printf("p50 %.2f p99 %.2f\n", times[times.size() / 2], times[times.size() * 99 / 100]);
+}
+
+void closer(int port) {
+  const int listener = listen_on(port);
+  for (;;) {
+    const int fd = ::accept(listener, nullptr, nullptr);
+    if (fd < 0) fail("accept");
+    ::close(fd);
+  }
+}
+
+void churn(int port, int seconds, int clients) {
+  std::atomic<long> total{0};
+  const auto end = Clock::now() + std::chrono::seconds(seconds);
+  std::vector<std::thread> threads;
+  for (int i = 0; i < clients; ++i) {
+    threads.emplace_back([&] {
+      long mine = 0;
+      while (Clock::now() < end) {
+        const int fd = connect_to(port, 0);
+        char byte;
+        if (::recv(fd, &byte, 1, 0) != 0) fail("the server's end of file");
+        ::close(fd);
+        ++mine;
+      }
+      total += mine;
+    });
+  }
+  for (std::thread& one : threads) one.join();
+  std::printf("rate %.1f\n", static_cast<double>(total) / seconds);
+}
+
+void hold(int port) {
+  const int listener = listen_on(port);
+  const int set = ::epoll_create1(EPOLL_CLOEXEC);
+  if (set < 0) fail("epoll_create1");
+  const auto add = [set](int fd) {
+    epoll_event event{};
+    event.events = EPOLLIN | EPOLLRDHUP;
+    event.data.fd = fd;
+    if (::epoll_ctl(set, EPOLL_CTL_ADD, fd, &event) < 0) fail("epoll_ctl");
+  };
+  add(listener);
+  for (;;) {
+    epoll_event events[64];
+    const int count = ::epoll_wait(set, events, 64, -1);
+    if (count < 0) fail("epoll_wait");
+    for (int i = 0; i < count; ++i) {
+      if (events[i].data.fd != listener) {
+        ::close(events[i].data.fd);
+        continue;
+      }
+      const int fd = ::accept4(listener, nullptr, nullptr, SOCK_NONBLOCK | SOCK_CLOEXEC);
+      if (fd < 0) fail("accept4");
+      add(fd);
+    }
+  }
+}
+
+void open_many(int port, int count) {
+  for (int i = 0; i < count; ++i) {
+    connect_to(port, INADDR_LOOPBACK + 1 + static_cast<std::uint32_t>(i / kConnectionsOfOneAddress));
+  }
+  std::printf("open\n");
+  std::fflush(stdout);
+  char byte;
+  while (::read(STDIN_FILENO, &byte, 1) > 0) {
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const std::string_view what = argc > 2 ? argv[1] : "";
+  const int port = argc > 2 ? std::atoi(argv[2]) : 0;
+  if (what == "echo" && argc == 3) {
+    echo(port);
+  } else if (what == "pingpong" && argc == 4) {
+    pingpong(port, std::atoi(argv[3]));
+  } else if (what == "closer" && argc == 3) {
+    closer(port);
+  } else if (what == "churn" && argc == 5) {
+    churn(port, std::atoi(argv[3]), std::atoi(argv[4]));
+  } else if (what == "hold" && argc == 3) {
+    hold(port);
+  } else if (what == "open" && argc == 4) {
+    open_many(port, std::atoi(argv[3]));
+  } else {
+    std::fprintf(stderr, "usage: benchtool echo|closer|hold PORT\n"
+                         "       benchtool pingpong PORT COUNT\n"
+                         "       benchtool churn PORT SECONDS CLIENTS\n"
+                         "       benchtool open PORT COUNT\n");
+    return 2;
+  }
+  return 0;
+}
