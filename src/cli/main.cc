@@ -1,4 +1,5 @@
-// mw - the command that users type: run a program behind an isolated network stack, list and clean sessions.
+// mw - the command that users type: run a program behind an isolated network stack, list and clean
+// sessions.
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -21,7 +22,8 @@ using mw::Outcome;
 // Beside ourselves in a build tree, at fixed places relative to ourselves in an installation.
 std::string find_program(const std::string& name, const char* build, const char* installed) {
   std::error_code error;
-  const std::filesystem::path bin = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+  const std::filesystem::path bin =
+      std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
   const std::filesystem::path in_build = (bin / build / name).lexically_normal();
   if (std::filesystem::exists(in_build, error)) return in_build;
   return (bin / installed / name).lexically_normal();
@@ -100,9 +102,12 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
       ->check(CLI::Range(1, 16));
   run->add_flag("-v,--verbose", args->verbose, "Say what runs where");
   run->prefix_command();
-  run->footer("mw run [-p [HOST:]PORT[:INSPORT][/udp]]... [--net isolated|host] [--workers W] [-v] -- CMD...\n"
-              "The exit status is CMD's; 128+N if signal N killed it; 125 if mw failed, 126 if CMD cannot be\n"
-              "run or covered, 127 if it was not found.");
+  run->footer(
+      "mw run [-p [HOST:]PORT[:INSPORT][/udp]]... [--net isolated|host] [--workers W] [-v] -- "
+      "CMD...\n"
+      "The exit status is CMD's; 128+N if signal N killed it; 125 if mw failed, 126 if CMD cannot "
+      "be\n"
+      "run or covered, 127 if it was not found.");
   return run;
 }
 
@@ -122,13 +127,14 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
                                                                    : mw::NetMode::host;
   request.why_net = !args.net.empty() ? "--net " + args.net + " was given"
                     : root            ? "it is the default for root"
-                                      : "only root can make network namespaces (default without root)";
+                           : "only root can make network namespaces (default without root)";
   if (request.net == mw::NetMode::isolated && !root) {
     return usage_error(run, "--net isolated needs root; leave it out to use the host's network");
   }
   if (request.net == mw::NetMode::host && !request.published.empty()) {
-    return usage_error(run, "-p needs --net isolated: on the host's network the ports of the INS are "
-                            "the host's own");
+    return usage_error(run,
+                       "-p needs --net isolated: on the host's network the ports of the INS are "
+                       "the host's own");
   }
   request.command = std::move(command);
   request.workers = args.workers;

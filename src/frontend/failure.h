@@ -1,7 +1,8 @@
-// failure.h - why a step of the front end did not work, as a sentence for the person at the terminal.
+// failure.h - why a step of the front end did not work, as a sentence for the person at the
+// terminal.
 //
-// Set-up happens once, far from the data path, so unlike mw::Error these own their text: which step,
-// what went wrong, and what to do about it.
+// Set-up happens once, far from the data path, so unlike mw::Error these own their text: which
+// step, what went wrong, and what to do about it.
 #pragma once
 
 #include <cstdlib>

@@ -41,7 +41,9 @@ Outcome<Done> set_value(const std::string& path, const std::string& value) {
   return Done{};
 }
 
-bool is_ours(const std::string& link) { return link.compare(0, 3, kLinkPrefix) == 0; }
+bool is_ours(const std::string& link) {
+  return link.compare(0, 3, kLinkPrefix) == 0;
+}
 
 // Interfaces other than loopback and the INSs' own.
 std::vector<std::string> host_links(const std::string& conf) {
@@ -56,8 +58,9 @@ std::vector<std::string> host_links(const std::string& conf) {
   return out;
 }
 
-// Newer kernels (6.17) can forward IPv6 for single interfaces. On older ones the switch is global, and
-// turning it on makes the host ignore router advertisements unless accept_ra says 2: say so first.
+// Newer kernels (6.17) can forward IPv6 for single interfaces. On older ones the switch is global,
+// and turning it on makes the host ignore router advertisements unless accept_ra says 2: say so
+// first.
 void plan_v6(std::vector<Change>* changes) {
   if (value_of(kGlobal6) != "0") return;
   const bool single = !value_of(kConf6 + "all/force_forwarding").empty();

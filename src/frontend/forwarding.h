@@ -1,10 +1,12 @@
-// forwarding.h - make the host forward packets to and from the INSs, and put everything back afterwards.
+// forwarding.h - make the host forward packets to and from the INSs, and put everything back
+// afterwards.
 //
-// A default host forwards nothing. Forwarding is turned on for the interfaces that exist, one by one (never
-// globally: that would reset other settings), the old values are recorded, and the rules of every session
-// drop what would otherwise start to flow between other interfaces (GuardedLinks).
+// A default host forwards nothing. Forwarding is turned on for the interfaces that exist, one by
+// one (never globally: that would reset other settings), the old values are recorded, and the rules
+// of every session drop what would otherwise start to flow between other interfaces (GuardedLinks).
 //
-// INVARIANTS  The record is written before the first setting is changed. Settings that were already on are
+// INVARIANTS  The record is written before the first setting is changed. Settings that were already
+// on are
 //             neither recorded nor guarded nor touched.
 // THREADS     Call under BaseLock.
 #pragma once

@@ -43,7 +43,7 @@ Inspection resolve(const std::string& name) {
   }
   Inspection result{Verdict::not_found, name, name + " was not found"};
   for (const std::string& candidate : candidates) {
-    struct stat st{};
+    struct stat st {};
     if (::stat(candidate.c_str(), &st) < 0) continue;
     if (S_ISREG(st.st_mode) && ::access(candidate.c_str(), X_OK) == 0) {
       return {Verdict::coverable, candidate, ""};
@@ -59,8 +59,8 @@ bool read_at(int fd, void* to, size_t size, uint64_t offset) {
 
 // Would the kernel set AT_SECURE, so that the dynamic linker ignores LD_PRELOAD?
 std::string secure_execution(const std::string& program, int fd) {
-  struct stat st{};
-  struct statvfs fs{};
+  struct stat st {};
+  struct statvfs fs {};
   if (::fstat(fd, &st) < 0 || ::fstatvfs(fd, &fs) < 0) return "";
   const bool honoured = (fs.f_flag & ST_NOSUID) == 0;
   if (honoured && (st.st_mode & S_ISUID) != 0 && st.st_uid != ::getuid()) return "setuid";
@@ -99,10 +99,11 @@ bool has_go_note(int fd, const Elf64_Phdr& segment) {
 Inspection inspect_elf(const std::string& program, int fd) {
   const std::string secure = secure_execution(program, fd);
   if (!secure.empty()) {
-    return refuse(program, "is " + secure +
-                               ": the dynamic linker ignores preloaded libraries in such a program, so "
-                               "its sockets would bypass the INS; run a copy without that bit as the "
-                               "user that it should have");
+    return refuse(program,
+                  "is " + secure +
+                      ": the dynamic linker ignores preloaded libraries in such a program, so "
+                      "its sockets would bypass the INS; run a copy without that bit as the "
+                      "user that it should have");
   }
   Elf64_Ehdr header{};
   if (!read_at(fd, &header, sizeof(header), 0) || header.e_ident[EI_CLASS] != ELFCLASS64 ||
@@ -127,14 +128,16 @@ Inspection inspect_elf(const std::string& program, int fd) {
     }
   }
   if (!dynamic) {
-    return refuse(program,
-                  "is statically linked: it enters the kernel without libc, so libmwshim.so never sees "
-                  "its sockets; use a dynamically linked build");
+    return refuse(
+        program,
+        "is statically linked: it enters the kernel without libc, so libmwshim.so never sees "
+        "its sockets; use a dynamically linked build");
   }
   if (go) {
-    return refuse(program,
-                  "is a Go program: its runtime makes system calls without libc, so libmwshim.so never "
-                  "sees its sockets");
+    return refuse(
+        program,
+        "is a Go program: its runtime makes system calls without libc, so libmwshim.so never "
+        "sees its sockets");
   }
   if (interpreter.find("ld-linux") == std::string::npos) {
     return refuse(program, "is started by " + interpreter +
@@ -161,8 +164,8 @@ std::vector<std::string> shebang(int fd) {
   return words;
 }
 
-// What env(1) would run: its first operand that is not an assignment. Nothing, if it has options whose
-// arguments we would have to know.
+// What env(1) would run: its first operand that is not an assignment. Nothing, if it has options
+// whose arguments we would have to know.
 std::vector<std::string> behind_env(const std::vector<std::string>& command) {
   for (size_t i = 1; i < command.size(); ++i) {
     std::istringstream words(command[i]);  // "-S python3 -u" comes as one word from a #! line
@@ -189,9 +192,9 @@ Inspection inspect_command(const std::vector<std::string>& command) {
     }
     const UniqueFd fd{::open(found.program.c_str(), O_RDONLY | O_CLOEXEC)};
     if (!fd) {
-      return refuse(found.program,
-                    "cannot be read, so it is not known whether it can be covered: " +
-                        errno_text(errno));
+      return refuse(
+          found.program,
+          "cannot be read, so it is not known whether it can be covered: " + errno_text(errno));
     }
     char magic[SELFMAG] = {};
     const bool is_elf =

@@ -1,7 +1,8 @@
-// inspect.h - can the shim cover this command? Asked before it starts, so that nothing runs unprotected.
+// inspect.h - can the shim cover this command? Asked before it starts, so that nothing runs
+// unprotected.
 //
-// The shim is a preloaded library: it reaches programs that glibc's dynamic linker starts without the
-// kernel's "secure execution" flag. Others are refused here with the reason.
+// The shim is a preloaded library: it reaches programs that glibc's dynamic linker starts without
+// the kernel's "secure execution" flag. Others are refused here with the reason.
 #pragma once
 
 #include <string>
@@ -18,7 +19,8 @@ struct Inspection {
   std::string reason;   // a sentence, unless coverable
 };
 
-// Follows PATH, #! lines and env(1) to the programs that would really run and reads their ELF headers.
+// Follows PATH, #! lines and env(1) to the programs that would really run and reads their ELF
+// headers.
 Inspection inspect_command(const std::vector<std::string>& command);
 
 }  // namespace mw

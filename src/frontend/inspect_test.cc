@@ -137,7 +137,8 @@ TEST_F(InspectCommand, SurvivesDamagedHeaders) {
   const std::string whole = FakeElf{.go_note = true}.bytes();
   for (size_t length = 0; length < whole.size(); ++length) {
     const Inspection result = inspect_command({file("cut", whole.substr(0, length))});
-    // What does not even start like ELF is a script for /bin/sh; without its headers nothing is covered.
+    // What does not even start like ELF is a script for /bin/sh; without its headers nothing is
+    // covered.
     if (length < SELFMAG) {
       EXPECT_EQ(result.verdict, Verdict::coverable) << length;
     } else if (length < sizeof(Elf64_Ehdr) + 2 * sizeof(Elf64_Phdr)) {

@@ -27,15 +27,25 @@ constexpr int kKillTimeoutMs = 2000;
 constexpr const char* kRootRemedy =
     "run as root on a host that allows network namespaces, or use --net host";
 
-// Settings of the host's stack that a fresh namespace does not inherit, and a server expects as tuned.
-constexpr const char* kInherited[] = {
-    "core/somaxconn",           "ipv4/tcp_max_syn_backlog", "ipv4/ip_local_port_range",
-    "ipv4/tcp_rmem",            "ipv4/tcp_wmem",            "ipv4/tcp_syncookies",
-    "ipv4/tcp_fin_timeout",     "ipv4/tcp_tw_reuse",        "ipv4/tcp_fastopen",
-    "ipv4/tcp_keepalive_time",  "ipv4/tcp_keepalive_intvl", "ipv4/tcp_keepalive_probes",
-    "ipv4/tcp_congestion_control"};
+// Settings of the host's stack that a fresh namespace does not inherit, and a server expects as
+// tuned.
+constexpr const char* kInherited[] = {"core/somaxconn",
+                                      "ipv4/tcp_max_syn_backlog",
+                                      "ipv4/ip_local_port_range",
+                                      "ipv4/tcp_rmem",
+                                      "ipv4/tcp_wmem",
+                                      "ipv4/tcp_syncookies",
+                                      "ipv4/tcp_fin_timeout",
+                                      "ipv4/tcp_tw_reuse",
+                                      "ipv4/tcp_fastopen",
+                                      "ipv4/tcp_keepalive_time",
+                                      "ipv4/tcp_keepalive_intvl",
+                                      "ipv4/tcp_keepalive_probes",
+                                      "ipv4/tcp_congestion_control"};
 
-std::string netns_path(const SessionRecord& r) { return "/run/netns/" + r.netns(); }
+std::string netns_path(const SessionRecord& r) {
+  return "/run/netns/" + r.netns();
+}
 
 bool host_has_v6() {
   return read_text("/proc/sys/net/ipv6/conf/all/disable_ipv6").substr(0, 1) == "0";
@@ -107,8 +117,8 @@ Outcome<Done> build_links(const SessionRecord& r) {
   return Done{};
 }
 
-// Connections to 127.0.0.1:PORT are redirected into the veth pair, which the kernel allows only with this
-// set; chain `early` keeps the INS from using it in the other direction.
+// Connections to 127.0.0.1:PORT are redirected into the veth pair, which the kernel allows only
+// with this set; chain `early` keeps the INS from using it in the other direction.
 Outcome<Done> allow_loopback(const std::string& link) {
   const std::string path = "/proc/sys/net/ipv4/conf/" + link + "/route_localnet";
   const UniqueFd fd{::open(path.c_str(), O_WRONLY | O_CLOEXEC)};
@@ -119,8 +129,8 @@ Outcome<Done> allow_loopback(const std::string& link) {
 }
 
 Outcome<UniqueFd> build_all(const std::string& base, const SessionRecord& r) {
-  auto made = run_tool("create the network namespace " + r.netns(),
-                       {"ip", "netns", "add", r.netns()});
+  auto made =
+      run_tool("create the network namespace " + r.netns(), {"ip", "netns", "add", r.netns()});
   if (!made) {
     return Failure{made.failure().step, made.failure().cause,
                    made.failure().remedy.empty() ? kRootRemedy : made.failure().remedy};
@@ -162,8 +172,8 @@ Outcome<UniqueFd> reserve(const Publish& p, int family) {
     if (!p.host.empty()) ::inet_pton(AF_INET, p.host.c_str(), &in->sin_addr);
     size = sizeof(*in);
   }
-  // Reuse for the bind itself (old connections in TIME_WAIT are no obstacle), then not any more, so that
-  // nobody else can listen here.
+  // Reuse for the bind itself (old connections in TIME_WAIT are no obstacle), then not any more, so
+  // that nobody else can listen here.
   if (type == SOCK_STREAM) ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on));
   const int rc = ::bind(fd.get(), reinterpret_cast<sockaddr*>(&address), size);
   const int err = errno;
@@ -248,7 +258,8 @@ Outcome<Done> remove_network(const SessionRecord& r) {
                        "table inet " + r.table() + " {}\ndelete table inet " + r.table() + "\n");
   if (!done) return done.failure();
   if (::access(("/sys/class/net/" + r.plan.link).c_str(), F_OK) == 0) {
-    done = run_tool("remove the interface " + r.plan.link, {"ip", "link", "del", "dev", r.plan.link});
+    done =
+        run_tool("remove the interface " + r.plan.link, {"ip", "link", "del", "dev", r.plan.link});
     if (!done) return done.failure();
   }
   if (::access(netns_path(r).c_str(), F_OK) == 0) {
@@ -274,7 +285,8 @@ Outcome<std::vector<std::string>> sweep(const std::string& base) {
       isolated_left = isolated_left || (r.isolated && here);
       continue;
     }
-    // Its interface and rules are out of our reach: a start in that namespace, or after its end, will do.
+    // Its interface and rules are out of our reach: a start in that namespace, or after its end,
+    // will do.
     if (r.isolated && !here) continue;
     if (auto done = bury(base, r); !done) return done.failure();
     buried.push_back(r.name);

@@ -1,8 +1,11 @@
-// net.h - the isolated network of one session: namespace, veth pair, addresses, routes, published ports.
+// net.h - the isolated network of one session: namespace, veth pair, addresses, routes, published
+// ports.
 //
-// INVARIANTS  All names derive from the SessionRecord, so build_network() and remove_network() need not run
+// INVARIANTS  All names derive from the SessionRecord, so build_network() and remove_network() need
+// not run
 //             in the same process. remove_network() succeeds on whatever part exists, also on none.
-//             Of the host's packet filter only the session's own table is touched, in one transaction each way.
+//             Of the host's packet filter only the session's own table is touched, in one
+//             transaction each way.
 // THREADS     Call under BaseLock, from a single-threaded process.
 #pragma once
 
@@ -18,9 +21,9 @@ namespace mw {
 // A free slot for a new session, given those that exist; with addresses if it is to be isolated.
 Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bool isolated);
 
-// Claims the published ports on the host's own stack, bound but never listening, so that no other program
-// takes them and a connection that no rule redirects is refused.
-// Errors: a port is in use, here or by another session.
+// Claims the published ports on the host's own stack, bound but never listening, so that no other
+// program takes them and a connection that no rule redirects is refused. Errors: a port is in use,
+// here or by another session.
 Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& published,
                                              const std::vector<SessionRecord>& sessions);
 
@@ -28,14 +31,15 @@ Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& publish
 Outcome<UniqueFd> build_network(const std::string& base, const SessionRecord& record);
 Outcome<Done> remove_network(const SessionRecord& record);
 
-// Ends a session whose owner is gone: its INS and driver, its network, its folder. Call under BaseLock.
+// Ends a session whose owner is gone: its INS and driver, its network, its folder. Call under
+// BaseLock.
 Outcome<Done> bury(const std::string& base, const SessionRecord& record);
 // Buries every dead session and restores the forwarding settings if no isolated one remains.
 // The result names those that were removed.
 Outcome<std::vector<std::string>> sweep(const std::string& base);
 
-// The file that an INS in its own namespace should see as /etc/resolv.conf; empty if the host's will do.
-// (A resolver on the host's loopback cannot be reached from there.)
+// The file that an INS in its own namespace should see as /etc/resolv.conf; empty if the host's
+// will do. (A resolver on the host's loopback cannot be reached from there.)
 std::string resolv_conf_for_ins();
 
 }  // namespace mw

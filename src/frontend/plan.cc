@@ -96,9 +96,9 @@ std::string quoted_set(const std::vector<std::string>& names) {
   return s + " }";
 }
 
-// `local` rules see packets that the host itself sends. There ::1 is left out: a packet cannot leave the
-// loopback interface with ::1 as its source, so it would vanish; without a rule it is refused at once and
-// clients go on to 127.0.0.1.
+// `local` rules see packets that the host itself sends. There ::1 is left out: a packet cannot
+// leave the loopback interface with ::1 as its source, so it would vanish; without a rule it is
+// refused at once and clients go on to 127.0.0.1.
 void publish_rules(std::ostringstream& out, const AddressPlan& plan, const Publish& p, bool local) {
   const bool host_is_v6 = p.host.find(':') != std::string::npos;
   const std::string proto = p.protocol == Protocol::udp ? "udp" : "tcp";
@@ -230,9 +230,10 @@ std::string ruleset(const std::string& table, const AddressPlan& plan,
                     const std::vector<Publish>& published, const GuardedLinks& guarded) {
   const std::string link = "\"" + plan.link + "\"";
   std::ostringstream out;
-  out << "table inet " << table << " {\n"
-      // What comes out of the INS carries the INS's address, and never reaches services that the host
-      // offers on loopback only (route_localnet would let it).
+  out << "table inet " << table
+      << " {\n"
+      // What comes out of the INS carries the INS's address, and never reaches services that the
+      // host offers on loopback only (route_localnet would let it).
       << "  chain early {\n    type filter hook prerouting priority raw; policy accept;\n"
       << "    iifname " << link << " ip daddr 127.0.0.0/8 drop\n"
       << "    iifname " << link << " ip saddr != " << plan.ins4 << " drop\n";

@@ -1,8 +1,10 @@
-// plan.h - what a session's network will look like, decided before anything is made: pure functions only.
+// plan.h - what a session's network will look like, decided before anything is made: pure functions
+// only.
 //
-// INVARIANTS  A session owns one slot number. Interface name, addresses and the INS's uid follow from it, so
-//             that two live sessions never share any of them. A slot is taken only if no route of the host
-//             covers its addresses.
+// INVARIANTS  A session owns one slot number. Interface name, addresses and the INS's uid follow
+// from it, so
+//             that two live sessions never share any of them. A slot is taken only if no route of
+//             the host covers its addresses.
 #pragma once
 
 #include <cstdint>
@@ -60,13 +62,15 @@ Outcome<AddressPlan> choose_addresses(const std::vector<Prefix>& routes,
 // The lowest free slot for a session without a network of its own.
 AddressPlan choose_slot(const std::set<unsigned>& taken);
 
-// Interfaces on which we had to turn forwarding on ourselves: between them nothing may start to flow.
+// Interfaces on which we had to turn forwarding on ourselves: between them nothing may start to
+// flow.
 struct GuardedLinks {
   std::vector<std::string> v4;
   std::vector<std::string> v6;
 };
 
-// The session's one nftables table, ready for `nft -f -`: created, filled and active in one transaction.
+// The session's one nftables table, ready for `nft -f -`: created, filled and active in one
+// transaction.
 std::string ruleset(const std::string& table, const AddressPlan& plan,
                     const std::vector<Publish>& published, const GuardedLinks& guarded);
 

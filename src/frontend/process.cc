@@ -39,10 +39,10 @@ bool read_stat(pid_t pid, ProcStat* out) {
   if (end == std::string::npos) return false;
   int parent = 0;
   unsigned long long start = 0;
-  const int n = std::sscanf(
-      text.c_str() + end + 1,
-      " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu", &out->state,
-      &parent, &start);
+  const int n =
+      std::sscanf(text.c_str() + end + 1,
+                  " %c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %*u %*u %*d %*d %*d %*d %*d %*d %llu",
+                  &out->state, &parent, &start);
   if (n != 3) return false;
   out->parent = parent;
   out->start = start;
@@ -125,7 +125,7 @@ void enter_namespaces(const SpawnRequest& request, int report_fd) {
 [[noreturn]] void become(const SpawnRequest& request, const std::vector<std::string>& environment,
                          int report_fd) {
   for (int sig = 1; sig < NSIG; ++sig) {
-    struct sigaction now{};
+    struct sigaction now {};
     if (::sigaction(sig, nullptr, &now) < 0) continue;  // numbers that glibc keeps for itself
     // An ignored signal stays ignored, as nohup(1) needs it; the rest start afresh.
     if (now.sa_handler != SIG_IGN && now.sa_handler != SIG_DFL) ::signal(sig, SIG_DFL);
@@ -220,7 +220,8 @@ Outcome<pid_t> spawn(const SpawnRequest& request) {
   const std::vector<std::string> environment = merged_environment(request.environment);
   const pid_t pid = ::fork();
   if (pid < 0) {
-    return Failure{step, "fork: " + errno_text(errno), "raise the limit of processes or free memory"};
+    return Failure{step, "fork: " + errno_text(errno),
+                   "raise the limit of processes or free memory"};
   }
   if (pid == 0) become(request, environment, report_out.get());
   report_out.reset();
@@ -308,8 +309,8 @@ Outcome<std::string> run_tool(const std::string& step, const std::vector<std::st
   in_read.reset();
   out_write.reset();
   err_write.reset();
-  struct sigaction ignore{};
-  struct sigaction before{};
+  struct sigaction ignore {};
+  struct sigaction before {};
   ignore.sa_handler = SIG_IGN;  // a tool that fails early closes its stdin
   ::sigaction(SIGPIPE, &ignore, &before);
   std::string out_text;

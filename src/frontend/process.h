@@ -1,5 +1,5 @@
-// process.h - start a program with exactly the descriptors, namespaces and signals it should have, and
-// name processes so that a reused pid is never mistaken for the one we meant.
+// process.h - start a program with exactly the descriptors, namespaces and signals it should have,
+// and name processes so that a reused pid is never mistaken for the one we meant.
 //
 // INVARIANTS  A ProcId is a pid plus its start time; it stays unique until the machine reboots.
 //             spawn() reports a failed exec as a Failure, never as a child that exits with 127.
@@ -34,17 +34,17 @@ std::vector<pid_t> processes_with_environment(const std::string& prefix);
 struct SpawnRequest {
   std::vector<std::string> argv;         // argv[0] is a path, or looked up in PATH
   std::vector<std::string> environment;  // added to ours; NAME=VALUE replaces an older NAME
-  std::vector<int> keep;                 // descriptors that the program inherits under their numbers
-  int netns = -1;                        // network namespace to enter first
-  std::string resolv_conf;               // shown to it as /etc/resolv.conf in its own mount namespace
-  bool background = false;               // own process group, no stdin, stdout to stderr, many fds
-  sigset_t mask{};                       // signal mask that it starts with
+  std::vector<int> keep;    // descriptors that the program inherits under their numbers
+  int netns = -1;           // network namespace to enter first
+  std::string resolv_conf;  // shown to it as /etc/resolv.conf in its own mount namespace
+  bool background = false;  // own process group, no stdin, stdout to stderr, many fds
+  sigset_t mask{};          // signal mask that it starts with
 };
 
 Outcome<pid_t> spawn(const SpawnRequest& request);
 
-// Runs a well-known tool to its end with `input` on stdin. The outcome is its stdout; a status other than
-// 0 is a Failure that quotes its stderr.
+// Runs a well-known tool to its end with `input` on stdin. The outcome is its stdout; a status
+// other than 0 is a Failure that quotes its stderr.
 Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
                               const std::string& input = {});
 

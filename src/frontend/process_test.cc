@@ -36,8 +36,9 @@ TEST(Spawn, PassesOnWhatWasAskedFor) {
   SpawnRequest request;
   const std::string fd = std::to_string(out.get());
   // The reading end is not asked for; the environment is ours with the change.
-  request.argv = {"/bin/bash", "-c",
-                  "[ ! -e /proc/self/fd/" + std::to_string(in.get()) + " ]; echo \"$MW_TEST_OLD $?\" >&" + fd};
+  request.argv = {
+      "/bin/bash", "-c",
+      "[ ! -e /proc/self/fd/" + std::to_string(in.get()) + " ]; echo \"$MW_TEST_OLD $?\" >&" + fd};
   request.environment = {"MW_TEST_OLD=new"};
   request.keep = {out.get()};
   auto pid = spawn(request);

@@ -150,9 +150,15 @@ void say_serving(const RunRequest& request, const SessionRecord& r) {
 SpawnRequest driver_request(const RunRequest& request, Session* session, const std::string& token,
                             int ready_fd) {
   SpawnRequest spawn;
-  spawn.argv = {request.programs.driver, "--registry",           session->folder(),
-                "--session",             session->record().name, "--token",
-                "env",                   "--ready-fd",           std::to_string(ready_fd)};
+  spawn.argv = {request.programs.driver,
+                "--registry",
+                session->folder(),
+                "--session",
+                session->record().name,
+                "--token",
+                "env",
+                "--ready-fd",
+                std::to_string(ready_fd)};
   spawn.environment = {"MWCOMMS_TOKEN=" + token};
   const SessionDescriptors& d = session->descriptors();
   spawn.argv.insert(spawn.argv.end(), d.driver_arguments.begin(), d.driver_arguments.end());
@@ -162,9 +168,15 @@ SpawnRequest driver_request(const RunRequest& request, Session* session, const s
 
 SpawnRequest ins_request(const RunRequest& request, Session* session, unsigned id, int ready_fd) {
   SpawnRequest spawn;
-  spawn.argv = {request.programs.ins,           "--registry", session->folder(),       "--id",
-                std::to_string(id),             "--workers",  std::to_string(request.workers),
-                "--ready-fd",                   std::to_string(ready_fd)};
+  spawn.argv = {request.programs.ins,
+                "--registry",
+                session->folder(),
+                "--id",
+                std::to_string(id),
+                "--workers",
+                std::to_string(request.workers),
+                "--ready-fd",
+                std::to_string(ready_fd)};
   if (::geteuid() == 0) {
     const std::string uid = std::to_string(session->record().plan.ins_uid);
     spawn.argv.insert(spawn.argv.end(), {"--uid", uid, "--gid", uid});
@@ -199,7 +211,8 @@ SupervisorConfig supervision(const RunRequest& request, Session* session, const 
   config.ins_gone = [session](unsigned id) {
     std::error_code error;
     std::filesystem::remove_all(session->folder() + "/mw/" + std::to_string(id), error);
-    if (error) log_line(kWho, "cannot remove the registry of INS %u: %s", id, error.message().c_str());
+    if (error)
+      log_line(kWho, "cannot remove the registry of INS %u: %s", id, error.message().c_str());
   };
   config.heartbeat = [session](unsigned id) {
     return read_text(session->folder() + "/mw/" + std::to_string(id) + "/heartbeat");

@@ -12,8 +12,8 @@
 namespace mw {
 
 constexpr int kExitUsage = 2;
-constexpr int kExitOwnFailure = 125;    // we failed, the command never ran
-constexpr int kExitNotExecutable = 126; // also: refused, because the shim cannot cover it
+constexpr int kExitOwnFailure = 125;     // we failed, the command never ran
+constexpr int kExitNotExecutable = 126;  // also: refused, because the shim cannot cover it
 constexpr int kExitNotFound = 127;
 
 enum class NetMode : uint8_t { isolated, host };
@@ -41,7 +41,8 @@ struct RunRequest {
   std::string base;
   Programs programs;
   // The front end knows nothing of the channel; whoever does makes its descriptors.
-  std::function<Outcome<SessionDescriptors>(const std::string& session, unsigned workers)> descriptors;
+  std::function<Outcome<SessionDescriptors>(const std::string& session, unsigned workers)>
+      descriptors;
 };
 
 // Runs the session and cleans up after it. Returns the exit status for main().

@@ -42,9 +42,11 @@ bool parse_published(const std::string& text, Publish* p) {
   return true;
 }
 
-// What a lost power supply cannot leave: /run is empty after a reboot. /tmp is not, so pids and start
-// times there could fit by chance.
-std::string boot_id() { return read_text("/proc/sys/kernel/random/boot_id").substr(0, 36); }
+// What a lost power supply cannot leave: /run is empty after a reboot. /tmp is not, so pids and
+// start times there could fit by chance.
+std::string boot_id() {
+  return read_text("/proc/sys/kernel/random/boot_id").substr(0, 36);
+}
 
 }  // namespace
 
@@ -56,7 +58,7 @@ std::string default_base() {
 }
 
 uint64_t this_network() {
-  struct stat st{};
+  struct stat st {};
   return ::stat("/proc/self/ns/net", &st) == 0 ? st.st_ino : 0;
 }
 
@@ -70,9 +72,9 @@ std::string encode(const SessionRecord& r) {
   std::ostringstream out;
   out << "boot=" << boot_id() << "\nowner=" << text_of(r.owner)
       << "\napplication=" << text_of(r.application) << "\ndriver=" << text_of(r.driver)
-      << "\nins=" << text_of(r.ins) << "\nins_id=" << r.ins_id << "\nisolated=" << r.isolated << "\nhost_net=" << r.host_net
-      << "\nmark=" << r.mark << "\ncommand=" << r.command << "\nslot=" << r.plan.slot
-      << "\nins_uid=" << r.plan.ins_uid << "\n";
+      << "\nins=" << text_of(r.ins) << "\nins_id=" << r.ins_id << "\nisolated=" << r.isolated
+      << "\nhost_net=" << r.host_net << "\nmark=" << r.mark << "\ncommand=" << r.command
+      << "\nslot=" << r.plan.slot << "\nins_uid=" << r.plan.ins_uid << "\n";
   if (r.isolated) {
     out << "link=" << r.plan.link << "\nhost4=" << r.plan.host4 << "\nins4=" << r.plan.ins4
         << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6 << "\n";
@@ -134,11 +136,12 @@ Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
     return Failure{step, errno_text(errno), "make its parent folder writable for you"};
   }
   UniqueFd folder{::open(base.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC)};
-  struct stat st{};
+  struct stat st {};
   if (!folder || ::fstat(folder.get(), &st) < 0) return Failure{step, errno_text(errno), ""};
   // In /tmp somebody else may have been first.
   if (st.st_uid != ::geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
-    return Failure{step, "it belongs to, or can be written by, somebody else", "remove that folder"};
+    return Failure{step, "it belongs to, or can be written by, somebody else",
+                   "remove that folder"};
   }
   UniqueFd fd{::openat(folder.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
   if (!fd) return Failure{step, errno_text(errno), "free some space in that file system"};

@@ -1,9 +1,11 @@
-// session.h - the registry folder of a session and the record of all that was made for it, so that whoever
-// comes next can remove what a crash left behind.
+// session.h - the registry folder of a session and the record of all that was made for it, so that
+// whoever comes next can remove what a crash left behind.
 //
-// INVARIANTS  The record is written before the first thing that it names is made, and removed after the
-//             last one is gone. A record whose owner is dead may be cleaned up by anyone; one whose owner
-//             lives belongs to that owner alone. Making and removing happen under the base folder's lock.
+// INVARIANTS  The record is written before the first thing that it names is made, and removed after
+// the
+//             last one is gone. A record whose owner is dead may be cleaned up by anyone; one whose
+//             owner lives belongs to that owner alone. Making and removing happen under the base
+//             folder's lock.
 #pragma once
 
 #include <string>
@@ -19,7 +21,8 @@ namespace mw {
 // The inode number of our network namespace.
 uint64_t this_network();
 
-// Where sessions live: /run/mwcomms for root; otherwise $XDG_RUNTIME_DIR/mwcomms or /tmp/mwcomms-UID.
+// Where sessions live: /run/mwcomms for root; otherwise $XDG_RUNTIME_DIR/mwcomms or
+// /tmp/mwcomms-UID.
 std::string default_base();
 
 struct SessionRecord {
@@ -31,7 +34,7 @@ struct SessionRecord {
   unsigned ins_id = 0;
   bool isolated = false;
   uint64_t host_net = 0;  // the namespace in which mw run runs and the network was made
-  AddressPlan plan;  // isolated only
+  AddressPlan plan;       // isolated only
   std::vector<Publish> published;
   std::string mark;  // "MWCOMMS_SESSION=NAME:" as it stands in the application's environment
   std::string command;
@@ -62,7 +65,8 @@ std::vector<SessionRecord> list_sessions(const std::string& base);
 
 enum class SessionState : uint8_t {
   running,   // its mw run lives
-  orphaned,  // mw run is dead, the application still runs: nobody replaces a dead INS, nothing else changes
+  orphaned,  // mw run is dead, the application still runs: nobody replaces a dead INS, nothing else
+             // changes
   dead       // leftovers
 };
 SessionState state_of(const SessionRecord& record);

@@ -18,8 +18,8 @@ using std::chrono::milliseconds;
 // Passed on to the application. SIGCHLD is for us; job control is left to the terminal.
 constexpr int kForwarded[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
                               SIGUSR1, SIGUSR2, SIGALRM, SIGWINCH};
-// A helper that dies younger than this is started again with a growing delay, never above kLongestDelay:
-// new connections must work within a second.
+// A helper that dies younger than this is started again with a growing delay, never above
+// kLongestDelay: new connections must work within a second.
 constexpr milliseconds kYoung{1000};
 constexpr milliseconds kFirstDelay{20};
 constexpr milliseconds kLongestDelay{900};
@@ -60,7 +60,9 @@ Supervisor::Supervisor(SupervisorConfig config, const HeldSignals& signals)
   ::prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
 }
 
-Supervisor::~Supervisor() { end_helpers(); }
+Supervisor::~Supervisor() {
+  end_helpers();
+}
 
 Outcome<int> Supervisor::run() {
   if (!signals_) return Failure{"watch signals", "signalfd: " + errno_text(errno), ""};
@@ -193,7 +195,8 @@ void Supervisor::forward(const signalfd_siginfo& info) {
     return;
   }
   if (!command_ended_) {
-    // The terminal has sent its own signals to the whole foreground group, the application included.
+    // The terminal has sent its own signals to the whole foreground group, the application
+    // included.
     if (info.ssi_code != SI_KERNEL) ::kill(application_.pid, sig);
     return;
   }
@@ -220,8 +223,9 @@ void Supervisor::reap() {
   }
 }
 
-// As waitpid(-1), WNOHANG; but what a helper leaves behind ends with it, and never counts as part of the
-// application. Its group is named by its pid, which nobody else can get before we have reaped it.
+// As waitpid(-1), WNOHANG; but what a helper leaves behind ends with it, and never counts as part
+// of the application. Its group is named by its pid, which nobody else can get before we have
+// reaped it.
 pid_t Supervisor::reap_one(int* status) {
   siginfo_t info{};
   while (::waitid(P_ALL, 0, &info, WEXITED | WNOHANG | WNOWAIT) < 0) {
@@ -237,10 +241,10 @@ void Supervisor::helper_ended(Helper* helper, int status) {
   const bool young = now - helper->started < kYoung;
   helper->quick_deaths = young ? helper->quick_deaths + 1 : 0;
   const unsigned shift = std::min(helper->quick_deaths, 8u);
-  helper->deadline = now + (shift == 0 ? milliseconds{0}
-                                       : std::min(kLongestDelay, kFirstDelay * (1 << shift)));
-  const std::string what = std::string(helper->name) + " (pid " +
-                           std::to_string(helper->id.pid) + ") " + describe(status);
+  helper->deadline =
+      now + (shift == 0 ? milliseconds{0} : std::min(kLongestDelay, kFirstDelay * (1 << shift)));
+  const std::string what = std::string(helper->name) + " (pid " + std::to_string(helper->id.pid) +
+                           ") " + describe(status);
   helper->id = ProcId{};
   helper->ready_pipe.reset();
   helper->ready = false;

@@ -1,10 +1,12 @@
 // supervisor.h - keeps one session running: driver, INS and application.
 //
-// Starts driver and INS, waits until both serve, then starts the application. Replaces an INS or a driver that
-// dies. Ends when the last process of the application has ended: as a subreaper it inherits what the
-// application leaves behind, so a daemon that goes to the background stays part of the session.
+// Starts driver and INS, waits until both serve, then starts the application. Replaces an INS or a
+// driver that dies. Ends when the last process of the application has ended: as a subreaper it
+// inherits what the application leaves behind, so a daemon that goes to the background stays part
+// of the session.
 //
-// INVARIANTS  The application never runs before the channel serves, and driver and INS never outlive run().
+// INVARIANTS  The application never runs before the channel serves, and driver and INS never
+// outlive run().
 //             One INS at a time; ids rise and are not used twice.
 // THREADS     One. The signals that HeldSignals blocks are taken from a signalfd.
 #pragma once
@@ -23,7 +25,8 @@
 
 namespace mw {
 
-// Holds back the signals that end or steer a session, so that set-up and removal are never cut short.
+// Holds back the signals that end or steer a session, so that set-up and removal are never cut
+// short.
 class HeldSignals {
  public:
   HeldSignals();
@@ -62,8 +65,9 @@ class Supervisor {
   Supervisor(const Supervisor&) = delete;
   Supervisor& operator=(const Supervisor&) = delete;
 
-  // Runs the session to its end. The outcome is what a shell would show as the command's exit status.
-  // Failure: driver, INS or command could not be started; everything started has been ended again.
+  // Runs the session to its end. The outcome is what a shell would show as the command's exit
+  // status. Failure: driver, INS or command could not be started; everything started has been ended
+  // again.
   Outcome<int> run();
 
   ProcId application() const { return application_; }

@@ -1,4 +1,5 @@
-// Driver and INS are shell scripts here: what counts is who is started, watched, replaced and ended.
+// Driver and INS are shell scripts here: what counts is who is started, watched, replaced and
+// ended.
 #include "frontend/supervisor.h"
 
 #include <gtest/gtest.h>
@@ -34,8 +35,7 @@ class Supervise : public ::testing::Test {
     folder_ = name;
     config_.driver = [](int fd) { return shell("" + serve(fd)); };
     config_.ins = [this](unsigned id, int fd) {
-      return shell("echo " + std::to_string(id) + " >>" + folder_ + "/ids; " +
-                   serve(fd));
+      return shell("echo " + std::to_string(id) + " >>" + folder_ + "/ids; " + serve(fd));
     };
     config_.changed = [] {};
     config_.ins_gone = [this](unsigned id) { gone_.push_back(id); };
@@ -49,7 +49,8 @@ class Supervise : public ::testing::Test {
   Outcome<int> run(const std::string& application) {
     config_.application = shell(application);
     auto outcome = supervise();
-    // Whoever is still there has been killed and ends now; anybody else would keep this test waiting for ever.
+    // Whoever is still there has been killed and ends now; anybody else would keep this test
+    // waiting for ever.
     while (::waitpid(-1, nullptr, 0) > 0) {
     }
     return outcome;
