@@ -10,7 +10,7 @@ enum mw_op {
   MW_OP_SOCKET = 1,      /* [domain, type, protocol]; arrives with a placeholder; out: mw_new_socket */
   MW_OP_BIND = 2,        /* in: sockaddr */
   MW_OP_LISTEN = 3,      /* [backlog] */
-  MW_OP_CONNECT = 4,     /* in: sockaddr; never blocks: EINPROGRESS, then MW_ST_CONNECTING clears */
+  MW_OP_CONNECT = 4,     /* [1: the caller waits for the outcome]; in: sockaddr; never blocks: EINPROGRESS, then MW_ST_CONNECTING clears */
   MW_OP_SHUTDOWN = 5,    /* [how]; bytes already in the send ring leave first */
   MW_OP_GETSOCKOPT = 6,  /* [level, name, optlen]; in: optval; out: optval, ret 0, out_len = optlen */
   MW_OP_SETSOCKOPT = 7,  /* [level, name]; in: optval */

@@ -7,6 +7,7 @@
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/resource.h>
 #include <sys/time.h>
 
 #include <algorithm>
@@ -43,16 +44,65 @@ void set_flag(const Sock& s, uint32_t flag, bool on) {
 
 bool bad_pointer(const void* p) { return reinterpret_cast<uintptr_t>(p) < MW_PAGE; }
 
+// An address argument as the kernel takes it: 0, -EINVAL or -EFAULT.
+int check_address(const sockaddr* a, socklen_t len) {
+  if (len > sizeof(sockaddr_storage)) return -EINVAL;
+  return is_memory(a, len) ? 0 : -EFAULT;
+}
+
+// The address and length that accept() and the names fill. 0, -EINVAL or -EFAULT.
+int check_room(const sockaddr* a, const socklen_t* len) {
+  if (!is_memory(len, sizeof *len)) return -EFAULT;
+  if (static_cast<int>(*len) < 0) return -EINVAL;
+  return is_memory(a, std::min<size_t>(*len, sizeof(sockaddr_in6))) ? 0 : -EFAULT;
+}
+
+// A placeholder pair. The INS's end is gone at once, so only the application's counts against the limit.
+int make_placeholder(int type, int pair[2]) {
+  const int flags = SOCK_STREAM | (type & (SOCK_CLOEXEC | SOCK_NONBLOCK));
+  if (libc.syscall(SYS_socketpair, AF_UNIX, flags, 0, pair) == 0) return 0;
+  if (errno != EMFILE) return -errno;
+  const FileLimit limit;
+  if (libc.syscall(SYS_socketpair, AF_UNIX, flags, 0, pair) < 0) return -errno;
+  if (!limit.exceeds(pair[0])) return 0;
+  libc.close(pair[0]);
+  libc.close(pair[1]);
+  return -EMFILE;
+}
+
+// Accepts that may go on before has_room_to_accept() looks again.
+uint32_t accepts_in_stock = 0;
+
+// True if a descriptor is free. A record that came without one would lose its connection, so we look
+// before we take it: at every accept when the limit is near, else once in a while.
+bool has_room_to_accept(const Sock& s) {
+  if (accepts_in_stock != 0) {
+    --accepts_in_stock;
+    return true;
+  }
+  constexpr uint32_t kStock = 32;
+  const int lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
+  if (lowest < 0) return false;
+  libc.close(lowest);
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > 256 &&
+      static_cast<rlim_t>(lowest) + 4 * kStock < limit.rlim_cur)
+    accepts_in_stock = kStock;
+  return true;
+}
+
 bool is_listener(const Sock& s) { return (state_of(s) & MW_ST_LISTENING) != 0; }
 
 }  // namespace
 
 int sock_create(int domain, int type, int protocol) {
+  constexpr int kTypeMask = 0xf;
+  constexpr int kTypes = 11;  // SOCK_MAX of the kernel
+  if ((type & ~(kTypeMask | SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0 || (type & kTypeMask) >= kTypes)
+    return -EINVAL;
   if (!attach()) return -ENETDOWN;
   int pair[2];
-  if (libc.syscall(SYS_socketpair, AF_UNIX,
-                   SOCK_STREAM | (type & (SOCK_CLOEXEC | SOCK_NONBLOCK)), 0, pair) < 0)
-    return -errno;
+  if (const int rc = make_placeholder(type, pair); rc < 0) return rc;
   CallRequest r;
   r.op = MW_OP_SOCKET;
   r.arg[0] = domain;
@@ -80,8 +130,7 @@ int sock_create(int domain, int type, int protocol) {
 }
 
 int sock_bind(const Sock& s, const sockaddr* a, socklen_t len) {
-  if (bad_pointer(a)) return -EFAULT;
-  if (len > sizeof(sockaddr_storage)) return -EINVAL;
+  if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_BIND);
   r.in[0] = {a, len};
   return plain(r);
@@ -108,8 +157,9 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if ((flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0) return -EINVAL;
   if (s.datagram()) return -EOPNOTSUPP;
   if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) return -EINVAL;
-  if (a != nullptr && (bad_pointer(a) || bad_pointer(len))) return -EFAULT;
-  if (a != nullptr && static_cast<int>(*len) < 0) return -EINVAL;
+  if (a != nullptr)
+    if (const int rc = check_room(a, len); rc < 0) return rc;
+  if (!has_room_to_accept(s)) return -EMFILE;
   const uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
   if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
   if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
@@ -179,9 +229,9 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
 }
 
 int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
-  if (bad_pointer(a)) return -EFAULT;
-  if (len > sizeof(sockaddr_storage)) return -EINVAL;
+  if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_CONNECT);
+  r.arg[0] = s.nonblocking() ? 0 : 1;
   r.in[0] = {a, len};
   s.mine.local.len = 0;
   s.mine.peer.len = 0;
@@ -207,6 +257,7 @@ int sock_shutdown(const Sock& s, int how) {
   if (rc < 0) return rc;
   if (listener) {
     // accept() in other threads and processes returns EINVAL; the socket is no listener any more.
+    if (how != SHUT_WR) set_flag(s, kSlotListener, false);
     if (how != SHUT_WR) libc.shutdown(s.fd, SHUT_RD);
     return rc;
   }
@@ -218,9 +269,9 @@ int sock_shutdown(const Sock& s, int how) {
 }
 
 int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len) {
-  if (bad_pointer(len)) return -EFAULT;
+  if (!is_memory(len, sizeof *len)) return -EFAULT;
   if (static_cast<int>(*len) < 0) return -EINVAL;
-  if (*len != 0 && bad_pointer(value)) return -EFAULT;
+  if (!is_memory(value, *len)) return -EFAULT;
   const auto give = [&](const void* from, size_t n) {
     const size_t k = std::min<size_t>(*len, n);
     memcpy(value, from, k);
@@ -267,7 +318,7 @@ bool never_fails(const Sock& s, int level, int name, socklen_t len) {
 
 int sock_setsockopt(const Sock& s, int level, int name, const void* value, socklen_t len) {
   if (static_cast<int>(len) < 0) return -EINVAL;
-  if (len != 0 && bad_pointer(value)) return -EFAULT;
+  if (!is_memory(value, len)) return -EFAULT;
   if (len > MW_CALL_PAYLOAD) return -EINVAL;
   CallRequest r = about(s, MW_OP_SETSOCKOPT);
   r.arg[0] = level;
@@ -295,8 +346,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
 }
 
 int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
-  if (bad_pointer(a) || bad_pointer(len)) return -EFAULT;
-  if (static_cast<int>(*len) < 0) return -EINVAL;
+  if (const int rc = check_room(a, len); rc < 0) return rc;
   const mw_addr& known = peer ? s.mine.peer : s.mine.local;
   // A connection's names do not change; whether there still is a peer does.
   if (known.len != 0 && !(peer && (state_of(s) & MW_ST_CLOSED) != 0)) {

@@ -28,6 +28,17 @@ struct Instance {
 constinit Instance instances[MW_MAX_GROUPS];
 uint32_t instances_lock = 0;
 
+// An epoll instance with a group that stands in another one. Its kernel descriptor is readable from a ring
+// until somebody has looked; whoever waits on the outer one gets it only if there really is an event.
+struct Nesting {
+  int outer = -1;
+  int inner = -1;
+  uint64_t data = 0;
+};
+constexpr size_t kMaxNestings = 16;
+constinit Nesting nestings[kMaxNestings];
+uint32_t nesting_count = 0;
+
 // epoll_event.data of a bell: a value no application has by accident.
 constexpr uint64_t kBellData = 0x6d77'2d62'656c'6c21ull;
 
@@ -204,6 +215,40 @@ int kernel_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const s
   return n < 0 ? -errno : n;
 }
 
+// After an ordinary epoll_ctl that concerned an epoll instance with a group.
+void note_nesting(int outer, int op, int inner, const epoll_event* event) {
+  SharedLock lock(instances_lock);
+  Nesting* entry = nullptr;
+  for (Nesting& n : nestings)
+    if ((n.outer == outer && n.inner == inner) || (entry == nullptr && n.outer < 0 && op == EPOLL_CTL_ADD))
+      entry = &n;
+  if (entry == nullptr) return;
+  if (op == EPOLL_CTL_ADD) A::fetch_add(nesting_count, 1u);
+  if (op == EPOLL_CTL_DEL) {
+    A::fetch_add(nesting_count, ~0u);
+    *entry = Nesting{};
+  } else {
+    *entry = {outer, inner, event->data.u64};
+  }
+}
+
+// Drops events of nested instances that have nothing to give.
+int without_idle_nested(int outer, epoll_event* events, int n) {
+  if (n <= 0 || A::load_relaxed(nesting_count) == 0) return n;
+  const auto idle = [outer](const epoll_event& e) {
+    for (const Nesting& k : nestings) {
+      if (k.outer != outer || k.data != e.data.u64) continue;
+      const Entry inner = peek(k.inner);
+      if (inner.kind != Kind::epoll || inner.slot == 0) return false;
+      if (epoll_has_events(inner.slot - 1)) return false;
+      pollfd p{k.inner, POLLIN, 0};
+      return libc.poll(&p, 1, 0) == 0;
+    }
+    return false;
+  };
+  return static_cast<int>(std::remove_if(events, events + n, idle) - events);
+}
+
 void mark_nested(uint32_t group) {
   Instance& i = instances[group];
   if (i.nested) return;
@@ -221,7 +266,10 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
   if (e.kind != Kind::socket) {
     const int rc = libc.epoll_ctl(epfd, op, fd, event);
     if (rc < 0) return -errno;
-    if (e.kind == Kind::epoll && op == EPOLL_CTL_ADD && e.slot != 0) mark_nested(e.slot - 1);
+    if (e.kind == Kind::epoll && e.slot != 0) {
+      if (op == EPOLL_CTL_ADD) mark_nested(e.slot - 1);
+      note_nesting(epfd, op, fd, event);
+    }
     return rc;
   }
   const Sock s = sock_of(fd, e);
@@ -261,8 +309,9 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       // No protected socket in it, so far: the bell of a group that is made while we sleep ends this wait.
       const int n = kernel_wait(epfd, out, max, timeout_ns, mask);
       if (n <= 0) return n;
-      const int kept = without_bell(out, n);
-      if (kept > 0) return kept;
+      const int kept = without_idle_nested(epfd, out, without_bell(out, n));
+      if (kept > 0 || timeout_ns == 0) return kept;
+      if (deadline != 0 && now_ns() >= deadline) return 0;
       continue;
     }
     const uint32_t group = e.slot - 1;
@@ -272,7 +321,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       if (n < max) {
         const int more = kernel_wait(epfd, out + n, max - n, 0, mask);
         if (more < 0 && n == 0) return more;
-        n += without_bell(out + n, more);
+        n += without_idle_nested(epfd, out + n, without_bell(out + n, more));
       }
       ReadySet news = process.channel.group_news(group);
       // What is left is for the next sleeper.
@@ -285,7 +334,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     const int k = kernel_wait(epfd, out, max, left, mask);
     epoll_wake(group);
     if (k < 0) return k;
-    n = without_bell(out, k);
+    n = without_idle_nested(epfd, out, without_bell(out, k));
     n += harvest(group, out + n, max - n);
     if (n > 0) return n;
     if (left == 0) return 0;

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -560,6 +561,17 @@ MW_EXPORT int epoll_pwait2(int epfd, epoll_event* out, int max, const timespec* 
   return finish(shim_epoll_wait(epfd, out, max, to_ns(timeout), mask), saved);
 }
 
+// ---- confinement ----
+MW_EXPORT int prctl(int option, ...) noexcept {
+  va_list ap;
+  va_start(ap, option);
+  unsigned long a[4];
+  for (unsigned long& x : a) x = va_arg(ap, unsigned long);
+  va_end(ap);
+  if (option == PR_SET_SECCOMP) process.confined = true;
+  return static_cast<int>(libc.syscall(SYS_prctl, option, a[0], a[1], a[2], a[3]));
+}
+
 // ---- names ----
 MW_EXPORT int getaddrinfo(const char* node, const char* service, const addrinfo* hints,
                           addrinfo** out) {
@@ -745,6 +757,11 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return splice(fd, static_cast<off64_t*>(pointer(1)), static_cast<int>(a[2]),
                     static_cast<off64_t*>(pointer(3)), static_cast<size_t>(a[4]),
                     static_cast<unsigned>(a[5]));
+    case SYS_seccomp:
+      process.confined = true;
+      return libc.syscall(number, a[0], a[1], a[2]);
+    case SYS_prctl:
+      return prctl(fd, a[1], a[2], a[3], a[4]);
     case SYS_execve:
       return execve(reinterpret_cast<const char*>(a[0]), static_cast<char* const*>(pointer(1)),
                     static_cast<char* const*>(pointer(2)));

@@ -35,7 +35,7 @@ uint8_t session_token[16];
 bool complained = false;
 uint32_t attach_lock = 0;
 
-constexpr int kHiddenBase = 1000;
+constexpr int kHiddenBase = 1100;  // above what select() can name
 constexpr suseconds_t kIdentityMark = 500000;
 constexpr unsigned kIdentitySlotBits = 18;
 static_assert(MW_MAX_SLOTS <= 1u << kIdentitySlotBits);
@@ -295,8 +295,8 @@ uint32_t references(uint32_t slot) {
 
 int hide(int fd) {
   if (fd < 0) return -1;
-  int high = libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase);
-  if (high < 0) high = libc.fcntl(fd, F_DUPFD_CLOEXEC, 64);  // a small RLIMIT_NOFILE
+  int high = beyond_limit([fd] { return libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase); });
+  if (high < 0) high = libc.fcntl(fd, F_DUPFD_CLOEXEC, 64);  // a small hard limit
   if (high < 0) {
     // No room at all out of the way: it stays where it is.
     set_entry(fd, {Kind::hidden, 0, 0});
@@ -310,6 +310,37 @@ int hide(int fd) {
 void unhide_and_close(int fd) {
   set_entry(fd, Entry{});
   libc.close(fd);
+}
+
+FileLimit::FileLimit() {
+  const int saved = errno;
+  if (::getrlimit(RLIMIT_NOFILE, &was_) == 0 && was_.rlim_cur < was_.rlim_max) {
+    const rlimit most{was_.rlim_max, was_.rlim_max};
+    raised_ = ::setrlimit(RLIMIT_NOFILE, &most) == 0;
+  }
+  errno = saved;
+}
+
+FileLimit::~FileLimit() {
+  const int saved = errno;
+  if (raised_) ::setrlimit(RLIMIT_NOFILE, &was_);
+  errno = saved;
+}
+
+bool is_memory(const void* p, size_t n) {
+  if (n == 0 || process.confined) return true;
+  if (reinterpret_cast<uintptr_t>(p) < MW_PAGE) return false;
+  const int saved = errno;
+  char byte[2];
+  const iovec local{byte, n > 1 ? 2u : 1u};
+  // First and last byte: what control calls take never spans more than two pages.
+  const iovec remote[2] = {{const_cast<void*>(p), 1},
+                           {const_cast<char*>(static_cast<const char*>(p)) + n - 1, 1}};
+  const long got = libc.syscall(SYS_process_vm_readv, process.pid, &local, 1, remote,
+                                n > 1 ? 2 : 1, 0);
+  const bool fault = got < static_cast<long>(local.iov_len) && (got >= 0 || errno == EFAULT);
+  errno = saved;
+  return !fault;
 }
 
 bool in_vfork_child() {

@@ -9,6 +9,9 @@
 // THREADS     Entries are single atomic words. Attaching is serialised by a lock.
 #pragma once
 
+#include <sys/resource.h>
+
+#include <cerrno>
 #include <cstdint>
 
 #include "abi/mw_region.h"
@@ -41,6 +44,9 @@ struct Process {
   uint32_t attach_pid = 0;  // of the process that made attach_fd
   bool attached = false;
   bool poisoned = false;
+  // The program has confined itself with a seccomp filter: from now on the shim sleeps with read() and
+  // poll() only, which every such filter of a network program allows.
+  bool confined = false;
 };
 extern Process process;
 
@@ -59,6 +65,34 @@ void copy_entry(int old, int fresh);
 void forget(int fd);
 // Descriptors of this process that name the slot.
 uint32_t references(uint32_t slot);
+
+// The soft limit on descriptors while the hard one stands in for it; the guard puts it back.
+class FileLimit {
+ public:
+  FileLimit();
+  ~FileLimit();
+  FileLimit(const FileLimit&) = delete;
+  FileLimit& operator=(const FileLimit&) = delete;
+  // A descriptor that the application would not have got.
+  bool exceeds(int fd) const { return static_cast<rlim_t>(fd) >= was_.rlim_cur; }
+
+ private:
+  rlimit was_{};
+  bool raised_ = false;
+};
+
+// Runs `make` (which returns a descriptor or -1 with errno), with RLIMIT_NOFILE raised to its hard limit if
+// it fails for want of descriptors: for those that the application does not count as its own.
+template <class Make>
+int beyond_limit(Make&& make) {
+  const int fd = make();
+  if (fd >= 0 || (errno != EMFILE && errno != EINVAL)) return fd;
+  const FileLimit raised;
+  return make();
+}
+// False if [p, p + n) is not readable memory: what the kernel would answer with EFAULT. For control calls;
+// the data path copies like the C library does and takes the signal.
+bool is_memory(const void* p, size_t n);
 
 // Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with errno.
 int hide(int fd);

@@ -63,7 +63,12 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
     poison(ready.error().where);
     return -ECONNRESET;
   }
-  const auto n = static_cast<uint32_t>(std::min<size_t>(*ready - std::min(*ready, peeked), room));
+  auto n = static_cast<uint32_t>(std::min<size_t>(*ready - std::min(*ready, peeked), room));
+  if ((A::load_relaxed(s.slot.state) & MW_ST_AT_MARK) != 0) [[unlikely]] {
+    // Reading stops at the mark of urgent data, as in the kernel.
+    const uint32_t to_mark = A::load_relaxed(s.slot.oob_mark) - head;
+    if (to_mark != 0 && to_mark < n) n = to_mark;
+  }
   if (n == 0) return 0;
   const RingBytes ring = process.channel.rx(s.index);
   if (!truncate) {
