@@ -205,6 +205,8 @@ Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bo
   std::set<unsigned> taken;
   for (const SessionRecord& r : sessions) taken.insert(r.plan.slot);
   if (!isolated) return choose_slot(taken);
+  // Asked for before anything is made: without it nothing could be published.
+  if (auto nft = run_tool("find nft", {"nft", "--version"}); !nft) return nft.failure();
   auto v4 = run_tool("read the host's routes", {"ip", "-4", "route", "show", "table", "all"});
   if (!v4) return v4.failure();
   std::vector<Prefix> routes = parse_routes(*v4);
@@ -253,18 +255,21 @@ Outcome<UniqueFd> build_network(const std::string& base, const SessionRecord& re
 
 Outcome<Done> remove_network(const SessionRecord& r) {
   if (!r.isolated) return Done{};
+  std::vector<Outcome<std::string>> steps;
   // Naming the table before deleting it makes the deletion work whether or not it exists.
-  auto done = run_tool("remove the nftables table " + r.table(), {"nft", "-f", "-"},
-                       "table inet " + r.table() + " {}\ndelete table inet " + r.table() + "\n");
-  if (!done) return done.failure();
+  steps.push_back(
+      run_tool("remove the nftables table " + r.table(), {"nft", "-f", "-"},
+               "table inet " + r.table() + " {}\ndelete table inet " + r.table() + "\n"));
   if (::access(("/sys/class/net/" + r.plan.link).c_str(), F_OK) == 0) {
-    done =
-        run_tool("remove the interface " + r.plan.link, {"ip", "link", "del", "dev", r.plan.link});
-    if (!done) return done.failure();
+    steps.push_back(run_tool("remove the interface " + r.plan.link,
+                             {"ip", "link", "del", "dev", r.plan.link}));
   }
   if (::access(netns_path(r).c_str(), F_OK) == 0) {
-    done = run_tool("remove the network namespace " + r.netns(), {"ip", "netns", "del", r.netns()});
-    if (!done) return done.failure();
+    steps.push_back(run_tool("remove the network namespace " + r.netns(),
+                             {"ip", "netns", "del", r.netns()}));
+  }
+  for (const Outcome<std::string>& step : steps) {
+    if (!step) return step.failure();
   }
   return Done{};
 }

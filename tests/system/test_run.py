@@ -1,8 +1,10 @@
 """`mw run` as a user meets it: status, refusals, published ports, and a host that looks untouched."""
 
+import errno
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -137,6 +139,57 @@ def test_ins_cannot_reach_the_hosts_loopback(mw, unchanged, start, server, free_
                session.record["ins4"])
         done = proc.run([*inside, "curl", "-sS", "-m", "2", f"http://127.0.0.1:{free_port}/"], 10, check=False)
         assert done.returncode == 28, "the packets must be dropped, not answered"
+
+
+def test_published_udp_port(mw, unchanged, start, tmp_path, free_port):
+    echo = tmp_path / "echo.py"
+    echo.write_text("import socket\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind(('::', 53))\n"
+                    "while True:\n    data, peer = s.recvfrom(2048)\n    s.sendto(data[::-1], peer)\n")
+    session = start("-p", f"127.0.0.1:{free_port}:53/udp", "--", "/usr/bin/python3", str(echo))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(0.2)
+        client.connect(("127.0.0.1", free_port))
+
+        def ask():
+            try:
+                client.send(b"abc")
+                return client.recv(100)
+            except (TimeoutError, ConnectionRefusedError):
+                return None
+        assert proc.wait_for(ask, 10, "an echo", session.background) == b"cba"
+
+
+def test_loopback_v6_is_refused_at_once(mw, unchanged, start, server, free_port):
+    session = start("-p", f"{free_port}:80", "--", *server, "80", "x")
+    get(f"http://127.0.0.1:{free_port}/", session.background)
+    with socket.socket(socket.AF_INET6) as client:
+        client.settimeout(5)
+        assert client.connect_ex(("::1", free_port)) == errno.ECONNREFUSED
+
+
+@pytest.mark.parametrize(("tool", "pattern"), [
+    ("ip", "netns add"), ("ip", "-batch"), ("ip", "-n mw-"), ("nft", "-f"), ("ip", ""), ("nft", "")])
+def test_a_step_that_fails_leaves_nothing_behind(mw, unchanged, tmp_path, tool, pattern):
+    real = shutil.which(tool)
+    marker = tmp_path / "failed"
+    fake = tmp_path / tool
+    # Fails once, the first time that the pattern fits; without a pattern it always does.
+    fake.write_text(f"#!/bin/bash\nif [[ $* == *'{pattern}'* && ! -e {marker} ]]; then\n"
+                    f"{f'touch {marker}' if pattern else ':'}; echo broken on purpose >&2; exit 1; fi\n"
+                    f'exec {real} "$@"\n')
+    fake.chmod(0o755)
+    done = proc.run([mw, "run", "-p", "18192:80", "--", "true"], 30, check=False,
+                    env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    assert done.returncode == 125
+    assert b"broken on purpose" in done.stderr and b"mw: cannot " in done.stderr
+
+
+@pytest.mark.parametrize("limit", [4, 8, 12, 16, 20, 24, 28])
+def test_out_of_descriptors(mw, unchanged, limit):
+    script = f"ulimit -n {limit}; exec {mw} run -p 18193:80 -- true"
+    done = proc.run(["bash", "-c", script], 40, check=False)
+    assert done.returncode in (0, 125), done.stderr.decode()
+    assert done.returncode == 0 or b"mw: cannot " in done.stderr
 
 
 def test_two_sessions_side_by_side(mw, unchanged, start, server):
