@@ -212,10 +212,11 @@ class FakePvm {
     c.op = op;
     c.slot = slot;
     c.gen = gen;
+    std::fill(std::begin(c.arg), std::end(c.arg), 0);
     std::copy(args.begin(), args.end(), c.arg);
     c.in_len = static_cast<uint32_t>(in.size());
     c.flags2 = flags2;
-    std::memcpy(c.payload, in.data(), in.size());
+    if (!in.empty()) std::memcpy(c.payload, in.data(), in.size());
     A::store_release(c.seq, ++seq_);
     return c;
   }

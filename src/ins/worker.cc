@@ -22,6 +22,9 @@ namespace {
 using A = StdAtomics;
 
 constexpr int kEventsPerTurn = 128;
+// News that a sleeper is woken for together: it should find more than one answer to give, but start
+// before we are through with all of them.
+constexpr int kEventsPerRing = 16;
 constexpr int kDropsPerTurn = 64;
 constexpr int kTurnsWithoutEvents = 4;
 constexpr uint32_t kIdleTicks = 2;
@@ -157,8 +160,10 @@ void Worker::run() {
     // One piece of news is not yet load: the look at both sets before the sleep is cheaper then
     // than a system call that finds nothing.
     bool busy = turn_news() > 1;
+    ring_groups();
     if (!local_.empty()) {
       turn_local();
+      ring_groups();
       busy = true;
     }
     if (busy || retry_now_ || ++turns_without_events_ > kTurnsWithoutEvents) {
@@ -230,7 +235,11 @@ void Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
   turns_without_events_ = 0;
   const int n = ::epoll_wait(epoll_, events, kEventsPerTurn, timeout_ms);
-  for (int k = 0; k < n; ++k) on_event(events[k]);
+  for (int k = 0; k < n; ++k) {
+    on_event(events[k]);
+    if (k % kEventsPerRing == kEventsPerRing - 1) ring_groups();
+  }
+  ring_groups();
 }
 
 void Worker::turn_local() {
@@ -467,6 +476,16 @@ void Worker::publish_error(uint32_t i, Sock& s, int err) {
   A::store_release(shared.error_seq, ++s.error_seq);
 }
 
+// Rings for the sleepers that the news since the last time concerned: one wake-up for a batch of
+// news.
+void Worker::ring_groups() {
+  for (const uint32_t group : rings_due_) {
+    const uint64_t one = 1;
+    if (group_bells_[group] >= 0) (void)!::write(group_bells_[group], &one, sizeof one);
+  }
+  rings_due_.clear();
+}
+
 void Worker::announce(uint32_t i, uint32_t news) {
   A::fence();
   mw_slot& shared = ch_.slot(i);
@@ -479,9 +498,7 @@ void Worker::announce(uint32_t i, uint32_t news) {
     for (; watches != 0; watches >>= 16) {
       const uint32_t group = static_cast<uint32_t>(watches & 0xffff);
       if (group == 0 || group > ch_.geometry().groups) continue;
-      if (!ch_.group_news(group - 1).add(i)) continue;
-      const uint64_t one = 1;
-      if (group_bells_[group - 1] >= 0) (void)!::write(group_bells_[group - 1], &one, sizeof one);
+      if (ch_.group_news(group - 1).add(i)) rings_due_.push_back(group - 1);
     }
   }
   const uint32_t tokens =

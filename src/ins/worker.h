@@ -55,6 +55,7 @@ class Worker {
   void set_state(uint32_t i, Sock& s, uint32_t state);
   void publish_error(uint32_t i, Sock& s, int err);
   void announce(uint32_t i, uint32_t news);
+  void ring_groups();
   void fault(const Error& e) { ins_.poison(e.where); }
   bool watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool placeholder, int op);
   bool watch_real(uint32_t i, Sock& s);
@@ -129,7 +130,8 @@ class Worker {
   uint32_t record_cost_ = 0;  // what one accept record weighs in SIOCOUTQ
   bool retry_now_ = false;    // a slot or descriptor came free while listeners were stalled
   std::vector<int> group_bells_;
-  std::vector<uint32_t> local_;  // slots with work left
+  std::vector<uint32_t> rings_due_;  // groups whose sleeper waits for the end of the batch
+  std::vector<uint32_t> local_;      // slots with work left
   std::vector<uint32_t> local_next_;
   std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
   std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
