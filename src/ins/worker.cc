@@ -118,6 +118,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
   // Reserved, not touched: the steady state must not allocate, and unused memory costs nothing.
   local_.reserve(own_slots);
   local_next_.reserve(own_slots);
+  rings_due_.reserve(ch_.geometry().groups + kEventsPerRing * MW_MAX_WATCHES);
   warm_.reserve(own_slots);
 }
 
@@ -141,51 +142,54 @@ bool Worker::watch_real(uint32_t i, Sock& s) {
   return true;
 }
 
-void Worker::run() {
+bool Worker::begin() {
   const auto add = [this](int fd, uint32_t events, uint64_t tag) {
     epoll_event e{};
     e.events = events;
     e.data.u64 = tag;
-    if (::epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e) < 0) {
-      log_line("mwins", "worker %u cannot watch its doorbells: %s", index_, std::strerror(errno));
-      stop_ = true;
-    }
+    return ::epoll_ctl(epoll_, EPOLL_CTL_ADD, fd, &e) == 0;
   };
   // The doorbell is never read: each ring is an edge.
-  add(ins_.bells[index_].get(), EPOLLIN | EPOLLET, kTagBell);
-  add(ins_.to_worker[index_]->bell(), EPOLLIN, kTagNotes);
-  if (index_ == 0) add(ins_.drop.get(), EPOLLIN, kTagDrop);
-  on_notes();
-  while (!stop_ && ins_.poisoned.load(std::memory_order_relaxed) == nullptr) {
-    // One piece of news is not yet load: the look at both sets before the sleep is cheaper then
-    // than a system call that finds nothing.
-    bool busy = turn_news() > 1;
-    ring_groups();
-    if (!local_.empty()) {
-      turn_local();
-      ring_groups();
-      busy = true;
-    }
-    if (busy || retry_now_ || ++turns_without_events_ > kTurnsWithoutEvents) {
-      turn_events(0);
-    } else if (spin_for_news()) {
-      continue;
-    } else if (sock_news_.prepare_sleep()) {
-      if (call_news_.prepare_sleep()) {
-        turn_events(sleep_ms());
-        call_news_.wake();
-      }
-      sock_news_.wake();
-    }
-    const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
-    if (tick != tick_) {
-      tick_ = tick;
-      release_idle_memory();
-      retry_now_ = true;
-    }
-    if (retry_now_) retry_stalled();
+  if (!add(ins_.bells[index_].get(), EPOLLIN | EPOLLET, kTagBell) ||
+      !add(ins_.to_worker[index_]->bell(), EPOLLIN, kTagNotes) ||
+      (index_ == 0 && !add(ins_.drop.get(), EPOLLIN, kTagDrop))) {
+    log_line("mwins", "worker %u cannot watch its doorbells: %s", index_, std::strerror(errno));
+    return false;
   }
+  on_notes();
+  return true;
+}
+
+void Worker::run() {
+  if (begin())
+    while (!stop_ && ins_.poisoned.load(std::memory_order_relaxed) == nullptr) turn(true);
   ins_.to_control.post(ControlNote(Kind::stopped));
+}
+
+void Worker::turn(bool may_sleep) {
+  // One piece of news is not yet load: the look at both sets before the sleep is cheaper then than
+  // a system call that finds nothing.
+  bool busy = turn_news() > 1;
+  if (!local_.empty()) {
+    turn_local();
+    busy = true;
+  }
+  if (busy || retry_now_ || !may_sleep || ++turns_without_events_ > kTurnsWithoutEvents) {
+    turn_events(0);
+  } else if (!spin_for_news() && sock_news_.prepare_sleep()) {
+    if (call_news_.prepare_sleep()) {
+      turn_events(sleep_ms());
+      call_news_.wake();
+    }
+    sock_news_.wake();
+  }
+  const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
+  if (tick != tick_) {
+    tick_ = tick;
+    release_idle_memory();
+    retry_now_ = true;
+  }
+  if (retry_now_) retry_stalled();
 }
 
 // The application was just given input: its answer may be a few microseconds away, which is less

@@ -32,6 +32,11 @@ class Worker {
   // Serves until a stop note or until the channel is poisoned.
   void run();
 
+  // The pieces of run(). False: the worker cannot work (logged).
+  bool begin();
+  // One round of everything; sleeps if there is nothing to do and it may.
+  void turn(bool may_sleep);
+
  private:
   using Kind = ControlNote::Kind;
   // What an announcement is about.
