@@ -1,0 +1,110 @@
+"""kill -9 of application, INS and driver at random points under load: service comes back, nothing is left over.
+
+MW_KILLS says how many; the seed is printed, and MW_SEED repeats a run.
+"""
+
+import http.client
+import os
+import random
+import signal
+import threading
+import time
+
+
+from mwtest import proc
+
+KILLS = int(os.environ.get("MW_KILLS", "45"))
+BACK_WITHIN = 4  # seconds; a second is the promise, the rest is for a busy machine
+PORT = 18199
+
+
+class Load(threading.Thread):
+    """Fetches without end, with and without keep-alive; failures are expected, hangs are not."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.stopped = threading.Event()
+        self.good = 0
+        self.longest = 0.0
+
+    def run(self) -> None:
+        while not self.stopped.is_set():
+            began = time.monotonic()
+            connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=10)
+            try:
+                for _ in range(5):
+                    connection.request("GET", "/")
+                    answer = connection.getresponse()
+                    assert answer.read().startswith(b"victim")
+                    self.good += 1
+            except (OSError, http.client.HTTPException):
+                self.stopped.wait(0.01)  # nobody listens for a moment
+            finally:
+                connection.close()
+            self.longest = max(self.longest, time.monotonic() - began)
+
+
+def served() -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=2)
+    try:
+        connection.request("GET", "/")
+        return connection.getresponse().read().startswith(b"victim")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def descendants(pid: int) -> list:
+    path = f"/proc/{pid}/task/{pid}/children"
+    try:
+        with open(path) as file:
+            children = [int(word) for word in file.read().split()]
+    except OSError:
+        return []
+    return children + [one for child in children for one in descendants(child)]
+
+
+def test_random_kills_under_load(mw, unchanged, start, server):
+    seed = int(os.environ.get("MW_SEED", random.randrange(1 << 32)))
+    print(f"MW_SEED={seed}")
+    chance = random.Random(seed)
+    # A shell that starts the server again, as a service manager would.
+    command = f"while :; do {' '.join(server)} 80 victim; done"
+    session = start("-p", f"{PORT}:80", "--", "bash", "-c", command)
+    proc.wait_for(served, 15, "the first answer", session.background)
+    load = [Load() for _ in range(4)]
+    for one in load:
+        one.start()
+    try:
+        for number in range(KILLS):
+            time.sleep(chance.uniform(0, 0.3))  # the random point
+            victim = chance.choice(["ins", "driver", "application"])
+            if victim == "application":
+                pids = descendants(session.pid("application"))
+            else:
+                pids = [session.pid(victim)]
+            for pid in pids:
+                if pid:
+                    os.kill(pid, signal.SIGKILL)
+            began = time.monotonic()
+            proc.wait_for(served, 15, f"an answer after kill {number}, of {victim} {pids}", session.background)
+            took = time.monotonic() - began
+            assert took < BACK_WITHIN, f"{took:.1f} s after kill {number}, of {victim}"
+    finally:
+        for one in load:
+            one.stopped.set()
+    for one in load:
+        one.join(30)
+        assert not one.is_alive(), "a client hangs"
+    assert sum(one.good for one in load) > KILLS
+    # No socket is left but the listener and those that close right now.
+    registry = f"/run/mwcomms/{session.name}/mw/{session.refresh()['ins_id']}"
+
+    def few_sockets():
+        with open(f"{registry}/network_stats") as file:
+            return int(file.read().split(":")[1], 16) <= 2
+    proc.wait_for(few_sockets, 10, "the INS closes what is over", session.background)
+    assert len(os.listdir(f"/run/mwcomms/{session.name}/mw")) == 2, "pvm and one INS"
+    owner = session.pid("owner")
+    assert len(descendants(owner)) == 4, "driver, INS, shell and server"
