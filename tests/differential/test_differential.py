@@ -1,27 +1,48 @@
 """Every script must print the same natively and through MwComms."""
 
+import concurrent.futures
 import difflib
+import os
 from pathlib import Path
 
 import pytest
 
+from mwtest import netns
 from script import Runner, variants
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.sock"))
 CASES = [(path, variant) for path in SCRIPTS for variant in variants(path)]
 
 
-def _run(path, variant, mode, namespace):
-    runner = Runner(path, variant, mode, namespace)
-    return runner.run(), runner.log
+def _run(path, variant, mode):
+    with netns.Namespace() as namespace:
+        runner = Runner(path, variant, mode, namespace)
+        return runner.run(), runner.log
+
+
+def _both(case):
+    return _run(*case, "native"), _run(*case, "mw")
+
+
+@pytest.fixture(scope="session")
+def answers(request):
+    """Runs the chosen scripts a few at a time: most of a script's time is waiting."""
+    chosen = [item.callspec.params for item in request.session.items
+              if getattr(item, "originalname", "") == "test_script"]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count() + 1) as pool:
+        submitted = {(one["path"], one["variant"]): None for one in chosen}
+        for case in submitted:
+            submitted[case] = pool.submit(_both, case)
+        yield submitted
+        for answer in submitted.values():
+            answer.cancel()
 
 
 @pytest.mark.parametrize(("path", "variant"), CASES,
                          ids=[f"{path.stem}-{variant}" for path, variant in CASES])
-def test_script(path, variant, namespace):
-    native, native_log = _run(path, variant, "native", namespace)
+def test_script(path, variant, answers):
+    (native, native_log), (ours, log) = answers[path, variant].result()
     broken = [line for line in native if "STOPPED" in line or "SCRIPT-ERROR" in line]
     assert not broken, "the script itself is wrong:\n" + "\n".join(native) + native_log
-    ours, log = _run(path, variant, "mw", namespace)
     difference = list(difflib.unified_diff(native, ours, "native", "mw", lineterm="", n=3))
     assert not difference, "\n".join(difference) + "\n--- stderr under mw\n" + log[-3000:]
