@@ -86,6 +86,12 @@ class BasicReadySet {
     Atomics::exchange(h_->rung, 0u);  // a drain that follows sees what was added while rung was 1
   }
 
+  // True while the consumer has nothing left to do and sleeps.
+  bool consumer_sleeps() {
+    return Atomics::load_seq(h_->sleepers) != 0 && Atomics::load_seq(h_->top) == 0 &&
+           Atomics::load_seq(h_->rung) == 0;
+  }
+
   // A consumer that never sleeps but wants to be rung for: the next add rings again.
   void clear_rung() { Atomics::exchange(h_->rung, 0u); }
   // Counts a consumer as asleep for good, whatever is in the set.

@@ -102,13 +102,24 @@ bool await(uint32_t at) {
   return answered;
 }
 
-CallAnswer take_answer(uint32_t at, void* room, uint32_t room_len) {
+// Could a stack that tells the truth answer so? What passes here reaches the application as the result of
+// a system call: a count that is too large, or an error that turns into a count, would have it read what
+// is not there.
+bool possible(const CallRequest& r, const CallAnswer& a) {
+  if (a.len > MW_CALL_PAYLOAD) return false;
+  const bool lookup = r.op == MW_OP_RESOLVE || r.op == MW_OP_RESOLVE_ADDR;
+  if (a.ret < 0) return lookup ? a.err > -4096 && a.err < 4096 : a.err > 0 && a.err < 4096;
+  if (lookup || r.op == MW_OP_IOCTL || r.op == MW_OP_RECVMSG) return true;
+  return a.ret <= (r.op == MW_OP_SENDMSG ? r.arg[3] : 0);
+}
+
+CallAnswer take_answer(uint32_t at, const CallRequest& request, void* room, uint32_t room_len) {
   const mw_call& cell = process.channel.call(at);
   CallAnswer a;
   a.ret = *const_cast<const volatile int32_t*>(&cell.ret);
   a.err = *const_cast<const volatile int32_t*>(&cell.err);
   a.len = *const_cast<const volatile uint32_t*>(&cell.out_len);
-  if (a.len > MW_CALL_PAYLOAD || a.err < -4096 || a.err > 4096) {
+  if (!possible(request, a)) {
     poison("answer to a call");
     return {-1, ECONNRESET, 0};
   }
@@ -146,12 +157,13 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
   if (process.poisoned) return {-1, ECONNRESET, 0};
   if (!session_up()) return {-1, ENETDOWN, 0};
   if (request.op != MW_OP_SOCKET && request.op < MW_OP_RESOLVE) await_posted(request.slot);
+  if (process.talks_to_itself) process.unsettled = true;
   const uint32_t at = acquire_cell();
   CallAnswer a;
   if (const int rc = submit(at, request); rc < 0)
     a.err = -rc;
   else if (await(at))
-    a = take_answer(at, room, room_len);
+    a = take_answer(at, request, room, room_len);
   else
     a.err = request.op == MW_OP_SOCKET ? ENETDOWN : ECONNRESET;
   release_cell(at);

@@ -142,6 +142,10 @@ int sock_listen(const Sock& s, int backlog) {
   const int rc = plain(r);
   if (rc == 0) {
     set_flag(s, kSlotListener, true);
+    sockaddr_in6 local{};  // the port stands at the same place in both families
+    socklen_t local_len = sizeof local;
+    if (sock_name(s, false, reinterpret_cast<sockaddr*>(&local), &local_len) == 0)
+      note_listening_port(local.sin6_port);
     epoll_socket_became_listener(s);
   }
   return rc;
@@ -160,6 +164,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if (a != nullptr)
     if (const int rc = check_room(a, len); rc < 0) return rc;
   if (!has_room_to_accept(s)) return -EMFILE;
+  settle();
   const uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
   if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
   if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
@@ -232,6 +237,8 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_CONNECT);
   r.arg[0] = s.nonblocking() ? 0 : 1;
+  if (len >= sizeof(sockaddr_in))
+    note_connect_to_port(reinterpret_cast<const sockaddr_in*>(a)->sin_port);
   r.in[0] = {a, len};
   s.mine.local.len = 0;
   s.mine.peer.len = 0;

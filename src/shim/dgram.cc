@@ -87,6 +87,7 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
   if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   int64_t deadline = 0;
+  if (!blocking) settle();
   for (;;) {
     if (const int error = take_error(s); error != 0) return -error;
     if (is_dead(s)) return -ECONNRESET;

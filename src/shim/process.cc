@@ -2,6 +2,7 @@
 
 #include <linux/close_range.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -341,6 +342,38 @@ bool is_memory(const void* p, size_t n) {
   const bool fault = got < static_cast<long>(local.iov_len) && (got >= 0 || errno == EFAULT);
   errno = saved;
   return !fault;
+}
+
+namespace {
+// The last few ports that this process listened on, in network order.
+uint16_t listening_ports[16];
+uint32_t listening_count = 0;
+}  // namespace
+
+void note_listening_port(uint16_t port) {
+  const uint32_t at = std::atomic_ref(listening_count).fetch_add(1) % std::size(listening_ports);
+  StdAtomics::store_relaxed(listening_ports[at], port);
+}
+
+void note_connect_to_port(uint16_t port) {
+  for (uint16_t& p : listening_ports)
+    if (port != 0 && StdAtomics::load_relaxed(p) == port) process.talks_to_itself = true;
+}
+
+void settle_slowly() {
+  process.unsettled = false;
+  timespec start{};
+  ::clock_gettime(CLOCK_MONOTONIC, &start);
+  for (;;) {
+    bool resting = true;
+    for (uint32_t w = 0; w < process.channel.geometry().workers; ++w)
+      resting &= process.channel.sock_news(w).consumer_sleeps();
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    const int64_t waited = (now.tv_sec - start.tv_sec) * 1'000'000'000 + now.tv_nsec - start.tv_nsec;
+    if (resting || waited > 500'000 || process.confined) return;
+    ::sched_yield();
+  }
 }
 
 bool in_vfork_child() {

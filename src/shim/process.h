@@ -47,6 +47,10 @@ struct Process {
   // The program has confined itself with a seccomp filter: from now on the shim sleeps with read() and
   // poll() only, which every such filter of a network program allows.
   bool confined = false;
+  // The program talks to itself over the network (it connected to a port that it listens on); what it
+  // sent, it expects to find arrived, because the kernel's loopback is synchronous. See settle().
+  bool talks_to_itself = false;
+  bool unsettled = false;  // something was sent since the last settle()
 };
 extern Process process;
 
@@ -90,6 +94,16 @@ int beyond_limit(Make&& make) {
   const FileLimit raised;
   return make();
 }
+// If the program talks to itself: lets the INS come to rest first, at most half a millisecond, so that an
+// answer "nothing there" is as true as the kernel's. Free for all other programs.
+void settle_slowly();
+inline void settle() {
+  if (process.unsettled) [[unlikely]]
+    settle_slowly();
+}
+void note_listening_port(uint16_t port);
+void note_connect_to_port(uint16_t port);
+
 // False if [p, p + n) is not readable memory: what the kernel would answer with EFAULT. For control calls;
 // the data path copies like the C library does and takes the signal.
 bool is_memory(const void* p, size_t n);

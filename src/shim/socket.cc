@@ -87,6 +87,7 @@ uint32_t poll_mask(const Sock& s) {
 }
 
 void announce(const Sock& s) {
+  if (process.talks_to_itself) process.unsettled = true;
   const uint32_t worker = process.channel.worker_of(s.index);
   if (process.channel.sock_news(worker).add(s.index)) ring_bell(process.bells[worker]);
 }

@@ -127,6 +127,7 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
   else if (const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat); lowat > 1)
     target = std::min<size_t>(lowat, std::max<size_t>(1, static_cast<size_t>(total)));
   if (is_dead(s)) return -take_error(s);
+  if (!blocking) settle();
   IovCursor to(iov, count);
   int64_t deadline = 0;
   ssize_t got = 0;
