@@ -71,11 +71,12 @@ struct ControlNote {
 
 // Control thread to worker.
 struct WorkerNote {
-  enum class Kind { group_open, group_close, adopt, stop };
+  enum class Kind { group_open, group_close, adopt, abandon, stop };
   explicit WorkerNote(Kind k, uint32_t about = 0, UniqueFd doorbell = UniqueFd{})
       : kind(k), index(about), bell(std::move(doorbell)) {}
   Kind kind;
-  uint32_t index;  // group, or slot of a listener that was made again
+  uint32_t index;  // group; slot of a listener that was made again, or of a socket nobody can watch
+  uint32_t gen = 0;  // abandon
   UniqueFd bell;
 };
 

@@ -98,7 +98,7 @@ bool Worker::room_ahead(uint32_t i, Sock& s) {
   if (l.ahead < l.limit) return true;
   if (!l.armed) {
     // Looks at once, so a record taken meanwhile is not missed.
-    l.armed = watch(s.ph, EPOLLIN | EPOLLRDHUP | EPOLLOUT, i, s, true, EPOLL_CTL_MOD);
+    l.armed = watch(s.ph, kPlaceholderEvents | EPOLLOUT, i, s.gen, true, EPOLL_CTL_MOD);
   }
   return false;
 }
@@ -153,7 +153,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS) stall(i, s);
     // The queue is empty: what the application takes from here on is of no interest.
     if (err == EAGAIN && l.armed)
-      l.armed = !watch(s.ph, EPOLLIN | EPOLLRDHUP, i, s, true, EPOLL_CTL_MOD);
+      l.armed = !watch(s.ph, kPlaceholderEvents, i, s.gen, true, EPOLL_CTL_MOD);
     // Errors of one connection (it is gone already) do not end the turn.
     return err == ECONNABORTED || err == EINTR || err == EPROTO || err == EPERM || err == ENETDOWN;
   }
@@ -200,11 +200,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   spread_ = (spread_ + 1) % ch_.geometry().workers;
   real.release();
   ours.release();
-  ins_.slots.publish(n);
-  if (!watch(c.ph, EPOLLIN | EPOLLRDHUP, n, c, true, EPOLL_CTL_ADD) || !watch_real(n, c)) {
-    log_line("mwins", "no memory to watch an accepted connection");
-    reset_and_free(n, c);
-  }
+  hand_over(n, c, true);
   return true;
 }
 

@@ -127,19 +127,34 @@ Worker::~Worker() {
     if (bell >= 0) ::close(bell);
 }
 
-bool Worker::watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool placeholder, int op) {
+bool Worker::watch(int fd, uint32_t events, uint32_t i, uint32_t gen, bool placeholder, int op) {
   epoll_event e{};
   e.events = events | EPOLLET;
-  e.data.u64 = uint64_t{s.gen} << 32 | (placeholder ? kPlaceholderBit : 0) | i;
+  e.data.u64 = uint64_t{gen} << 32 | (placeholder ? kPlaceholderBit : 0) | i;
   return ::epoll_ctl(ins_.epolls[ch_.worker_of(i)].get(), op, fd, &e) == 0;
 }
 
 bool Worker::watch_real(uint32_t i, Sock& s) {
   if ((s.flags & kRegistered) != 0) return true;
-  if (!watch(s.fd, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI, i, s, false, EPOLL_CTL_ADD))
-    return false;
+  if (!watch(s.fd, kRealEvents, i, s.gen, false, EPOLL_CTL_ADD)) return false;
   s.flags |= kRegistered;
   return true;
+}
+
+// Hands a new socket, filled in, to its worker. From here on it is that worker's.
+void Worker::hand_over(uint32_t i, Sock& s, bool with_real) {
+  const uint32_t gen = s.gen;
+  const int fd = s.fd;
+  const int ph = s.ph;
+  if (with_real) s.flags |= kRegistered;
+  ins_.slots.publish(i);
+  if (watch(ph, kPlaceholderEvents, i, gen, true, EPOLL_CTL_ADD) &&
+      (!with_real || watch(fd, kRealEvents, i, gen, false, EPOLL_CTL_ADD)))
+    return;
+  log_line("mwins", "no memory to watch a new socket");
+  WorkerNote note(WorkerNote::Kind::abandon, i);
+  note.gen = gen;
+  ins_.to_worker[ch_.worker_of(i)]->post(std::move(note));
 }
 
 bool Worker::begin() {
@@ -329,7 +344,12 @@ void Worker::on_notes() {
         Sock* s = ins_.slots.find(note.index);
         if (s == nullptr) break;
         listener_started(note.index, *s, s->backlog);
-        watch(s->ph, EPOLLIN | EPOLLRDHUP, note.index, *s, true, EPOLL_CTL_ADD);
+        watch(s->ph, kPlaceholderEvents, note.index, s->gen, true, EPOLL_CTL_ADD);
+        break;
+      }
+      case WorkerNote::Kind::abandon: {
+        Sock* s = ins_.slots.find(note.index);
+        if (s != nullptr && s->gen == note.gen) reset_and_free(note.index, *s);
         break;
       }
       case WorkerNote::Kind::stop:
@@ -446,13 +466,8 @@ bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   a.out_len = sizeof out;
   a.ret = 0;
   a.err = 0;
-  ins_.slots.publish(i);
   // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
-  if (!watch(s.ph, EPOLLIN | EPOLLRDHUP, i, s, true, EPOLL_CTL_ADD) ||
-      (s.kind == SockKind::dgram && !watch_real(i, s))) {
-    free_slot(i, s);
-    return failed(ENOMEM);
-  }
+  hand_over(i, s, s.kind == SockKind::dgram);
   return true;
 }
 

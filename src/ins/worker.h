@@ -39,6 +39,8 @@ class Worker {
 
  private:
   using Kind = ControlNote::Kind;
+  static constexpr uint32_t kRealEvents = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLPRI;
+  static constexpr uint32_t kPlaceholderEvents = EPOLLIN | EPOLLRDHUP;
   // What an announcement is about.
   static constexpr uint32_t kNewsIn = 1;   // input, state or error
   static constexpr uint32_t kNewsOut = 2;  // room in the send ring, state or error
@@ -62,8 +64,9 @@ class Worker {
   void announce(uint32_t i, uint32_t news);
   void ring_groups();
   void fault(const Error& e) { ins_.poison(e.where); }
-  bool watch(int fd, uint32_t events, uint32_t i, const Sock& s, bool placeholder, int op);
+  bool watch(int fd, uint32_t events, uint32_t i, uint32_t gen, bool placeholder, int op);
   bool watch_real(uint32_t i, Sock& s);
+  void hand_over(uint32_t i, Sock& s, bool with_real);
   void init_shared_slot(uint32_t i, Sock& s);
 
   // closing (worker.cc)

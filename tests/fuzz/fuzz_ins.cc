@@ -159,7 +159,7 @@ class World {
   void step(Input& in) {
     const uint32_t slot = in.below(kGeometry.slots);
     mw_slot& s = ins_.channel.slot(slot);
-    switch (in.below(14)) {
+    switch (in.below(16)) {
       case 0: {  // any value for any word of the application's line
         uint32_t* const words[] = {&s.tx_tail, &s.rx_head, &s.want, &s.accept_flags};
         *words[in.below(4)] = in.number<uint32_t>();
@@ -228,6 +228,36 @@ class World {
         auto* bytes = reinterpret_cast<uint8_t*>(ins_.channel.base());
         bytes[in.number<uint32_t>() % ins_.channel.layout().rings] = in.number<uint8_t>();
         return;
+      }
+      case 13: {  // a message whose lengths agree
+        const auto n = static_cast<int32_t>(in.below(60));
+        const auto flags = static_cast<int32_t>(in.below(0x1000));
+        if (in.below(2) == 0) {
+          mw_call& c = cell(0, MW_OP_SENDMSG);
+          c.slot = slot;
+          c.gen = s.gen;
+          c.arg[0] = flags;
+          c.arg[3] = n;
+          c.in_len = static_cast<uint32_t>(n);
+          c.flags2 = MW_SEND_INLINE;
+          ins_.channel.call_news(0).add(0);
+          return;
+        }
+        s.tx_tail = ins_.slots.at(slot).tx_head + static_cast<uint32_t>(n);
+        return honest_call(MW_OP_SENDMSG, slot, {flags, 0, 0, n}, nullptr, 0);
+      }
+      case 14: {  // an option or an ioctl that exists
+        static constexpr int32_t kOptions[][2] = {
+            {SOL_SOCKET, SO_LINGER},      {SOL_SOCKET, SO_RCVLOWAT}, {SOL_SOCKET, SO_OOBINLINE},
+            {SOL_SOCKET, SO_RCVBUF},      {SOL_SOCKET, SO_SNDBUF},   {SOL_SOCKET, SO_TIMESTAMP},
+            {IPPROTO_IP, IP_PKTINFO},     {IPPROTO_IP, IP_RECVERR},  {IPPROTO_TCP, 18},
+            {SOL_SOCKET, SO_TIMESTAMPING}};
+        const auto& o = kOptions[in.below(std::size(kOptions))];
+        const int value[2] = {in.number<int16_t>(), in.number<int16_t>()};
+        if (in.below(4) == 0)
+          return honest_call(MW_OP_IOCTL, slot, {static_cast<int32_t>(0x8905 + in.below(8))}, value,
+                             4);
+        return honest_call(MW_OP_SETSOCKOPT, slot, {o[0], o[1]}, value, in.below(3) == 0 ? 4 : 8);
       }
       case 12:
         s.watches = in.number<uint64_t>();
