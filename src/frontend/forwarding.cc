@@ -16,10 +16,18 @@
 namespace mw {
 namespace {
 
-const std::string kConf4 = "/proc/sys/net/ipv4/conf/";
-const std::string kConf6 = "/proc/sys/net/ipv6/conf/";
-const std::string kGlobal4 = "/proc/sys/net/ipv4/ip_forward";
-const std::string kGlobal6 = kConf6 + "all/forwarding";
+// Where the settings are.
+struct Paths {
+  explicit Paths(const std::string& sys)
+      : conf4(sys + "/ipv4/conf/"),
+        conf6(sys + "/ipv6/conf/"),
+        global4(sys + "/ipv4/ip_forward"),
+        global6(conf6 + "all/forwarding") {}
+  std::string conf4;
+  std::string conf6;
+  std::string global4;
+  std::string global6;
+};
 
 struct Change {
   std::string path;
@@ -61,22 +69,22 @@ std::vector<std::string> host_links(const std::string& conf) {
 // Newer kernels (6.17) can forward IPv6 for single interfaces. On older ones the switch is global,
 // and turning it on makes the host ignore router advertisements unless accept_ra says 2: say so
 // first.
-void plan_v6(std::vector<Change>* changes) {
-  if (value_of(kGlobal6) != "0") return;
-  const bool single = !value_of(kConf6 + "all/force_forwarding").empty();
-  for (const std::string& link : host_links(kConf6)) {
-    const std::string setting = kConf6 + link + (single ? "/force_forwarding" : "/accept_ra");
+void plan_v6(const Paths& paths, std::vector<Change>* changes) {
+  if (value_of(paths.global6) != "0") return;
+  const bool single = !value_of(paths.conf6 + "all/force_forwarding").empty();
+  for (const std::string& link : host_links(paths.conf6)) {
+    const std::string setting = paths.conf6 + link + (single ? "/force_forwarding" : "/accept_ra");
     const std::string before = value_of(setting);
     if (single && before == "0") changes->push_back({setting, "0", "1"});
     if (!single && before == "1") changes->push_back({setting, "1", "2"});
   }
-  if (!single) changes->push_back({kGlobal6, "0", "1"});
+  if (!single) changes->push_back({paths.global6, "0", "1"});
 }
 
-void plan_v4(std::vector<Change>* changes) {
-  if (value_of(kGlobal4) != "0") return;
-  for (const std::string& link : host_links(kConf4)) {
-    const std::string setting = kConf4 + link + "/forwarding";
+void plan_v4(const Paths& paths, std::vector<Change>* changes) {
+  if (value_of(paths.global4) != "0") return;
+  for (const std::string& link : host_links(paths.conf4)) {
+    const std::string setting = paths.conf4 + link + "/forwarding";
     if (value_of(setting) == "0") changes->push_back({setting, "0", "1"});
   }
 }
@@ -99,14 +107,14 @@ std::string folder_below(const std::string& path, const std::string& conf) {
   return path.substr(conf.size(), path.find('/', conf.size()) - conf.size());
 }
 
-GuardedLinks guarded_by(const std::vector<Change>& changes) {
+GuardedLinks guarded_by(const Paths& paths, const std::vector<Change>& changes) {
   GuardedLinks out;
   for (const Change& c : changes) {
-    const std::string v4 = folder_below(c.path, kConf4);
-    const std::string v6 = folder_below(c.path, kConf6);
+    const std::string v4 = folder_below(c.path, paths.conf4);
+    const std::string v6 = folder_below(c.path, paths.conf6);
     if (!v4.empty()) out.v4.push_back(v4);
-    if (c.path == kGlobal6) {
-      out.v6 = host_links(kConf6);  // the global switch opened every interface
+    if (c.path == paths.global6) {
+      out.v6 = host_links(paths.conf6);  // the global switch opened every interface
       return out;
     }
     if (!v6.empty()) out.v6.push_back(v6);
@@ -116,11 +124,13 @@ GuardedLinks guarded_by(const std::vector<Change>& changes) {
 
 }  // namespace
 
-Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link) {
+Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link,
+                                         const std::string& sys) {
+  const Paths paths(sys);
   std::vector<Change> changes = load(base);
   std::vector<Change> missing;
-  plan_v4(&missing);
-  plan_v6(&missing);
+  plan_v4(paths, &missing);
+  plan_v6(paths, &missing);
   changes.insert(changes.end(), missing.begin(), missing.end());
   std::ostringstream text;
   for (const Change& c : changes) text << c.path << " " << c.before << " " << c.after << "\n";
@@ -132,21 +142,22 @@ Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::str
   for (const Change& c : missing) {
     if (auto set = set_value(c.path, c.after); !set) return set.failure();
   }
-  if (auto set = set_value(kConf4 + link + "/forwarding", "1"); !set) return set.failure();
-  const std::string single = kConf6 + link + "/force_forwarding";
-  if (value_of(kGlobal6) == "0" && !value_of(single).empty()) {
+  if (auto set = set_value(paths.conf4 + link + "/forwarding", "1"); !set) return set.failure();
+  const std::string single = paths.conf6 + link + "/force_forwarding";
+  if (value_of(paths.global6) == "0" && !value_of(single).empty()) {
     if (auto set = set_value(single, "1"); !set) return set.failure();
   }
-  return guarded_by(changes);
+  return guarded_by(paths, changes);
 }
 
-Outcome<Done> release_forwarding(const std::string& base) {
+Outcome<Done> release_forwarding(const std::string& base, const std::string& sys) {
+  const Paths paths(sys);
   std::vector<Change> changes = load(base);
   std::reverse(changes.begin(), changes.end());
   // Somebody turned forwarding on globally in the meantime: that is now his setting.
-  const bool taken_over = value_of(kGlobal4) == "1";
+  const bool taken_over = value_of(paths.global4) == "1";
   for (const Change& c : changes) {
-    const bool v4 = !folder_below(c.path, kConf4).empty();
+    const bool v4 = !folder_below(c.path, paths.conf4).empty();
     if ((v4 && taken_over) || value_of(c.path) != c.after) continue;
     if (auto set = set_value(c.path, c.before); !set) return set.failure();
   }

@@ -19,9 +19,10 @@
 namespace mw {
 
 // Turns on what is missing, for `link` and for the host's other interfaces.
-Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link);
+Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link,
+                                         const std::string& sys = "/proc/sys/net");
 
 // Restores the recorded values. Call when the last isolated session is gone.
-Outcome<Done> release_forwarding(const std::string& base);
+Outcome<Done> release_forwarding(const std::string& base, const std::string& sys = "/proc/sys/net");
 
 }  // namespace mw
