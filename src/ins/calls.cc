@@ -120,6 +120,10 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   if (a.ret == 0 && unspec) {
     s.flags &= ~(kReadDone | kToEnd | kTxBlocked);
+    int pending = 0;
+    socklen_t len = sizeof pending;
+    if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
+      publish_error(i, s, pending);
     return set_state(i, s, MW_ST_OPEN);
   }
   const bool started = a.ret < 0 && a.err == EINPROGRESS;

@@ -243,6 +243,9 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   s.mine.local.len = 0;
   s.mine.peer.len = 0;
   const int rc = plain(r);
+  // The INS has collected the outcome of the attempt before this one; nobody has told the program yet.
+  if (rc == -ECONNABORTED)
+    if (const int error = take_error(s); error != 0) return -error;
   if (s.datagram() || s.nonblocking()) return rc;
   if (rc != -EINPROGRESS && rc != -EALREADY) return rc;
   const int64_t deadline = deadline_after_us(s.mine.sndtimeo_us);

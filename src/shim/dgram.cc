@@ -96,6 +96,8 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
       Record r;
       const int there = oldest(s, r);
       if (there < 0) return there;
+      for (size_t i = 0; there == 1 && i < m->msg_iovlen; ++i)
+        if (!is_buffer(m->msg_iov[i].iov_base, m->msg_iov[i].iov_len)) return -EFAULT;
       if (there == 1) {
         const RingBytes ring = process.channel.rx(s.index);
         const size_t copied =
@@ -174,11 +176,11 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
   size_t total = 0;
   for (size_t i = 0; i < m->msg_iovlen; ++i) {
-    if (m->msg_iov[i].iov_len != 0 && reinterpret_cast<uintptr_t>(m->msg_iov[i].iov_base) < MW_PAGE)
-      return -EFAULT;
+    if (!is_buffer(m->msg_iov[i].iov_base, m->msg_iov[i].iov_len)) return -EFAULT;
     total += m->msg_iov[i].iov_len;
   }
   if (m->msg_name != nullptr && m->msg_namelen > 128) return -EINVAL;
+  if (m->msg_name != nullptr && !is_memory(m->msg_name, m->msg_namelen)) return -EFAULT;
   if (m->msg_controllen > 1024) return -ENOBUFS;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   if (!s.datagram()) {

@@ -345,6 +345,26 @@ bool is_memory(const void* p, size_t n) {
 }
 
 namespace {
+// Pages that were found readable: 1 + their number, so that 0 is none. Threads may overwrite each other's entries.
+uint64_t good_pages[4096];
+
+bool is_good_page(uintptr_t at) {
+  const uint64_t page = at / MW_PAGE + 1;
+  uint64_t& entry = good_pages[page % std::size(good_pages)];
+  if (StdAtomics::load_relaxed(entry) == page) [[likely]]
+    return true;
+  if (!is_memory(reinterpret_cast<const void*>(at), 1)) return false;
+  StdAtomics::store_relaxed(entry, page);
+  return true;
+}
+}  // namespace
+
+bool is_buffer(const void* p, size_t n) {
+  const auto at = reinterpret_cast<uintptr_t>(p);
+  return n == 0 || (is_good_page(at) && (at / MW_PAGE == (at + n - 1) / MW_PAGE || is_good_page(at + n - 1)));
+}
+
+namespace {
 // The last few ports that this process listened on, in network order.
 uint16_t listening_ports[16];
 uint32_t listening_count = 0;

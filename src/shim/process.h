@@ -104,9 +104,10 @@ inline void settle() {
 void note_listening_port(uint16_t port);
 void note_connect_to_port(uint16_t port);
 
-// False if [p, p + n) is not readable memory: what the kernel would answer with EFAULT. For control calls;
-// the data path copies like the C library does and takes the signal.
+// False if [p, p + n) is not readable memory: what the kernel would answer with EFAULT.
 bool is_memory(const void* p, size_t n);
+// The same for the data path: pages once found good are not asked about again.
+bool is_buffer(const void* p, size_t n);
 
 // Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with errno.
 int hide(int fd);

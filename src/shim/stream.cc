@@ -46,8 +46,6 @@ ssize_t iov_bytes(const iovec* iov, size_t count) {
   size_t total = 0;
   for (size_t i = 0; i < count; ++i) {
     if (iov[i].iov_len > SSIZE_MAX - total) return -EINVAL;
-    if (iov[i].iov_len != 0 && reinterpret_cast<uintptr_t>(iov[i].iov_base) < MW_PAGE)
-      return -EFAULT;
     total += iov[i].iov_len;
   }
   return static_cast<ssize_t>(total);
@@ -72,6 +70,13 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   if (n == 0) return 0;
   const RingBytes ring = process.channel.rx(s.index);
   if (!truncate) {
+    IovCursor look = to;
+    for (uint32_t seen = 0; seen < n;) {
+      const iovec piece = look.piece(n - seen);
+      if (!is_buffer(piece.iov_base, piece.iov_len)) return -EFAULT;
+      seen += static_cast<uint32_t>(piece.iov_len);
+      look.advance(piece.iov_len);
+    }
     for (uint32_t done = 0; done < n;) {
       const iovec piece = to.piece(n - done);
       ring.copy_out(head + done, piece.iov_base, static_cast<uint32_t>(piece.iov_len));
@@ -258,6 +263,8 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
 ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags) {
   const ssize_t total = iov_bytes(iov, count);
   if (total < 0) return total;
+  for (size_t i = 0; i < count; ++i)
+    if (!is_buffer(iov[i].iov_base, iov[i].iov_len)) return -EFAULT;
   IovCursor from(iov, count);
   return send_loop(s, static_cast<size_t>(total), false, flags,
                    [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
