@@ -10,6 +10,13 @@ import pytest
 from mwtest import netns
 from script import Runner, variants
 
+# What is known to differ, and why. An entry that prints the same after all fails: it has to go.
+KNOWN = {
+    "epoll_fork": "close() in one process ends the registrations of all in an epoll set that they share",
+    "exec_epoll": "an epoll set that survives exec is unknown to the new program's library",
+    "tcp_listen_states": "a listener that was shut down for reading cannot listen again",
+}
+
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.sock"))
 CASES = [(path, variant) for path in SCRIPTS for variant in variants(path)]
 
@@ -45,4 +52,7 @@ def test_script(path, variant, answers):
     broken = [line for line in native if "STOPPED" in line or "SCRIPT-ERROR" in line]
     assert not broken, "the script itself is wrong:\n" + "\n".join(native) + native_log
     difference = list(difflib.unified_diff(native, ours, "native", "mw", lineterm="", n=3))
+    if path.stem in KNOWN:
+        assert difference, "no longer differs: take it off the list"
+        pytest.xfail(KNOWN[path.stem])
     assert not difference, "\n".join(difference) + "\n--- stderr under mw\n" + log[-3000:]
