@@ -93,8 +93,8 @@ Status Driver::restore() {
   if (survivor_ && !has_died(survivor_death_.get())) {
     return poller_.add(survivor_death_.get(), EPOLLIN, Source::ins_death, *survivor_);
   }
-  // Died while no driver was there to see it; without a store whatever INS is there is taken for the
-  // one that served, as it cannot be told.
+  // Died while no driver was there to see it; without a store whatever INS is there is taken for
+  // the one that served, as it cannot be told.
   if (survivor_ || (has_store && memory_.state() == kSessionUp)) ins_is_gone();
   return Ok{};
 }
@@ -120,7 +120,8 @@ void Driver::handle(const Event& e) {
       release_.stir();
       return processes_.on_message(e.id, e.events);
     case Source::process_death:
-      return processes_.on_death(e.id);
+      processes_.on_death(e.id);
+      return release_.stir();
     case Source::group:
       if (groups_.on_life_event(e.id, e.events)) tell_group(ControlType::group_close, e.id);
       return;
@@ -139,7 +140,10 @@ void Driver::handle(const Event& e) {
       return look_for_ins();
     }
     case Source::release_timer:
-      return release_.on_timer();
+      release_.on_timer();
+      processes_.sweep_calls();
+      if (processes_.suspects()) release_.stir();
+      return;
   }
 }
 
@@ -293,8 +297,7 @@ bool Driver::on_slot_message(InsLink& ins, const ControlSlot& s) {
   switch (s.type) {
     case ControlType::listener_down:
       listeners_.drop(s.slot, s.gen);
-      if (ins.awaiting_replay.erase(s.slot) == 1 && ins.awaiting_replay.empty())
-        start_serving(ins);
+      if (ins.awaiting_replay.erase(s.slot) == 1 && ins.awaiting_replay.empty()) start_serving(ins);
       return true;
     case ControlType::replayed:
       if (ins.phase() != InsLink::Phase::replaying || ins.awaiting_replay.erase(s.slot) == 0)
@@ -383,11 +386,12 @@ void Driver::start_serving(InsLink& ins) {
 
 void Driver::report_bypass(const ControlSlot& s) {
   if (++bypass_reports_ > kBypassReports) return;
-  log_line("mwcommsd",
-           "bypass: bytes that did not come through the channel, on socket %u; a raw system call or "
-           "io_uring in one of: %s%s",
-           s.slot, processes_.names().c_str(),
-           bypass_reports_ == kBypassReports ? "; further reports are not shown" : "");
+  log_line(
+      "mwcommsd",
+      "bypass: bytes that did not come through the channel, on socket %u; a raw system call or "
+      "io_uring in one of: %s%s",
+      s.slot, processes_.names().c_str(),
+      bypass_reports_ == kBypassReports ? "; further reports are not shown" : "");
 }
 
 // ---- its end ----
@@ -401,7 +405,8 @@ void Driver::lose_ins(const char* why) {
   if (death < 0 || has_died(death) || !options_.kill_lost_ins) return ins_is_gone();
   // ins_is_gone() follows when it is dead.
   if (::syscall(SYS_pidfd_send_signal, death, SIGKILL, nullptr, 0) < 0 && errno != ESRCH)
-    log_line("mwcommsd", "cannot end %s: error %d; waiting for its end", ins_->name().c_str(), errno);
+    log_line("mwcommsd", "cannot end %s: error %d; waiting for its end", ins_->name().c_str(),
+             errno);
 }
 
 void Driver::ins_is_gone() {

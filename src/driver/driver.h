@@ -1,8 +1,9 @@
-// driver.h - mwcommsd: joins a session's processes with its INS, and puts the session right when one of
-// them dies.
+// driver.h - mwcommsd: joins a session's processes with its INS, and puts the session right when
+// one of them dies.
 //
-// TRUST       See processes.h, groups.h, listeners.h, ins_link.h, session_state.h: each checks its side.
-// INVARIANTS  One INS has the region at a time. A successor gets it only when the old one is known to be
+// TRUST       See processes.h, groups.h, listeners.h, ins_link.h, session_state.h: each checks its
+// side. INVARIANTS  One INS has the region at a time. A successor gets it only when the old one is
+// known to be
 //             dead, because one that merely left its connection could still write there.
 // THREADS     One. Nothing here blocks except in epoll_wait.
 #pragma once

@@ -1,4 +1,6 @@
 // The driver against a shim and an INS that this test plays itself, over the real sockets.
+#include "driver/driver.h"
+
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/eventfd.h>
@@ -15,7 +17,6 @@
 #include <filesystem>
 #include <functional>
 
-#include "driver/driver.h"
 #include "transport/local/session_fds.h"
 
 namespace mw {
@@ -44,7 +45,8 @@ Pair make_pipe() {
 }
 
 bool same_file(int a, int b) {
-  struct stat x {}, y {};
+  struct stat x {
+  }, y{};
   return ::fstat(a, &x) == 0 && ::fstat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
 }
 bool readable(int fd) {
@@ -82,7 +84,8 @@ struct Peer {
   }
 };
 
-// A child's whole life as an INS: it is greeted, and then does nothing, with or without its connection.
+// A child's whole life as an INS: it is greeted, and then does nothing, with or without its
+// connection.
 [[noreturn]] void play_ins(const UniqueFd& listener, bool leave) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::listen(listener.get(), 4);
@@ -109,8 +112,8 @@ class DriverTest : public ::testing::Test {
     ASSERT_TRUE(registry);
     registry_ = std::make_unique<LocalRegistry>(std::move(*registry));
     static int sessions = 0;
-    auto fds =
-        make_session_fds("t" + std::to_string(::getpid()) + "-" + std::to_string(++sessions), kSmall);
+    auto fds = make_session_fds("t" + std::to_string(::getpid()) + "-" + std::to_string(++sessions),
+                                kSmall);
     ASSERT_TRUE(fds);
     fds_ = std::move(*fds);
     store_ = make_pair(SOCK_SEQPACKET);
@@ -202,7 +205,8 @@ class DriverTest : public ::testing::Test {
   }
 
   // ---- the INS's side ----
-  // Credentials of a channel are those of whoever calls listen(): a child that plays the INS does it.
+  // Credentials of a channel are those of whoever calls listen(): a child that plays the INS does
+  // it.
   UniqueFd listen_as_ins(uint32_t id, bool by_a_child = false) {
     EXPECT_TRUE(registry_->write(ins_path(id, "ins_dom_id"), std::to_string(id)));
     auto folder = registry_->open_folder(ins_path(id, ""));
@@ -326,10 +330,10 @@ TEST_F(DriverTest, KeepsStrangersFew) {
 TEST_F(DriverTest, RefusesButGoesOnWhenOutOfDescriptors) {
   Peer first = attach();
   Peer second = connect_shim();
-  rlimit old {};
+  rlimit old{};
   ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &old), 0);
   UniqueFd lowest{::dup(0)};
-  const rlimit none {static_cast<rlim_t>(lowest.get()), old.rlim_max};
+  const rlimit none{static_cast<rlim_t>(lowest.get()), old.rlim_max};
   lowest.reset();
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
   settle();
@@ -371,6 +375,20 @@ TEST_F(DriverTest, FreesTheCallsOfAProcessThatDied) {
   EXPECT_FALSE(memory_->channel().call_news(1).empty());  // announced, in case it was not
   EXPECT_EQ(take_bell(fds_.bells[1].get()), 1u);
   EXPECT_EQ(memory_->session().call(5).pid, static_cast<uint32_t>(::getpid()));
+}
+
+TEST_F(DriverTest, FreesTheCallsOfAChildThatNeverAttachedButNotAtOnce) {
+  Peer shim = attach();
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(0);
+  ASSERT_EQ(::waitpid(child, nullptr, 0), child);
+  memory_->session().call(3) = {static_cast<uint32_t>(child), 0};
+  Peer other = attach();
+  other.socket.reset();
+  settle();
+  // It may be alive under this number in a namespace of its own.
+  EXPECT_EQ(memory_->session().call(3).pid, static_cast<uint32_t>(child));
+  EXPECT_TRUE(until([&] { return memory_->session().call(3).pid == 0; }));
 }
 
 // ---- an INS ----
@@ -417,10 +435,18 @@ TEST_F(DriverTest, PassesOverAnInsThatDoesNotAgree) {
 TEST_F(DriverTest, EndsAnInsThatBreaksTheProtocol) {
   const auto bad_messages = std::vector<std::function<void(Peer&)>>{
       [](Peer& p) { p.send(uint32_t{3}); },
-      [](Peer& p) { p.send(ControlSlot{ControlType{99}, 0, 0, 0}); },
-      [](Peer& p) { p.send(ControlSlot{ControlType::listener_down, kSmall.slots, 0, 0}); },
-      [](Peer& p) { p.send(ControlSlot{ControlType::replayed, 5, 0, 0}); },
-      [](Peer& p) { p.send(ControlSlot{ControlType::start, 0, 0, 0}); },
+      [](Peer& p) {
+        p.send(ControlSlot{ControlType{99}, 0, 0, 0});
+      },
+      [](Peer& p) {
+        p.send(ControlSlot{ControlType::listener_down, kSmall.slots, 0, 0});
+      },
+      [](Peer& p) {
+        p.send(ControlSlot{ControlType::replayed, 5, 0, 0});
+      },
+      [](Peer& p) {
+        p.send(ControlSlot{ControlType::start, 0, 0, 0});
+      },
       [&](Peer& p) { p.send(listener_record(1, 1)); },  // without its descriptor
       [&](Peer& p) {
         const int fds[] = {ready_.get()};  // not a placeholder
@@ -584,7 +610,8 @@ TEST_F(DriverTest, ResetsTheSessionWhenTheInsDies) {
 TEST_F(DriverTest, ReplaysListenersToTheSuccessor) {
   const UniqueFd first_listener = listen_as_ins(1);
   Peer first = serve(first_listener);
-  Pair open = make_pair(SOCK_STREAM), closed = make_pair(SOCK_STREAM), down = make_pair(SOCK_STREAM);
+  Pair open = make_pair(SOCK_STREAM), closed = make_pair(SOCK_STREAM),
+       down = make_pair(SOCK_STREAM);
   for (auto& [slot, pair] :
        std::vector<std::pair<uint32_t, Pair*>>{{5, &open}, {6, &closed}, {7, &down}}) {
     const int fds[] = {pair->b.get()};
@@ -770,7 +797,8 @@ TEST_F(DriverTest, SleepsWhenNothingHappens) {
   const UniqueFd listener = listen_as_ins(1);
   Peer ins = serve(listener);
   settle();
-  ASSERT_TRUE(registry_->write(ins_path(1, "heartbeat"), "2"));  // not ours to watch while it serves
+  ASSERT_TRUE(
+      registry_->write(ins_path(1, "heartbeat"), "2"));  // not ours to watch while it serves
   // Two seconds after the last event one look at the rings, and then ever fewer.
   size_t wakeups = 0;
   const auto end = std::chrono::steady_clock::now() + std::chrono::milliseconds(2600);

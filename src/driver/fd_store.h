@@ -3,13 +3,14 @@
 // A restarted driver needs the doorbell and the life pipe of every group, the kept end of every
 // listener, and who its INS was. The store is a SOCK_SEQPACKET pair that the front end makes
 //     socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair)
-// keeps for the session's life, and passes to each driver as `--store-fds pair[0],pair[1]`. The driver
-// sends records into pair[0]; they wait in the kernel's queue of pair[1], descriptors and all, and
-// nobody but the next driver takes them out. Without a store the driver works; after a restart it then
-// knows only what the INS announces again.
+// keeps for the session's life, and passes to each driver as `--store-fds pair[0],pair[1]`. The
+// driver sends records into pair[0]; they wait in the kernel's queue of pair[1], descriptors and
+// all, and nobody but the next driver takes them out. Without a store the driver works; after a
+// restart it then knows only what the INS announces again.
 //
-// TRUST       Only drivers of this session write here. A record that does not fit is dropped all the same.
-// INVARIANTS  A log: the last record of a key counts. Compaction copies a record to the end before it
+// TRUST       Only drivers of this session write here. A record that does not fit is dropped all
+// the same. INVARIANTS  A log: the last record of a key counts. Compaction copies a record to the
+// end before it
 //             takes it from the front, so a driver killed at any point loses nothing.
 // THREADS     One at a time. Never blocks.
 #pragma once

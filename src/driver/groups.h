@@ -1,11 +1,12 @@
 // groups.h - the epoll instances of the application that watch protected sockets.
 //
-// The shim keeps the read end of a group's life pipe in every process that has the epoll instance; we
-// hold the write end. EPOLLERR on it says that no process has the read end any more.
+// The shim keeps the read end of a group's life pipe in every process that has the epoll instance;
+// we hold the write end. EPOLLERR on it says that no process has the read end any more.
 //
 // TRUST       Descriptors come from the application: their kind is checked, and a doorbell is made
 //             non-blocking, as one that is full would stop us.
-// INVARIANTS  A group of ours is in_use in region B; one that is in_use there and not ours belongs to a
+// INVARIANTS  A group of ours is in_use in region B; one that is in_use there and not ours belongs
+// to a
 //             driver before us that had no store, and is not given out again.
 #pragma once
 

@@ -53,8 +53,8 @@ Status InsLink::send(std::span<const std::byte> data, std::span<const int> fds) 
   if (waiting_.empty()) {
     auto sent = send_message(control_.get(), data, fds, MSG_DONTWAIT);
     if (sent || sent.error().fault != Fault::would_block) return sent;
-    if (auto armed = poller_->modify(control_.get(), EPOLLIN | EPOLLRDHUP | EPOLLOUT, Source::ins,
-                                     id_);
+    if (auto armed =
+            poller_->modify(control_.get(), EPOLLIN | EPOLLRDHUP | EPOLLOUT, Source::ins, id_);
         !armed)
       return armed;
   }

@@ -1,6 +1,7 @@
 // ins_link.h - the control connection to one INS, from hello to its death.
 //
-// TRUST       The INS faces the attacker: every message is checked for size, type, phase and ids before
+// TRUST       The INS faces the attacker: every message is checked for size, type, phase and ids
+// before
 //             it means anything; one that does not fit ends the connection.
 // INVARIANTS  A message that does not fit the socket's buffer waits in order, with copies of its
 //             descriptors; the queue is bounded.
@@ -28,7 +29,8 @@ class InsLink {
  public:
   enum class Phase { greeting, replaying, serving, lost };
 
-  // Connects to R/mw/<id>/channel. Errors: would_block (not listening yet), peer (a stranger's), sys.
+  // Connects to R/mw/<id>/channel. Errors: would_block (not listening yet), peer (a stranger's),
+  // sys.
   static Result<InsLink> connect(LocalRegistry& registry, uint32_t id, Poller& poller);
 
   uint32_t id() const { return id_; }

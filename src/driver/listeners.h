@@ -1,9 +1,11 @@
-// listeners.h - the listeners of the session, kept so that a successor of a dead INS can make them again.
+// listeners.h - the listeners of the session, kept so that a successor of a dead INS can make them
+// again.
 //
-// We keep a copy of the INS's end of each listener's placeholder: as long as it is open the application's
-// end does not hang up, and the listener stays open and silent while there is no INS.
+// We keep a copy of the INS's end of each listener's placeholder: as long as it is open the
+// application's end does not hang up, and the listener stays open and silent while there is no INS.
 //
-// TRUST       Records come from an INS. They are checked here before they are kept, and only ever given
+// TRUST       Records come from an INS. They are checked here before they are kept, and only ever
+// given
 //             to another INS.
 #pragma once
 

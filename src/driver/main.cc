@@ -46,7 +46,8 @@ int main(int argc, char** argv) {
   }
   std::string why;
   const auto options = mw::parse_driver_options(
-      {const_cast<const char* const*>(argv) + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)}, &why);
+      {const_cast<const char* const*>(argv) + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)},
+      &why);
   if (!options) {
     std::fprintf(stderr, "mwcommsd: %s\n%s", why.c_str(), mw::kDriverUsage);
     return 2;

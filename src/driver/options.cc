@@ -79,8 +79,10 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
 }  // namespace
 
 const char kDriverUsage[] =
-    "usage: mwcommsd --registry DIR --session NAME --token HEX32|env --channel-fd N --session-fd N\n"
-    "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd N\n"
+    "usage: mwcommsd --registry DIR --session NAME --token HEX32|env --channel-fd N --session-fd "
+    "N\n"
+    "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd "
+    "N\n"
     "                [--store-fds N,N]\n"
     "The driver of one session; `mw run` starts it.\n";
 

@@ -22,14 +22,15 @@ struct DriverOptions {
   std::vector<int> bell_fds;
   int ready_fd = -1;
   int store_fds[2] = {-1, -1};  // fd_store.h; absent: -1
-  // An INS that left its control connection is killed before a successor gets the region. Tests that
-  // play the INS themselves turn this off.
+  // An INS that left its control connection is killed before a successor gets the region. Tests
+  // that play the INS themselves turn this off.
   bool kill_lost_ins = true;
 };
 
 extern const char kDriverUsage[];
 
-// Nothing if the arguments are wrong; `why` then names the argument. Every descriptor named must be open.
+// Nothing if the arguments are wrong; `why` then names the argument. Every descriptor named must be
+// open.
 std::optional<DriverOptions> parse_driver_options(std::span<const char* const> args,
                                                   std::string* why);
 

@@ -37,7 +37,9 @@ class TryLock {
 
 }  // namespace
 
-void PageRelease::Free::operator()(void* p) const { std::free(p); }
+void PageRelease::Free::operator()(void* p) const {
+  std::free(p);
+}
 
 PageRelease::PageRelease(SessionMemory& memory)
     : memory_(memory),

@@ -1,16 +1,21 @@
 // page_release.h - gives the memory of idle send rings back to the system.
 //
-// A ring keeps each page that bytes ever passed through. When a send ring has been empty and untouched
-// since the turn before, its pages are punched out of the memfd; the next byte brings one of them back.
-// (Receive rings are the INS's, who writes them, to release.)
+// A ring keeps each page that bytes ever passed through. When a send ring has been empty and
+// untouched since the turn before, its pages are punched out of the memfd; the next byte brings one
+// of them back. (Receive rings are the INS's, who writes them, to release.)
 //
-// TRUST       "Empty" compares the application's private tail with the INS's head. An INS that lies about
+// TRUST       "Empty" compares the application's private tail with the INS's head. An INS that lies
+// about
 //             its head loses bytes that were meant for itself, nothing else.
-// INVARIANTS  Punching happens under the slot's tx_lock and only while tail and head are equal, so no
-//             byte of a writer is lost. The lock is only ever tried, by the protocol of src/shim/shared_lock.h:
-//             0 free, else the owner's thread id, with the top bit if somebody sleeps on it.
-// THREADS     The driver's only thread. A turn releases a bounded number of rings. While nothing moves the
-//             pauses double up to kLongestPauseMs, so an idle session costs nothing that can be measured.
+// INVARIANTS  Punching happens under the slot's tx_lock and only while tail and head are equal, so
+// no
+//             byte of a writer is lost. The lock is only ever tried, by the protocol of
+//             src/shim/shared_lock.h: 0 free, else the owner's thread id, with the top bit if
+//             somebody sleeps on it.
+// THREADS     The driver's only thread. A turn releases a bounded number of rings. While nothing
+// moves the
+//             pauses double up to kLongestPauseMs, so an idle session costs nothing that can be
+//             measured.
 #pragma once
 
 #include <cstdint>
@@ -53,8 +58,8 @@ class PageRelease {
   SessionMemory& memory_;
   UniqueFd timer_;
   int64_t pause_ms_ = 0;  // 0: not armed yet
-  // What the turn before saw, by slot: the tail, and whether the ring was released at it. From calloc, so
-  // that slots which were never used cost nothing.
+  // What the turn before saw, by slot: the tail, and whether the ring was released at it. From
+  // calloc, so that slots which were never used cost nothing.
   struct Free {
     void operator()(void* p) const;
   };

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <cstdlib>
 #include <cstring>
 
 #include "driver/fd_store.h"
@@ -14,10 +16,16 @@ namespace {
 // ---- the command line ----
 
 std::vector<const char*> good_arguments() {
-  return {"--registry", "/r",  "--session",     "s", "--token",     "000102030405060708090a0b0c0d0eFf",
-          "--channel-fd", "3", "--session-fd",  "3", "--attach-fd", "3",
-          "--drop-pvm-fd", "3", "--drop-ins-fd", "3", "--bell-fds", "3,3",
-          "--ready-fd", "3"};
+  return {"--registry",    "/r",
+          "--session",     "s",
+          "--token",       "000102030405060708090a0b0c0d0eFf",
+          "--channel-fd",  "3",
+          "--session-fd",  "3",
+          "--attach-fd",   "3",
+          "--drop-pvm-fd", "3",
+          "--drop-ins-fd", "3",
+          "--bell-fds",    "3,3",
+          "--ready-fd",    "3"};
 }
 
 class Options : public ::testing::Test {
@@ -42,6 +50,18 @@ TEST_F(Options, TakesWhatTheFrontEndGives) {
   EXPECT_EQ(o->token[15], 0xff);
   EXPECT_EQ(o->bell_fds, (std::vector<int>{3, 3}));
   EXPECT_EQ(o->store_fds[0], -1);
+}
+
+TEST_F(Options, TakesTheTokenFromTheEnvironment) {
+  auto args = good_arguments();
+  *std::find(args.begin(), args.end(), args[5]) = "env";
+  std::string why;
+  ASSERT_EQ(::setenv("MWCOMMS_TOKEN", "ff0102030405060708090a0b0c0d0e0f", 1), 0);
+  auto o = parse_driver_options(args, &why);
+  ASSERT_TRUE(o) << why;
+  EXPECT_EQ(o->token[0], 0xff);
+  ASSERT_EQ(::unsetenv("MWCOMMS_TOKEN"), 0);
+  EXPECT_FALSE(parse_driver_options(args, &why));
 }
 
 TEST_F(Options, RefusesEverythingElse) {

@@ -21,8 +21,8 @@ enum class Source : uint32_t {
   process_death,  // id: attachment
   group,          // id: group; its life pipe
   registry,
-  ins,            // id: INS; its control connection
-  ins_death,      // id: INS
+  ins,        // id: INS; its control connection
+  ins_death,  // id: INS
   retry_timer,
   release_timer,
 };

@@ -19,7 +19,8 @@ std::string command_of(uint32_t pid) {
   if (n <= 0) return "?";
   std::string name(text, static_cast<size_t>(n));
   if (name.back() == '\n') name.pop_back();
-  std::replace_if(name.begin(), name.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+  std::replace_if(
+      name.begin(), name.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
   return name;
 }
 

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "base/log.h"
@@ -23,11 +24,16 @@ bool same_token(const uint8_t* a, const uint8_t* b, size_t n) {
 
 uint32_t status_of(const Error& e) {
   switch (e.fault) {
-    case Fault::peer: return EINVAL;
-    case Fault::limit: return ENOSPC;
-    case Fault::sys: return static_cast<uint32_t>(e.err);
-    case Fault::would_block: return EAGAIN;
-    case Fault::shutdown: return EPIPE;
+    case Fault::peer:
+      return EINVAL;
+    case Fault::limit:
+      return ENOSPC;
+    case Fault::sys:
+      return static_cast<uint32_t>(e.err);
+    case Fault::would_block:
+      return EAGAIN;
+    case Fault::shutdown:
+      return EPIPE;
   }
   return EIO;
 }
@@ -85,7 +91,8 @@ void Processes::on_message(uint32_t id, uint32_t events) {
   Attachment& a = it->second;
   AttachRequest request{};
   auto m = receive_message(a.connection.get(), writable_bytes_of(request), MSG_DONTWAIT);
-  if (!m && m.error().fault == Fault::would_block && (events & (EPOLLHUP | EPOLLRDHUP)) == 0) return;
+  if (!m && m.error().fault == Fault::would_block && (events & (EPOLLHUP | EPOLLRDHUP)) == 0)
+    return;
   bool good = static_cast<bool>(m);
   if (good) {
     good = m->bytes == sizeof request &&
@@ -97,7 +104,8 @@ void Processes::on_message(uint32_t id, uint32_t events) {
     } else {
       good = false;
     }
-    if (!good) log_line("mwcommsd", "refused %s: its request does not fit", describe(a.who).c_str());
+    if (!good)
+      log_line("mwcommsd", "refused %s: its request does not fit", describe(a.who).c_str());
   }
   if (!good) connection_ended(id);
 }
@@ -139,8 +147,7 @@ bool Processes::answer_attach(Attachment& a, uint32_t id) {
   }
   std::vector<int> fds{options_.channel_fd, options_.session_fd, options_.drop_pvm_fd};
   fds.insert(fds.end(), options_.bell_fds.begin(), options_.bell_fds.end());
-  return static_cast<bool>(
-      send_message(a.connection.get(), bytes_of(reply), fds, MSG_DONTWAIT));
+  return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), fds, MSG_DONTWAIT));
 }
 
 bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
@@ -151,7 +158,8 @@ bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
   auto group = groups_.open(std::move(bell), std::move(life));
   if (group) {
     reply.group = *group;
-    // Before the answer, so that the INS reads it before it can see the group in a socket's watches.
+    // Before the answer, so that the INS reads it before it can see the group in a socket's
+    // watches.
     on_group_open(*group);
   } else {
     reply.status = status_of(group.error());
@@ -160,31 +168,36 @@ bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
 }
 
-void Processes::on_death(uint32_t id) { forget(id); }
+void Processes::on_death(uint32_t id) {
+  forget(id);
+}
 
 void Processes::forget(uint32_t id) {
   const auto it = attachments_.find(id);
   if (it == attachments_.end()) return;
   Attachment& a = it->second;
   if (a.connection) poller_.remove(a.connection.get());
-  const bool admitted = a.admitted;
-  if (admitted) {
+  uint32_t died = 0;
+  if (a.admitted) {
+    if (!a.who.death || has_died(a.who.death.get())) died = a.who.pid;
     if (a.who.death) poller_.remove(a.who.death.get());
     if (--per_user_[a.who.uid] == 0) per_user_.erase(a.who.uid);
   }
   attachments_.erase(it);
-  if (admitted) sweep_calls();
+  if (died != 0) sweep_calls(died);
 }
 
-void Processes::sweep_calls() {
-  uint32_t last_pid = 0;
-  bool last_dead = false;
-  const uint32_t rings = memory_.free_dead_calls([&](uint32_t pid) {
-    if (pid != last_pid) {
-      last_pid = pid;
-      last_dead = is_dead(pid);
-    }
-    return last_dead;
+void Processes::sweep_calls(uint32_t died) {
+  const auto now = std::chrono::steady_clock::now();
+  const std::map<uint32_t, Suspect> before = std::exchange(suspects_, {});
+  const uint32_t rings = memory_.free_dead_calls([&](uint32_t cell, uint32_t pid, uint32_t seq) {
+    if (died != 0 && pid == died) return true;
+    if (!is_dead(pid)) return false;
+    const auto it = before.find(cell);
+    const bool known = it != before.end() && it->second.pid == pid && it->second.seq == seq;
+    const auto since = known ? it->second.since : now;
+    suspects_[cell] = {pid, seq, since};
+    return now - since >= kSuspectTime;
   });
   for (size_t w = 0; w < options_.bell_fds.size(); ++w) {
     const uint64_t one = 1;

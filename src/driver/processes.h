@@ -1,12 +1,15 @@
 // processes.h - the application's processes: attaching, liveness, groups that they ask for.
 //
-// TRUST       Anyone on the host can connect to an abstract socket. A connection that did not show the
+// TRUST       Anyone on the host can connect to an abstract socket. A connection that did not show
+// the
 //             token yet is worth nothing: it is one of a bounded number, and the oldest makes room.
 //             After it a process is as trusted as the application, and still bounded per user.
-// INVARIANTS  The connection tells who asks; the process is alive until its pidfd says otherwise, as it
+// INVARIANTS  The connection tells who asks; the process is alive until its pidfd says otherwise,
+// as it
 //             may close the connection, and its children may hold it.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -33,8 +36,11 @@ class Processes {
   void accept_new();
   void on_message(uint32_t id, uint32_t events);
   void on_death(uint32_t id);
-  // Frees the calls of processes that died, whether they were attached or not.
-  void sweep_calls();
+  // Frees the calls of processes that died, whether they were attached or not. `died`: one of them,
+  // or 0.
+  void sweep_calls(uint32_t died = 0);
+  // True while a later sweep has something to decide.
+  bool suspects() const { return !suspects_.empty(); }
 
   size_t attached() const;
   // "nginx[12] nginx[13] ...", shortened.
@@ -57,6 +63,16 @@ class Processes {
   bool answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life);
   bool may_attach(const Attachment& a) const;
 
+  // The owner of a call that does not exist here, and since when. It may have been a child that
+  // never attached, or be alive under another number in a PID namespace of its own; one that is
+  // alive takes its answer long before kSuspectTime has passed.
+  struct Suspect {
+    uint32_t pid;
+    uint32_t seq;
+    std::chrono::steady_clock::time_point since;
+  };
+  static constexpr std::chrono::milliseconds kSuspectTime{1500};
+
   Poller& poller_;
   const DriverOptions& options_;
   SessionMemory& memory_;
@@ -65,6 +81,7 @@ class Processes {
   uint32_t next_id_ = 1;
   std::map<uint32_t, Attachment> attachments_;
   std::map<uint32_t, size_t> per_user_;
+  std::map<uint32_t, Suspect> suspects_;  // by cell
 };
 
 }  // namespace mw

@@ -13,6 +13,9 @@ namespace {
 
 // Far more sockets than an INS makes in its life on most days; next_first_gen() looks closer.
 constexpr uint32_t kGenerationStride = 1u << 24;
+// What an INS claims beyond this is not believed: it would use up the numbers of all its
+// successors.
+constexpr uint32_t kMostGenerations = 1u << 28;
 
 // Calls visit(first, last) for each range of items of a table that overlaps memory in use.
 template <class Visit>
@@ -90,7 +93,9 @@ void SessionMemory::each_touched_session_slot(
                   });
 }
 
-uint32_t SessionMemory::state() { return StdAtomics::load_acquire(session_.header().state); }
+uint32_t SessionMemory::state() {
+  return StdAtomics::load_acquire(session_.header().state);
+}
 uint32_t SessionMemory::first_gen() {
   return StdAtomics::load_acquire(session_.header().first_gen);
 }
@@ -102,7 +107,7 @@ uint32_t SessionMemory::next_first_gen() {
   uint32_t used = kGenerationStride - 1;
   each_touched_slot([&](uint32_t, mw_slot& slot) {
     const uint32_t ahead = StdAtomics::load_relaxed(slot.gen) - now;
-    if (ahead < 1u << 31) used = std::max(used, ahead);
+    if (ahead < kMostGenerations) used = std::max(used, ahead);
   });
   const uint32_t next = now + used + 1;
   return next == 0 ? 1 : next;
@@ -147,8 +152,7 @@ void SessionMemory::ins_lost(const std::function<void()>& ring_all) {
   each_touched_session_slot([&](uint32_t i, SessionSlot& slot) {
     for (SessionWatch& watch : slot.watches) {
       const uint32_t group = StdAtomics::load_acquire(watch.group);
-      if (group != 0 && group <= geometry().groups)
-        channel_.group_news(group - 1).put_back(i);
+      if (group != 0 && group <= geometry().groups) channel_.group_news(group - 1).put_back(i);
     }
   });
   ring_all();
@@ -162,8 +166,8 @@ void SessionMemory::set_group_in_use(uint32_t group, bool in_use) {
 }
 
 void SessionMemory::clear_group(uint32_t group) {
-  // Processes that share a socket with the dead ones may hold its locks; an entry of a dead group is
-  // changed by nobody but us, so a compare-and-exchange is enough.
+  // Processes that share a socket with the dead ones may hold its locks; an entry of a dead group
+  // is changed by nobody but us, so a compare-and-exchange is enough.
   each_touched_session_slot([&](uint32_t, SessionSlot& slot) {
     for (SessionWatch& watch : slot.watches) {
       uint32_t expected = group + 1;
@@ -192,17 +196,17 @@ bool SessionMemory::punch_channel(uint64_t at, uint64_t bytes) {
                      static_cast<off_t>(at), static_cast<off_t>(bytes)) == 0;
 }
 
-uint32_t SessionMemory::free_dead_calls(const std::function<bool(uint32_t pid)>& is_dead) {
+uint32_t SessionMemory::free_dead_calls(const IsGone& is_gone) {
   uint32_t rings = 0;
   for (uint32_t i = 0; i < geometry().calls; ++i) {
     SessionCall& owner = session_.call(i);
     uint32_t pid = StdAtomics::load_acquire(owner.pid);
-    if (pid == 0 || !is_dead(pid)) continue;
+    if (pid == 0 || !is_gone(i, pid, StdAtomics::load_relaxed(owner.seq))) continue;
     mw_call& call = channel_.call(i);
     const uint32_t seq = StdAtomics::load_acquire(call.seq);
     if (seq != StdAtomics::load_acquire(call.done_seq)) {
-      // Lookups may be under way for long and would be answered twice; a new socket's announcement needs
-      // its placeholder. All others are answered in the turn in which they are read.
+      // Lookups may be under way for long and would be answered twice; a new socket's announcement
+      // needs its placeholder. All others are answered in the turn in which they are read.
       const uint32_t op = StdAtomics::load_relaxed(call.op);
       if (op == MW_OP_SOCKET || op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR) continue;
       const uint32_t worker = channel_.worker_of(StdAtomics::load_relaxed(call.slot));

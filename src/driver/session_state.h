@@ -1,9 +1,12 @@
 // session_state.h - what the driver does to the memory of a session.
 //
-// TRUST       Both regions are written by others at any time. Nothing read here is used as an index or a
-//             count before it was checked; loops are bounded by the geometry, which is a private copy.
-// INVARIANTS  Memory that nobody touched stays untouched: walks over slots skip the holes of the memfd.
-// ORDERING    ins_lost(): state first, so that no shim starts to wait for a dead INS unnoticed; then the
+// TRUST       Both regions are written by others at any time. Nothing read here is used as an index
+// or a
+//             count before it was checked; loops are bounded by the geometry, which is a private
+//             copy.
+// INVARIANTS  Memory that nobody touched stays untouched: walks over slots skip the holes of the
+// memfd. ORDERING    ins_lost(): state first, so that no shim starts to wait for a dead INS
+// unnoticed; then the
 //             workers' sets are emptied; then pending calls are answered. A call made meanwhile is
 //             answered here or still stands in a set for the successor.
 // THREADS     The driver's only thread.
@@ -34,8 +37,8 @@ class SessionMemory {
   // The first generation that a successor may use.
   uint32_t next_first_gen();
   void ins_up(uint32_t first_gen);
-  // Answers what the dead INS will never answer, and wakes all waiters. The groups' doorbells are the
-  // caller's to ring: `ring_all` is called once for that, after the news stands in the sets.
+  // Answers what the dead INS will never answer, and wakes all waiters. The groups' doorbells are
+  // the caller's to ring: `ring_all` is called once for that, after the news stands in the sets.
   void ins_lost(const std::function<void()>& ring_all);
 
   bool group_in_use(uint32_t group);
@@ -43,9 +46,10 @@ class SessionMemory {
   // After its last process: empties the set, removes its registrations from all sockets.
   void clear_group(uint32_t group);
 
-  // Frees the cells of processes that no longer exist, as far as they are answered. A request that its
-  // owner may not have announced any more is announced for it. Returns the workers to ring for, as bits.
-  uint32_t free_dead_calls(const std::function<bool(uint32_t pid)>& is_dead);
+  // Frees the cells whose owners are gone, as far as they are answered. A request that its owner
+  // may not have announced any more is announced for it. Returns the workers to ring for, as bits.
+  using IsGone = std::function<bool(uint32_t cell, uint32_t pid, uint32_t seq)>;
+  uint32_t free_dead_calls(const IsGone& is_gone);
 
   // Gives memory of the channel back to the system; false if the system does not want to.
   bool punch_channel(uint64_t at, uint64_t bytes);

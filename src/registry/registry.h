@@ -1,10 +1,11 @@
 // registry.h - where the INSs and the driver of a session find each other and publish state.
 //
-// A tree of small text values with the names that outside tools know ("mw/7/heartbeat"). On one host it
-// is a directory (local_registry.h); on Xen it is XenStore, whose reads, writes and watches fit these
-// calls one to one.
+// A tree of small text values with the names that outside tools know ("mw/7/heartbeat"). On one
+// host it is a directory (local_registry.h); on Xen it is XenStore, whose reads, writes and watches
+// fit these calls one to one.
 //
-// TRUST       Values are written by other processes, some of which face an attacker: whoever reads one
+// TRUST       Values are written by other processes, some of which face an attacker: whoever reads
+// one
 //             checks it. parse_* below return nothing for anything that is not exactly right.
 // INVARIANTS  A path is components joined by '/', without a leading one; a component is
 //             [A-Za-z0-9._-]+, does not start with a dot, and is at most 64 characters long.
@@ -34,17 +35,18 @@ class Registry {
   virtual Result<std::string> read(std::string_view path) = 0;
   // The names directly below, sorted. Errors: limit, shutdown (no such folder), sys.
   virtual Result<std::vector<std::string>> list(std::string_view path) = 0;
-  // Removes a value, or a folder with all that is in it; nothing there is no error. Errors: limit, sys.
+  // Removes a value, or a folder with all that is in it; nothing there is no error. Errors: limit,
+  // sys.
   virtual Status remove(std::string_view path) = 0;
 
-  // Asks to be told about names made, replaced and removed directly below a folder, which must exist.
-  // Errors: limit, shutdown (no such folder), sys.
+  // Asks to be told about names made, replaced and removed directly below a folder, which must
+  // exist. Errors: limit, shutdown (no such folder), sys.
   virtual Status watch(std::string_view path) = 0;
   virtual void unwatch(std::string_view path) = 0;
   // Readable when changes() has something to say.
   virtual int event_fd() const = 0;
-  // Paths whose value or existence may have changed, without duplicates. An empty path: some were lost,
-  // look at everything. Errors: sys.
+  // Paths whose value or existence may have changed, without duplicates. An empty path: some were
+  // lost, look at everything. Errors: sys.
   virtual Result<std::vector<std::string>> changes() = 0;
 };
 

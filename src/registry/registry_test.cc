@@ -125,7 +125,7 @@ TEST_F(LocalRegistryTest, KeepsTheOldValueWhenTheDiskIsFull) {
   struct rlimit old {};
   ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
   const auto handler = std::signal(SIGXFSZ, SIG_IGN);
-  const struct rlimit tiny {0, old.rlim_max};
+  const struct rlimit tiny { 0, old.rlim_max };
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &tiny), 0);
   const auto written = registry_->write("mw/9/heartbeat", "2");
   ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);

@@ -1,5 +1,5 @@
-// The driver against an INS and processes that send anything, over the real sockets, with regions that
-// anybody writes to. The input is a list of steps.
+// The driver against an INS and processes that send anything, over the real sockets, with regions
+// that anybody writes to. The input is a list of steps.
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -83,16 +83,26 @@ class World {
 
   void step(Input& in) {
     switch (in.number<uint8_t>() % 10) {
-      case 0: return new_ins(in);
-      case 1: return greet(in);
-      case 2: return send_raw(ins_, in);
-      case 3: return send_listener(in);
-      case 4: return send_slot_message(in);
-      case 5: return attach(in);
-      case 6: return send_raw(shim_, in);
-      case 7: return open_group(in);
-      case 8: return scribble(in);
-      default: return end_something(in);
+      case 0:
+        return new_ins(in);
+      case 1:
+        return greet(in);
+      case 2:
+        return send_raw(ins_, in);
+      case 3:
+        return send_listener(in);
+      case 4:
+        return send_slot_message(in);
+      case 5:
+        return attach(in);
+      case 6:
+        return send_raw(shim_, in);
+      case 7:
+        return open_group(in);
+      case 8:
+        return scribble(in);
+      default:
+        return end_something(in);
     }
   }
 
@@ -128,11 +138,21 @@ class World {
     for (uint32_t n = in.below(4); n > 0; --n) {
       int pair[2] = {-1, -1};
       switch (in.below(5)) {
-        case 0: fds.emplace_back(::eventfd(0, EFD_CLOEXEC)); continue;
-        case 1: fds.emplace_back(::open("/dev/null", O_RDWR | O_CLOEXEC)); continue;
-        case 2: (void)!::pipe2(pair, O_CLOEXEC); break;
-        case 3: (void)!::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair); break;
-        default: (void)!::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair); break;
+        case 0:
+          fds.emplace_back(::eventfd(0, EFD_CLOEXEC));
+          continue;
+        case 1:
+          fds.emplace_back(::open("/dev/null", O_RDWR | O_CLOEXEC));
+          continue;
+        case 2:
+          (void)!::pipe2(pair, O_CLOEXEC);
+          break;
+        case 3:
+          (void)!::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair);
+          break;
+        default:
+          (void)!::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair);
+          break;
       }
       kept_.emplace_back(pair[0]);
       fds.emplace_back(pair[1]);
@@ -207,12 +227,24 @@ class World {
   }
   void end_something(Input& in) {
     switch (in.below(6)) {
-      case 0: ins_.reset(); break;
-      case 1: shim_.reset(); break;
-      case 2: kept_.clear(); break;
-      case 3: (void)registry_->remove(ins_path(1 + in.below(3), "")); break;
-      case 4: listener_.reset(); break;
-      default: start(); break;
+      case 0:
+        ins_.reset();
+        break;
+      case 1:
+        shim_.reset();
+        break;
+      case 2:
+        kept_.clear();
+        break;
+      case 3:
+        (void)registry_->remove(ins_path(1 + in.below(3), ""));
+        break;
+      case 4:
+        listener_.reset();
+        break;
+      default:
+        start();
+        break;
     }
     settle();
   }

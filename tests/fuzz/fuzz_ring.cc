@@ -38,7 +38,8 @@ void try_set(Input& in) {
   header.top = in.number<uint64_t>();
   for (int i = 0; i < 8; ++i) header.mid[in.below(64)] = in.number<uint64_t>();
   std::vector<uint64_t> words((bits + 63) / 64);
-  for (int i = 0; i < 8; ++i) words[in.below(static_cast<uint32_t>(words.size()))] = in.number<uint64_t>();
+  for (int i = 0; i < 8; ++i)
+    words[in.below(static_cast<uint32_t>(words.size()))] = in.number<uint64_t>();
   ReadySet set(&header, words.data(), bits);
   const uint32_t refuse_after = in.below(100);
   uint32_t taken = 0;

@@ -1,5 +1,6 @@
-// The shim against an INS that stores anything in the shared region, answers calls with anything, and sends
-// anything over the placeholders. The input is what the INS does and which calls the application makes.
+// The shim against an INS that stores anything in the shared region, answers calls with anything,
+// and sends anything over the placeholders. The input is what the INS does and which calls the
+// application makes.
 #include <linux/futex.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -223,17 +224,28 @@ class World {
     const uint32_t i = some_socket(in);
     const Sock s = sock(i);
     switch (in.below(12)) {
-      case 0: return receive(s, in);
-      case 1: return receive_message_with_all(s, in);
-      case 2: return send_bytes(s, in);
-      case 3: return accept();
-      case 4: return look_with_epoll();
-      case 5: return look_with_poll();
-      case 6: return get_option(s, in);
-      case 7: return set_option(s, in);
-      case 8: return names(s, in);
-      case 9: return ask_ioctl(s, in);
-      case 10: return call_plain(s, in);
+      case 0:
+        return receive(s, in);
+      case 1:
+        return receive_message_with_all(s, in);
+      case 2:
+        return send_bytes(s, in);
+      case 3:
+        return accept();
+      case 4:
+        return look_with_epoll();
+      case 5:
+        return look_with_poll();
+      case 6:
+        return get_option(s, in);
+      case 7:
+        return set_option(s, in);
+      case 8:
+        return names(s, in);
+      case 9:
+        return ask_ioctl(s, in);
+      case 10:
+        return call_plain(s, in);
       default: {
         const int error = take_error(s);
         require(error >= 0 && error < 4096);
@@ -243,7 +255,8 @@ class World {
   void receive(const Sock& s, Input& in) {
     std::vector<char> a(in.below(300)), b(in.below(3000));
     const iovec iov[2] = {{a.data(), a.size()}, {b.data(), b.size()}};
-    const int flags = MSG_DONTWAIT | (in.below(2) ? MSG_PEEK : 0) | (in.below(4) == 0 ? MSG_TRUNC : 0);
+    const int flags =
+        MSG_DONTWAIT | (in.below(2) ? MSG_PEEK : 0) | (in.below(4) == 0 ? MSG_TRUNC : 0);
     const ssize_t n = s.datagram() ? 0 : stream_recv(s, iov, 2, flags);
     require(n <= static_cast<ssize_t>(a.size() + b.size()) && n > -4096);
   }
@@ -272,13 +285,15 @@ class World {
     msghdr m{};
     m.msg_iov = &iov;
     m.msg_iovlen = 1;
-    const ssize_t n = sock_sendmsg(s, &m, MSG_DONTWAIT | MSG_NOSIGNAL | (in.below(8) == 0 ? MSG_OOB : 0));
+    const ssize_t n =
+        sock_sendmsg(s, &m, MSG_DONTWAIT | MSG_NOSIGNAL | (in.below(8) == 0 ? MSG_OOB : 0));
     require(n <= static_cast<ssize_t>(data.size()) && n > -4096);
   }
   void accept() {
     sockaddr_storage address{};
     socklen_t len = sizeof address;
-    const int fd = sock_accept(sock(kListener), reinterpret_cast<sockaddr*>(&address), &len, SOCK_CLOEXEC);
+    const int fd =
+        sock_accept(sock(kListener), reinterpret_cast<sockaddr*>(&address), &len, SOCK_CLOEXEC);
     require(fd > -4096);
     if (fd < 0) return;
     require(len <= sizeof address);
@@ -292,14 +307,18 @@ class World {
     epoll_event events[4];
     const int n = shim_epoll_wait(session_.epfd, events, 4, 0, nullptr);
     require(n >= -4096 && n <= 4);
-    for (int k = 0; k < n; ++k) require(events[k].data.u64 == kStream || events[k].data.u64 == kDatagram);
+    for (int k = 0; k < n; ++k)
+      require(events[k].data.u64 == kStream || events[k].data.u64 == kDatagram);
   }
   void look_with_poll() {
     for (uint32_t i : {kStream, kDatagram}) poll_mask(sock(i));
   }
   void get_option(const Sock& s, Input& in) {
-    const std::pair<int, int> names[] = {{SOL_SOCKET, SO_ERROR}, {SOL_SOCKET, SO_RCVBUF}, {6, 11},
-                                         {SOL_SOCKET, SO_LINGER}, {SOL_SOCKET, SO_RCVTIMEO}};
+    const std::pair<int, int> names[] = {{SOL_SOCKET, SO_ERROR},
+                                         {SOL_SOCKET, SO_RCVBUF},
+                                         {6, 11},
+                                         {SOL_SOCKET, SO_LINGER},
+                                         {SOL_SOCKET, SO_RCVTIMEO}};
     const auto [level, name] = names[in.below(5)];
     std::vector<char> value(in.below(300));
     auto len = static_cast<socklen_t>(value.size());
@@ -326,9 +345,14 @@ class World {
   void call_plain(const Sock& s, Input& in) {
     char address[16] = {AF_INET};
     switch (in.below(3)) {
-      case 0: sock_bind(s, reinterpret_cast<sockaddr*>(address), sizeof address); return;
-      case 1: sock_connect(s, reinterpret_cast<sockaddr*>(address), sizeof address); return;
-      default: sock_shutdown(s, static_cast<int>(in.below(4)));
+      case 0:
+        sock_bind(s, reinterpret_cast<sockaddr*>(address), sizeof address);
+        return;
+      case 1:
+        sock_connect(s, reinterpret_cast<sockaddr*>(address), sizeof address);
+        return;
+      default:
+        sock_shutdown(s, static_cast<int>(in.below(4)));
     }
   }
 

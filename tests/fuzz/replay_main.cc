@@ -1,5 +1,5 @@
-// replay_main.cc - runs a fuzz target without a fuzzer: every file of its corpus, then `rounds` changed
-// copies of them. The changes come from a fixed seed, so that a failure comes again.
+// replay_main.cc - runs a fuzz target without a fuzzer: every file of its corpus, then `rounds`
+// changed copies of them. The changes come from a fixed seed, so that a failure comes again.
 //
 // usage: TARGET CORPUS_DIR ROUNDS, or TARGET FILE
 #include <fcntl.h>
@@ -26,8 +26,8 @@ Bytes read_file(const std::filesystem::path& path) {
   return Bytes(std::istreambuf_iterator<char>(in), {});
 }
 
-// Log lines are what the code under test is expected to write, by the thousand; a sanitizer's report is
-// not, and still goes to the real standard error.
+// Log lines are what the code under test is expected to write, by the thousand; a sanitizer's
+// report is not, and still goes to the real standard error.
 void silence_log() {
   __sanitizer_set_report_fd(reinterpret_cast<void*>(static_cast<intptr_t>(::dup(STDERR_FILENO))));
   const int nowhere = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
