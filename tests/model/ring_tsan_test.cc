@@ -62,8 +62,9 @@ class End {
   bool run(uint32_t slot) {
     bool right = true;
     while (sent_ < kTotal || got_ < kTotal) {
-      const bool moved = write_some() | read_some(&right);
-      if (moved) {
+      const bool wrote = write_some();
+      const bool got = read_some(&right);
+      if (wrote || got) {
         if (theirs_.add(slot)) ring(their_bell_);
         continue;
       }
