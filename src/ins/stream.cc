@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include <algorithm>
+
 #include "ins/worker.h"
 #include "ring/atomics.h"
 
@@ -16,6 +18,9 @@ using A = StdAtomics;
 // No socket moves more than this in one turn while others wait.
 constexpr uint32_t kBytesPerTurn = 256 * 1024;
 constexpr size_t kEnoughForOnePiece = 4096;
+// One system call moves no more than this, so that of a stream of bytes the application can fill or
+// empty one half of its ring while we work on the other.
+constexpr uint32_t kChunk = 64 * 1024;
 
 }  // namespace
 
@@ -125,7 +130,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       break;
     }
     iovec iov[2];
-    uint32_t asked = *room;
+    uint32_t asked = std::min(*room, kChunk);
     int pieces = ring.pieces(s.rx_tail, asked, iov);
     // Most requests are small, and recv() is cheaper than readv().
     if (pieces == 2 && iov[0].iov_len >= kEnoughForOnePiece) {
@@ -152,6 +157,9 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       }
       // Less than we asked for: the kernel holds no more, and what comes is a new edge.
       if (got < asked && (s.flags & kToEnd) == 0) break;
+      if ((s.flags & kToEnd) != 0) continue;  // the end is near: one announcement for both
+      announce(i, kNewsIn);
+      news &= ~kNewsIn;
       continue;
     }
     if (n < 0 && errno == EINTR) continue;
@@ -201,7 +209,8 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
   const uint32_t tail = s.tx_head + left;
   while (left != 0) {
     iovec iov[2];
-    const int pieces = ring.pieces(s.tx_head, left, iov);
+    const uint32_t offered = std::min(left, kChunk);
+    const int pieces = ring.pieces(s.tx_head, offered, iov);
     ssize_t n = 0;
     if (pieces == 1) {
       n = ::send(s.fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -224,14 +233,14 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     s.tx_head += sent;
     moved += sent;
     left -= sent;
-    if (left != 0) {
-      s.flags |=
-          kTxBlocked;  // a short send: the kernel's buffer is full and EPOLLOUT will say when not
+    A::store_release(shared.tx_head, s.tx_head);
+    if (sent < offered) {
+      s.flags |= kTxBlocked;  // the kernel's buffer is full, and EPOLLOUT will say when it is not
       break;
     }
+    if (left != 0 && ring_writable(capacity, capacity - left)) announce(i, kNewsOut);
   }
   if (moved != 0) {
-    A::store_release(shared.tx_head, s.tx_head);
     s.last_tick = tick_;
     stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + moved,
                             std::memory_order_relaxed);
