@@ -20,7 +20,8 @@ def test_iperf3(box, protect):
     size = 64 << 20
     for direction in ((), ("-R",)):
         end = _client(box, "-n", size, *direction, protected=protected)
-        assert end["sum_received"]["bytes"] >= size * 0.95
+        # iperf3 stops reading when the control connection says so: what is on its way then is lost.
+        assert end["sum_received"]["bytes"] >= size * 0.8
         assert end["sum_sent"]["bytes"] >= size
     end = _client(box, "-n", size, "-P", 4, protected=protected)
     assert len(end["streams"]) == 4 and end["sum_sent"]["bytes"] >= size

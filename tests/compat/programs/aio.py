@@ -35,6 +35,9 @@ async def echo(host: str, port: int) -> bool:
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()
+    if answer != MESSAGE:
+        print(f"{host}: {len(answer)} bytes of {len(MESSAGE)}, right so far: "
+              f"{answer == MESSAGE[:len(answer)]}")
     return answer == MESSAGE
 
 
