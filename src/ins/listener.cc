@@ -114,6 +114,7 @@ void Worker::accept_some(uint32_t i, Sock& s) {
 
 void Worker::stall(uint32_t i, Sock& s) {
   if (s.listener->stalled) return;
+  close_dead();
   s.listener->stalled = true;
   stalled_.push_back(i);
 }

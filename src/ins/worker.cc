@@ -27,6 +27,7 @@ constexpr int kEventsPerTurn = 128;
 constexpr int kEventsPerRing = 16;
 constexpr int kDropsPerTurn = 64;
 constexpr int kTurnsWithoutEvents = 4;
+constexpr size_t kMaxDead = 64;
 constexpr uint32_t kIdleTicks = 2;
 // spin_for_news(): how long, how many failures in a row are put up with, how many chances are then
 // let go.
@@ -120,9 +121,11 @@ Worker::Worker(InsContext& ins, uint32_t index)
   local_next_.reserve(own_slots);
   rings_due_.reserve(ch_.geometry().groups + kEventsPerRing * MW_MAX_WATCHES);
   warm_.reserve(own_slots);
+  dead_.reserve(kMaxDead);
 }
 
 Worker::~Worker() {
+  close_dead();
   for (const int bell : group_bells_)
     if (bell >= 0) ::close(bell);
 }
@@ -202,6 +205,7 @@ void Worker::turn(bool may_sleep) {
   if (tick != tick_) {
     tick_ = tick;
     release_idle_memory();
+    close_dead();
     retry_now_ = true;
   }
   if (retry_now_) retry_stalled();
@@ -229,9 +233,10 @@ bool Worker::spin_for_news() {
 }
 
 int Worker::sleep_ms() const {
-  // The only timed work: memory to give back, and listeners that wait for a free descriptor.
+  // The only timed work: memory and descriptors to give back, and listeners that wait for a free
+  // descriptor.
   if (!stalled_.empty()) return 100;
-  return warm_.empty() ? -1 : 1000;
+  return warm_.empty() && dead_.empty() ? -1 : 1000;
 }
 
 // Returns how many members there were.
@@ -349,7 +354,10 @@ void Worker::on_notes() {
       }
       case WorkerNote::Kind::abandon: {
         Sock* s = ins_.slots.find(note.index);
-        if (s != nullptr && s->gen == note.gen) reset_and_free(note.index, *s);
+        if (s == nullptr || s->gen != note.gen) break;
+        ::close(s->ph);  // its other end lives: it has to see this one go
+        s->ph = -1;
+        reset_and_free(note.index, *s);
         break;
       }
       case WorkerNote::Kind::stop:
@@ -591,7 +599,7 @@ void Worker::finish_close(uint32_t i, Sock& s) {
 
 void Worker::free_slot(uint32_t i, Sock& s) {
   if (s.fd >= 0) ::close(s.fd);
-  ::close(s.ph);
+  if (s.ph >= 0) bury(s.ph);
   s.fd = -1;
   s.ph = -1;
   // How far the send ring was used decides how much of it may be resident.
@@ -611,6 +619,20 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   s.last_tick = tick_;
   ins_.slots.release(i);
   if (!stalled_.empty()) retry_now_ = true;
+}
+
+// Closes a placeholder whose other end is gone, some time. While any AF_UNIX descriptor travels in
+// a message (an accept record that waits, say) the kernel answers each close() of such a socket
+// with a run of its garbage collector in another thread; a close that follows closely on another
+// joins the same run.
+void Worker::bury(int placeholder) {
+  dead_.push_back(placeholder);
+  if (dead_.size() >= kMaxDead) close_dead();
+}
+
+void Worker::close_dead() {
+  for (const int fd : dead_) ::close(fd);
+  dead_.clear();
 }
 
 // ---- memory ----

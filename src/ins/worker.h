@@ -75,6 +75,8 @@ class Worker {
   void reset_and_free(uint32_t i, Sock& s);
   void finish_close(uint32_t i, Sock& s);
   void free_slot(uint32_t i, Sock& s);
+  void bury(int placeholder);
+  void close_dead();
 
   // memory (worker.cc)
   void touch(uint32_t i, Sock& s);
@@ -142,6 +144,7 @@ class Worker {
   std::vector<uint32_t> local_;      // slots with work left
   std::vector<uint32_t> local_next_;
   std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
+  std::vector<int> dead_;          // placeholders to close
   std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
   std::vector<uint8_t> scratch_;   // one datagram whose control messages precede it
   Request request_;
