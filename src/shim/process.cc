@@ -18,6 +18,11 @@
 #include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
 
+extern "C" {
+[[gnu::visibility("hidden"), gnu::tls_model("initial-exec")]] thread_local int mw_in_vfork = 0;
+[[gnu::visibility("hidden")]] void mw_set_errno(int error) { errno = error; }
+}
+
 namespace mw::shim {
 
 constinit Process process;  // the constructor below runs before any dynamic initialiser would
@@ -396,9 +401,7 @@ void settle_slowly() {
   }
 }
 
-bool in_vfork_child() {
-  return static_cast<uint32_t>(libc.syscall(SYS_getpid)) != process.pid;
-}
+bool in_vfork_child() { return mw_in_vfork != 0; }
 
 int identify(int fd, uint32_t slot, uint32_t gen) {
   // The send timeout of the placeholder means nothing to us, as nobody sends on it; it is 64 bits that

@@ -113,7 +113,7 @@ bool is_buffer(const void* p, size_t n);
 int hide(int fd);
 void unhide_and_close(int fd);
 inline bool is_hidden(int fd) { return peek(fd).kind == Kind::hidden; }
-// True in a child of vfork(), which shares our memory but not our descriptors.
+// True in a child of vfork(), which shares our memory but not our descriptors (vfork.S).
 bool in_vfork_child();
 
 // The session's secret, which goes with every request to the driver.

@@ -103,7 +103,8 @@ void offer_room(const Sock& s) {
 // True if recv() has something else to say than "wait" once there are no bytes.
 bool receiving_ended(const Sock& s) {
   const uint32_t state = state_of(s);
-  return error_pending(s) || (state & (MW_ST_EOF | MW_ST_CLOSED)) != 0 ||
+  // Not MW_ST_CLOSED: both directions may be shut while the INS still has bytes for a full ring.
+  return error_pending(s) || (state & MW_ST_EOF) != 0 ||
          (state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0 ||
          (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0;
 }
@@ -112,7 +113,7 @@ bool receiving_ended(const Sock& s) {
 int no_bytes(const Sock& s) {
   const uint32_t state = state_of(s);
   if (const int error = take_error(s); error != 0) return -error;
-  if ((state & (MW_ST_EOF | MW_ST_CLOSED)) != 0) return 0;
+  if ((state & MW_ST_EOF) != 0) return 0;
   if ((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) return 0;
   if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) return -ENOTCONN;
   return 1;
