@@ -115,7 +115,9 @@ int no_bytes(const Sock& s) {
   if (const int error = take_error(s); error != 0) return -error;
   if ((state & MW_ST_EOF) != 0) return 0;
   if ((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) return 0;
-  if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) return -ENOTCONN;
+  // A connect that failed leaves the socket closed, and recv() then tells the end, as the kernel does.
+  if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0)
+    return (state & MW_ST_CLOSED) != 0 ? 0 : -ENOTCONN;
   return 1;
 }
 
