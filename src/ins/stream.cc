@@ -18,8 +18,9 @@ using A = StdAtomics;
 // No socket moves more than this in one turn while others wait.
 constexpr uint32_t kBytesPerTurn = 256 * 1024;
 constexpr size_t kEnoughForOnePiece = 4096;
-// One system call moves no more than this, so that of a stream of bytes the application can fill or
-// empty one half of its ring while we work on the other.
+constexpr uint32_t kRequestLike = 16 * 1024;
+// One send() takes no more than this, so that the application can fill one half of its ring while
+// we empty the other. Receiving has no such limit: waking a reader costs more than it waits.
 constexpr uint32_t kChunk = 64 * 1024;
 
 }  // namespace
@@ -130,7 +131,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       break;
     }
     iovec iov[2];
-    uint32_t asked = std::min(*room, kChunk);
+    uint32_t asked = *room;
     int pieces = ring.pieces(s.rx_tail, asked, iov);
     // Most requests are small, and recv() is cheaper than readv().
     if (pieces == 2 && iov[0].iov_len >= kEnoughForOnePiece) {
@@ -157,9 +158,6 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       }
       // Less than we asked for: the kernel holds no more, and what comes is a new edge.
       if (got < asked && (s.flags & kToEnd) == 0) break;
-      if ((s.flags & kToEnd) != 0) continue;  // the end is near: one announcement for both
-      announce(i, kNewsIn);
-      news &= ~kNewsIn;
       continue;
     }
     if (n < 0 && errno == EINTR) continue;
@@ -186,6 +184,9 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   }
   if (moved != 0) {
     touch(i, s);
+    // A request has an answer; a piece of a long transfer has none, and its reader needs the
+    // processor.
+    gave_input_ |= moved <= kRequestLike;
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
                             std::memory_order_relaxed);
   }

@@ -518,7 +518,6 @@ void Worker::announce(uint32_t i, uint32_t news) {
   mw_slot& shared = ch_.slot(i);
   const uint32_t want = A::load_relaxed(shared.want);
   bool out = (news & kNewsOut) != 0;
-  gave_input_ |= (news & kNewsIn) != 0;
   if ((news & kNewsIn) != 0 || (want & MW_WANT_OUT_EVENT) != 0) {
     if (out && (want & MW_WANT_OUT_EVENT) != 0) A::fetch_and(shared.want, ~MW_WANT_OUT_EVENT);
     uint64_t watches = A::load_relaxed(shared.watches);
