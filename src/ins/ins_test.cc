@@ -46,7 +46,9 @@ std::string as_bytes(int v) {
 TEST(Ins, CarriesBytesBothWaysAcrossTheWrap) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   const std::string data = pattern(3'000'000);
   std::thread echo([&] {
     const std::string got = read_exactly(peer.get(), data.size());
@@ -168,9 +170,11 @@ TEST(Ins, NoDescriptorOrSlotLeftIsNoEndlessLoop) {
 TEST(Ins, ClosingWithUnreadBytesResets) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   write_all(peer.get(), "unread");
-  ASSERT_TRUE(eventually([&, &fake = s] { return pvm.ready(fake) == 6; }));
+  ASSERT_TRUE(eventually([&] { return pvm.ready(s) == 6; }));
   s.fd.reset();
   char c = 0;
   EXPECT_EQ(::recv(peer.get(), &c, 1, 0), -1);
@@ -181,7 +185,9 @@ TEST(Ins, ClosingWithUnreadBytesResets) {
 TEST(Ins, ClosingSendsWhatIsLeft) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   const int small = 4096;
   ::setsockopt(peer.get(), SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
   pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_SNDBUF}, as_bytes(4096));
@@ -197,7 +203,9 @@ TEST(Ins, ClosingSendsWhatIsLeft) {
 TEST(Ins, ShutdownComesAfterTheBytes) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_SNDBUF}, as_bytes(4096));
   const std::string data = pattern(120'000);
   pvm.put_all(s, data);
@@ -211,7 +219,9 @@ TEST(Ins, ShutdownComesAfterTheBytes) {
 TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   write_all(peer.get(), "last words");
   EXPECT_EQ(pvm.take_exactly(s, 10), "last words");
   const linger now{1, 0};
@@ -221,15 +231,17 @@ TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {
   EXPECT_TRUE(pvm.wait_state(s, MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF));
   // A send into what is gone: dropped, no second error.
   pvm.put_all(s, "nobody there");
-  EXPECT_TRUE(eventually(
-      [&, &fake = s] { return A::load_acquire(pvm.ch.slot(fake.slot).tx_head) == fake.tx_tail; }));
+  EXPECT_TRUE(
+      eventually([&] { return A::load_acquire(pvm.ch.slot(s.slot).tx_head) == s.tx_tail; }));
   EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).error_seq), s.errors);
 }
 
 TEST(Ins, BytesOnThePlaceholderAreReportedAndNeverPassedOn) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
   ASSERT_EQ(::write(s.fd.get(), "raw", 3), 3);
   const auto told = pvm.expect<ControlSlot>(ControlType::bypass);
@@ -245,7 +257,9 @@ TEST(Ins, BytesOnThePlaceholderAreReportedAndNeverPassedOn) {
 TEST(Ins, TokensAndGroupNewsAreSentOnceForEachWish) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   mw_slot& shared = pvm.ch.slot(s.slot);
   const UniqueFd bell{::eventfd(0, EFD_NONBLOCK)};
   pvm.tell(ControlType::group_open, 2, 0, bell.get());
@@ -263,7 +277,7 @@ TEST(Ins, TokensAndGroupNewsAreSentOnceForEachWish) {
   char token = 1;
   EXPECT_EQ(::recv(s.fd.get(), &token, 1, MSG_DONTWAIT), 1);
   write_all(peer.get(), "b");
-  ASSERT_TRUE(eventually([&, &fake = s] { return pvm.ready(fake) == 2; }));
+  ASSERT_TRUE(eventually([&] { return pvm.ready(s) == 2; }));
   pvm.call(MW_OP_GETPEERNAME, s);
   EXPECT_EQ(::recv(s.fd.get(), &token, 1, MSG_DONTWAIT), -1);  // nobody wished for another
 }
@@ -271,8 +285,12 @@ TEST(Ins, TokensAndGroupNewsAreSentOnceForEachWish) {
 TEST(Ins, ASlowReaderStopsItsOwnConnectionOnly) {
   FakePvm pvm;
   pvm.begin();
-  auto [slow, slow_peer] = pvm.connection();
-  auto [fast, fast_peer] = pvm.connection();
+  auto slow_and_peer = pvm.connection();
+  FakeSock& slow = slow_and_peer.first;
+  UniqueFd& slow_peer = slow_and_peer.second;
+  auto fast_and_peer = pvm.connection();
+  FakeSock& fast = fast_and_peer.first;
+  UniqueFd& fast_peer = fast_and_peer.second;
   ::fcntl(slow_peer.get(), F_SETFL, O_NONBLOCK);
   const std::string block = pattern(65536);
   std::string sent;
@@ -289,7 +307,9 @@ TEST(Ins, ASlowReaderStopsItsOwnConnectionOnly) {
 TEST(Ins, UrgentDataKeepsItsPlace) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   write_all(peer.get(), "abc");
   ASSERT_EQ(::send(peer.get(), "!", 1, MSG_OOB), 1);
   write_all(peer.get(), "def");
@@ -409,7 +429,8 @@ void expect_poisoned(FakePvm& pvm) {
 TEST(InsHostile, TailOutOfTheWindow) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
   ASSERT_TRUE(pvm.expect<ControlListener>(ControlType::listener_up));
   A::store_release(pvm.ch.slot(s.slot).tx_tail, MW_INDEX_START + kTestGeometry.tx_ring + 1);
   pvm.news(s);
@@ -419,7 +440,9 @@ TEST(InsHostile, TailOutOfTheWindow) {
 TEST(InsHostile, HeadAheadOfTheTail) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   A::store_release(pvm.ch.slot(s.slot).rx_head, MW_INDEX_START + 1);
   write_all(peer.get(), "x");
   expect_poisoned(pvm);
@@ -427,7 +450,8 @@ TEST(InsHostile, HeadAheadOfTheTail) {
 TEST(InsHostile, HeadAheadOfTheTailAtTheEnd) {
   FakePvm pvm;
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
   A::store_release(pvm.ch.slot(s.slot).rx_head, MW_INDEX_START + 1);
   s.fd.reset();
   expect_poisoned(pvm);
@@ -522,7 +546,9 @@ TEST(Ins, GivesMemoryBackWhenASocketIsIdle) {
     ::fstat(pvm.fds().channel.get(), &st);
     return st.st_blocks / 8;  // pages
   };
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   const auto before = blocks();
   write_all(peer.get(), pattern(65536));
   ASSERT_EQ(pvm.take_exactly(s, 65536).size(), 65536u);
@@ -556,7 +582,9 @@ TEST(Ins, LooksNamesUpWithoutANetwork) {
 TEST(InsProgram, ServesFromInsideItsSandbox) {
   FakePvm pvm(kTestGeometry, MWINS_PROGRAM);
   pvm.begin();
-  auto [s, peer] = pvm.connection();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
   write_all(peer.get(), pattern(200));
   EXPECT_EQ(pvm.take_exactly(s, 200), pattern(200));
   pvm.put_all(s, "answer");

@@ -73,6 +73,10 @@ struct Rule {
   scmp_arg_cmp when[1];
 };
 
+constexpr scmp_arg_cmp when_arg(unsigned n, scmp_compare op, uint64_t a, uint64_t b = 0) {
+  return {n, op, a, b};
+}
+
 #define ALLOW(name)       \
   {                       \
     SCMP_SYS(name), 0, {} \
@@ -98,9 +102,9 @@ const Rule kRules[] = {
     ALLOW(fallocate),
     ALLOW(futex),
     // Sockets (calls.cc, listener.cc): only those of the internet families are made.
-    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_INET)),
-    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_INET6)),
-    ALLOW_IF(socketpair, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)),
+    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_INET)),
+    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_INET6)),
+    ALLOW_IF(socketpair, when_arg(0, SCMP_CMP_EQ, AF_UNIX)),
     ALLOW(accept4),
     ALLOW(bind),
     ALLOW(listen),
@@ -114,23 +118,23 @@ const Rule kRules[] = {
     ALLOW(epoll_ctl),
     ALLOW(epoll_create1),
     ALLOW(eventfd2),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONREAD)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQ)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCOUTQNSD)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCATMARK)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, FIONBIO)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFNAME)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFINDEX)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFFLAGS)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFADDR)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFDSTADDR)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFBRDADDR)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFNETMASK)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMETRIC)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMTU)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFHWADDR)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFTXQLEN)),
-    ALLOW_IF(ioctl, SCMP_A1(SCMP_CMP_EQ, SIOCGIFMAP)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, FIONREAD)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCOUTQ)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCOUTQNSD)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCATMARK)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, FIONBIO)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFNAME)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFINDEX)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFFLAGS)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFADDR)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFDSTADDR)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFBRDADDR)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFNETMASK)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFMETRIC)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFMTU)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFHWADDR)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFTXQLEN)),
+    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFMAP)),
     // The region and the control thread (control.cc, publish.cc, resolve.cc).
     ALLOW(read),
     ALLOW(writev),
@@ -138,17 +142,17 @@ const Rule kRules[] = {
     ALLOW(ftruncate),
     ALLOW(fstat),
     ALLOW(newfstatat),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_DUPFD_CLOEXEC)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFL)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_SETFL)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GETFD)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_SETFD)),
-    ALLOW_IF(fcntl, SCMP_A1(SCMP_CMP_EQ, F_GET_SEALS)),
+    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_DUPFD_CLOEXEC)),
+    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_GETFL)),
+    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_SETFL)),
+    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_GETFD)),
+    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_SETFD)),
+    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_GET_SEALS)),
     ALLOW(recvmmsg),
     ALLOW(sendmmsg),
     // Memory, time, random numbers, the end (libc). No memory becomes executable.
-    ALLOW_IF(mmap, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
-    ALLOW_IF(mprotect, SCMP_A2(SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
+    ALLOW_IF(mmap, when_arg(2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
+    ALLOW_IF(mprotect, when_arg(2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
     ALLOW(munmap),
     ALLOW(mremap),
     ALLOW(madvise),
@@ -214,8 +218,8 @@ const Rule kRefused[] = {
     ALLOW(prlimit64),
     ALLOW(readlink),
 #endif
-    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_UNIX)),
-    ALLOW_IF(socket, SCMP_A0(SCMP_CMP_EQ, AF_NETLINK)),
+    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_UNIX)),
+    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_NETLINK)),
 };
 
 }  // namespace
