@@ -103,11 +103,14 @@ int count_ready(const pollfd* fds, nfds_t n) {
   return static_cast<int>(std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
 }
 
-void count_waiter(const pollfd* fds, const Item* items, nfds_t n, int delta) {
+// True if we are the only one on each of the sockets.
+bool count_waiter(const pollfd* fds, const Item* items, nfds_t n, int delta) {
+  bool sole = true;
   for (nfds_t i = 0; i < n; ++i)
     if (items[i].watch == Watch::token)
-      std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters)
-          .fetch_add(static_cast<uint32_t>(delta));
+      sole &= std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters)
+                  .fetch_add(static_cast<uint32_t>(delta)) == 0;
+  return sole;
 }
 
 // Before a sleep: asks for tokens and announces the sleep to groups. False: something came meanwhile.
@@ -179,7 +182,8 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     }
     int64_t left = timeout_ns;
     if (deadline != 0) left = std::max<int64_t>(0, deadline - now_ns());
-    count_waiter(fds, items.get(), n, 1);
+    const bool sole = count_waiter(fds, items.get(), n, 1);
+    if (!sole && (left < 0 || left > kSharedSliceNs)) left = kSharedSliceNs;
     nfds_t asleep = 0;
     int k = 0;
     const bool sleeping = prepare(fds, items.get(), n, &asleep);
@@ -189,7 +193,12 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     }
     after_sleep(items.get(), asleep);
     const bool woken = sleeping && k > 0;
-    if (woken && !judge(fds, items.get(), n))
+    if (woken && !sole && !judge(fds, items.get(), n)) {
+      // The token is another sleeper's, who is about to take it.
+      const timespec brief{0, 100'000};
+      libc.ppoll(nullptr, 0, &brief, nullptr);
+    }
+    if (woken && sole && !judge(fds, items.get(), n))
       for (nfds_t i = 0; i < n; ++i)
         if (items[i].watch == Watch::token && native[i].revents != 0)
           discard_tokens(sock_of(fds[i].fd, items[i].entry));

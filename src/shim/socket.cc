@@ -106,56 +106,57 @@ int64_t now_ns() {
   return t.tv_sec * 1'000'000'000ll + t.tv_nsec;
 }
 
-int sleep_for_token(const Sock& s, int64_t deadline) {
-  char token = 0;
-  if (deadline == 0 && process.confined) {
-    pollfd p{s.fd, POLLIN, 0};
-    return libc.poll(&p, 1, -1) < 0 && errno == EINTR ? -EINTR : 0;
+namespace {
+
+// Sleeps in poll(). Returns what it returned.
+int poll_placeholder(int fd, int64_t ns) {
+  pollfd p{fd, POLLIN, 0};
+  const timespec t{ns / 1'000'000'000, ns % 1'000'000'000};
+  return libc.ppoll(&p, 1, ns < 0 ? nullptr : &t, nullptr);
+}
+
+}  // namespace
+
+int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole) {
+  int64_t left = -1;
+  if (deadline != 0) {
+    left = deadline - now_ns();
+    if (left <= 0) return -EAGAIN;
   }
-  if (deadline == 0) {
-    // Looking without taking: everybody who sleeps on this socket wakes. The kernel's own receive
-    // gives us EINTR, SA_RESTART and cancellation as on any socket.
-    ssize_t n = libc.recv(s.fd, &token, 1, MSG_PEEK);
-    if (n < 0 && errno == EAGAIN) {
-      // The open file is non-blocking behind our back, or the call blocks by its own rule.
-      pollfd p{s.fd, POLLIN, 0};
-      n = libc.poll(&p, 1, -1);
-    }
-    if (n < 0 && errno == EINTR) return -EINTR;
-    return 0;  // a token, or the end: the INS died; the caller looks
+  if (!sole) {
+    // A blocked writer moves data as soon as it wakes: it looks more often.
+    const int64_t slice = (what & POLLOUT) != 0 ? kSharedSliceNs / 20 : kSharedSliceNs;
+    if (left < 0 || left > slice) left = slice;
+    const timespec t{0, left};
+    return ::nanosleep(&t, nullptr) < 0 ? -EINTR : 0;
   }
-  const int64_t left = deadline - now_ns();
-  if (left <= 0) return -EAGAIN;
-  pollfd p{s.fd, POLLIN, 0};
-  const timespec t{left / 1'000'000'000, left % 1'000'000'000};
-  const int n = libc.ppoll(&p, 1, &t, nullptr);
+  int n = 0;
+  if (left < 0 && !process.confined) {
+    // The kernel's own receive gives us EINTR, SA_RESTART and cancellation as on any socket, and takes the
+    // tokens in the same call.
+    char tokens[64];
+    const ssize_t got = libc.recv(s.fd, tokens, sizeof tokens, 0);
+    if (got > 0) return 0;
+    if (got < 0 && errno == EINTR) return -EINTR;
+    // The end (the INS died), or the open file is non-blocking behind our back.
+    n = poll_placeholder(s.fd, got == 0 ? 1'000'000 : -1);
+  } else {
+    n = poll_placeholder(s.fd, left);
+  }
   if (n < 0 && errno == EINTR) return -EINTR;
+  if (n > 0) discard_tokens(s);
   return 0;
 }
 
 void discard_tokens(const Sock& s) {
-  if (A::load_relaxed(s.mine.waiters) > 1) {
-    // The token may be for another sleeper (a reader and a writer on one socket). It has been woken;
-    // leave the token until it has gone on.
-    const timespec brief{0, 50'000};
-    if (!process.confined) ::nanosleep(&brief, nullptr);
-    return;
-  }
   char tokens[64];
   const int saved = errno;
-  if (process.confined) {
-    // Only after poll() saw one; we are the only one here.
-    pollfd p{s.fd, POLLIN, 0};
-    if (libc.poll(&p, 1, 0) > 0) libc.read(s.fd, tokens, sizeof tokens);
-    errno = saved;
-    return;
-  }
-  const long n =
-      libc.syscall(SYS_recvfrom, s.fd, tokens, sizeof tokens, MSG_DONTWAIT, nullptr, nullptr);
-  if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+  // read(), because a program that confined itself may have nothing else; it does not block, as only a
+  // sole sleeper that saw a token comes here.
+  const ssize_t n = libc.read(s.fd, tokens, sizeof tokens);
+  if (n <= 0) {
     // The other end is closed although the driver has not said so yet: do not spin until it does.
-    const timespec brief{0, 1'000'000};
-    ::nanosleep(&brief, nullptr);
+    poll_placeholder(-1, 1'000'000);
   }
   errno = saved;
 }

@@ -57,10 +57,12 @@ void announce(const Sock& s);
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready);
 
-// The parts of wait_for().
+// The parts of wait_for(). `sole`: nobody else sleeps on this socket, so a token is ours to take. Whoever is
+// not alone sleeps in slices instead of relying on tokens, because another one may have taken his.
 void arm(const Sock& s, short what);
-int sleep_for_token(const Sock& s, int64_t deadline);
-// Removes tokens that turned out to be stale; others that sleep on the same socket keep theirs.
+int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole);
+constexpr int64_t kSharedSliceNs = 20'000'000;
+// Removes tokens that turned out to be stale. Only for a sole sleeper that did not take them.
 void discard_tokens(const Sock& s);
 
 int64_t now_ns();
@@ -109,14 +111,13 @@ ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags);
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
   std::atomic_ref waiters(s.mine.waiters);
-  waiters.fetch_add(1);
+  const bool sole = waiters.fetch_add(1) == 0;
   int rc = 0;
   for (;;) {
     arm(s, what);
     if (ready()) break;
-    rc = sleep_for_token(s, deadline);
+    rc = sleep_for_token(s, what, deadline, sole);
     if (rc < 0 || ready()) break;
-    discard_tokens(s);
   }
   waiters.fetch_sub(1);
   return rc;

@@ -13,8 +13,8 @@ namespace mw {
 
 // Fits 100 000 connections; memory is used where it is touched.
 constexpr mw_geometry kDefaultGeometry{.slots = 131072,
-                                       .rx_ring = 128 * 1024,
-                                       .tx_ring = 128 * 1024,
+                                       .rx_ring = 256 * 1024,
+                                       .tx_ring = 256 * 1024,
                                        .groups = 256,
                                        .workers = 1,
                                        .calls = 1024,
