@@ -112,14 +112,15 @@ TEST_F(Supervise, FailsIfTheCommandCannotBeStarted) {
 TEST_F(Supervise, ReplacesADeadInsWithANewId) {
   // The application kills its INS twice and sees the third.
   config_.changed = [this] {
-    if (supervisor_ != nullptr) {
-      std::ofstream(folder_ + "/pid") << supervisor_->ins().pid << std::flush;
-    }
+    if (supervisor_ == nullptr) return;
+    const std::string pid = std::to_string(supervisor_->ins().pid);
+    EXPECT_TRUE(write_text_atomically(folder_ + "/pid", pid));
   };
-  const std::string until = "until [ $(wc -l <" + folder_ + "/ids) -eq ";
-  const std::string kill = "kill -9 $(cat " + folder_ + "/pid); ";
-  auto outcome = run(kill + until + "2 ]; do sleep 0.02; done; sleep 0.1; " + kill + until +
-                     "3 ]; do sleep 0.02; done");
+  auto outcome = run("cd " + folder_ +
+                     "; old=0; for n in 2 3; do"
+                     " until p=$(cat pid) && [ $p != 0 ] && [ $p != $old ]; do sleep 0.02; done;"
+                     " kill -9 $p; old=$p;"
+                     " until [ $(wc -l <ids) -eq $n ]; do sleep 0.02; done; done");
   ASSERT_TRUE(outcome);
   EXPECT_EQ(*outcome, 0);
   EXPECT_EQ(read_text(folder_ + "/ids"), "1\n2\n3\n");
