@@ -107,7 +107,7 @@ int run(const Arguments& args) {
   if (const Status filtered = filter_system_calls(); !filtered) return failed(filtered.error());
   log_line("mwins", "INS %u up: %u worker%s, uid %u%s", args.id, args.workers,
            args.workers == 1 ? "" : "s", started_as == 0 ? args.uid : started_as,
-           notes->empty_root ? "" : ", no empty root (user namespaces are off)");
+           notes->empty_root ? "" : ", no empty root (user namespaces are restricted)");
   if (args.ready_fd >= 0) {
     if (::write(args.ready_fd, "\n", 1) < 0) log_line("mwins", "nobody waits for us to be ready");
     ::close(args.ready_fd);

@@ -3,6 +3,9 @@
 //
 // Files are opened before the sandbox and rewritten in place with one pwrite() each, newline
 // included, then cut to length: a reader takes the first line, which is always whole.
+// Values: ip_addrs and listening_ports are lists with a space between; network_stats is, in
+// hexadecimal, max_sockets:open:bytes_recv:bytes_sent; sockopts lists
+// port:level:name=value-in-hexadecimal for the options of each listener.
 #pragma once
 
 #include <cstdint>
