@@ -1,6 +1,6 @@
-// log.h - one line to stderr, written with a single write() so that lines of several processes do not
-// mix. Used by the main-side code of daemons and, for the few lines a user must see, by the shim;
-// libraries return errors instead. Preserves errno, allocates nothing.
+// log.h - one line to stderr, written with a single write() so that lines of several processes do
+// not mix. Used by the main-side code of daemons and, for the few lines a user must see, by the
+// shim; libraries return errors instead. Preserves errno, allocates nothing.
 #pragma once
 
 #include <unistd.h>

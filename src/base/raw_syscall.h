@@ -1,5 +1,5 @@
-// raw_syscall.h - system calls that nobody can interpose: for code that is also linked into the shim,
-// where the C library's names are our own.
+// raw_syscall.h - system calls that nobody can interpose: for code that is also linked into the
+// shim, where the C library's names are our own.
 #pragma once
 
 #include <sys/syscall.h>

@@ -1,8 +1,8 @@
 // result.h - a value or the reason why there is none.
 //
-// Four kinds of failure are kept apart: an outcome (a refused connect) is data in a reply and never a
-// Result; `sys` is our environment; `peer` is the other end of a channel breaking the protocol and
-// leads to poisoning; a bug aborts. Errors are trivially copyable and allocate nothing.
+// Four kinds of failure are kept apart: an outcome (a refused connect) is data in a reply and never
+// a Result; `sys` is our environment; `peer` is the other end of a channel breaking the protocol
+// and leads to poisoning; a bug aborts. Errors are trivially copyable and allocate nothing.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 // atomics.h - how the ring code reaches shared words.
 //
-// The algorithms of this folder are templates over a policy with these operations, so that the source
-// which ships is also the one that the model checker explores (tests/model) and TSan watches.
+// The algorithms of this folder are templates over a policy with these operations, so that the
+// source which ships is also the one that the model checker explores (tests/model) and TSan
+// watches.
 #pragma once
 
 #include <atomic>

@@ -137,8 +137,13 @@ TEST(ByteRing, RejectsIndexesOutOfTheWindow) {
 }
 
 TEST(Layout, RejectsWhatItCannotHold) {
-  mw_geometry good{.slots = 1024, .rx_ring = 65536, .tx_ring = 65536, .groups = 4, .workers = 1,
-                   .calls = 64, .reserved = {0, 0}};
+  mw_geometry good{.slots = 1024,
+                   .rx_ring = 65536,
+                   .tx_ring = 65536,
+                   .groups = 4,
+                   .workers = 1,
+                   .calls = 64,
+                   .reserved = {0, 0}};
   mw_layout l{};
   ASSERT_EQ(mw_layout_of(&good, &l), 0);
   EXPECT_EQ(l.bytes % MW_PAGE, 0u);

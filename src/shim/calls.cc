@@ -16,7 +16,7 @@ namespace {
 using A = StdAtomics;
 
 constexpr timespec kTick{0, 100'000'000};
-constexpr int kTicksToLiveness = 20;   // two seconds without an answer: is anybody there?
+constexpr int kTicksToLiveness = 20;  // two seconds without an answer: is anybody there?
 constexpr int kTicksToGiveUp = 3000;  // the driver answers for a dead INS long before
 
 // Finds a free, answered cell and makes it ours.
@@ -38,7 +38,9 @@ uint32_t acquire_cell() {
   }
 }
 
-void release_cell(uint32_t at) { A::store_release(process.session.call(at).pid, 0u); }
+void release_cell(uint32_t at) {
+  A::store_release(process.session.call(at).pid, 0u);
+}
 
 // Writes the request and announces it. Returns 0 or -errno.
 int submit(uint32_t at, const CallRequest& r) {
@@ -102,9 +104,9 @@ bool await(uint32_t at) {
   return answered;
 }
 
-// Could a stack that tells the truth answer so? What passes here reaches the application as the result of
-// a system call: a count that is too large, or an error that turns into a count, would have it read what
-// is not there.
+// Could a stack that tells the truth answer so? What passes here reaches the application as the
+// result of a system call: a count that is too large, or an error that turns into a count, would
+// have it read what is not there.
 bool possible(const CallRequest& r, const CallAnswer& a) {
   if (a.len > MW_CALL_PAYLOAD) return false;
   const bool lookup = r.op == MW_OP_RESOLVE || r.op == MW_OP_RESOLVE_ADDR;

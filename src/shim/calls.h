@@ -34,12 +34,12 @@ struct CallAnswer {
   uint32_t len = 0;
 };
 
-// Executes a call and waits for the answer; its payload goes to `room`. A failure of the channel itself
-// is an answer too: ret -1 with ENETDOWN or ECONNRESET. Not interrupted by signals.
+// Executes a call and waits for the answer; its payload goes to `room`. A failure of the channel
+// itself is an answer too: ret -1 with ENETDOWN or ECONNRESET. Not interrupted by signals.
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len);
 
-// Executes a call that cannot fail without waiting. The next call about the same socket waits for it, so
-// that order is kept. Falls back to call() when no cell is free.
+// Executes a call that cannot fail without waiting. The next call about the same socket waits for
+// it, so that order is kept. Falls back to call() when no cell is free.
 void post(const CallRequest& request);
 
 // Waits until the session has an INS, at most about two seconds. False: it has none.

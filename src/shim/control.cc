@@ -42,7 +42,9 @@ void set_flag(const Sock& s, uint32_t flag, bool on) {
     A::fetch_and(s.mine.flags, ~flag);
 }
 
-bool bad_pointer(const void* p) { return reinterpret_cast<uintptr_t>(p) < MW_PAGE; }
+bool bad_pointer(const void* p) {
+  return reinterpret_cast<uintptr_t>(p) < MW_PAGE;
+}
 
 // An address argument as the kernel takes it: 0, -EINVAL or -EFAULT.
 int check_address(const sockaddr* a, socklen_t len) {
@@ -57,7 +59,8 @@ int check_room(const sockaddr* a, const socklen_t* len) {
   return is_memory(a, std::min<size_t>(*len, sizeof(sockaddr_in6))) ? 0 : -EFAULT;
 }
 
-// A placeholder pair. The INS's end is gone at once, so only the application's counts against the limit.
+// A placeholder pair. The INS's end is gone at once, so only the application's counts against the
+// limit.
 int make_placeholder(int type, int pair[2]) {
   const int flags = SOCK_STREAM | (type & (SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (libc.syscall(SYS_socketpair, AF_UNIX, flags, 0, pair) == 0) return 0;
@@ -73,8 +76,8 @@ int make_placeholder(int type, int pair[2]) {
 // Accepts that may go on before has_room_to_accept() looks again.
 uint32_t accepts_in_stock = 0;
 
-// True if a descriptor is free. A record that came without one would lose its connection, so we look
-// before we take it: at every accept when the limit is near, else once in a while.
+// True if a descriptor is free. A record that came without one would lose its connection, so we
+// look before we take it: at every accept when the limit is near, else once in a while.
 bool has_room_to_accept(const Sock& s) {
   if (accepts_in_stock != 0) {
     --accepts_in_stock;
@@ -91,7 +94,9 @@ bool has_room_to_accept(const Sock& s) {
   return true;
 }
 
-bool is_listener(const Sock& s) { return (state_of(s) & MW_ST_LISTENING) != 0; }
+bool is_listener(const Sock& s) {
+  return (state_of(s) & MW_ST_LISTENING) != 0;
+}
 
 }  // namespace
 
@@ -113,8 +118,8 @@ int sock_create(int domain, int type, int protocol) {
   const CallAnswer a = call(r, &made, sizeof made);
   libc.close(pair[1]);
   int rc = a.ret < 0 ? -a.err : 0;
-  if (rc == 0 && (a.len != sizeof made || made.slot >= process.channel.geometry().slots ||
-                  made.gen == 0)) {
+  if (rc == 0 &&
+      (a.len != sizeof made || made.slot >= process.channel.geometry().slots || made.gen == 0)) {
     poison("answer to socket");
     rc = -ENETDOWN;
   }
@@ -239,7 +244,8 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   s.mine.local.len = 0;
   s.mine.peer.len = 0;
   const int rc = plain(r);
-  // The INS has collected the outcome of the attempt before this one; nobody has told the program yet.
+  // The INS has collected the outcome of the attempt before this one; nobody has told the program
+  // yet.
   if (rc == -ECONNABORTED)
     if (const int error = take_error(s); error != 0) return -error;
   if (s.datagram() || s.nonblocking()) return rc;
@@ -313,7 +319,8 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
 
 namespace {
 
-// Options whose set cannot fail on a TCP socket once the argument is well-formed: nobody needs to wait.
+// Options whose set cannot fail on a TCP socket once the argument is well-formed: nobody needs to
+// wait.
 bool never_fails(const Sock& s, int level, int name, socklen_t len) {
   if (len < sizeof(int) || s.datagram() || is_dead(s)) return false;
   if (level == IPPROTO_TCP) return name == TCP_NODELAY || name == TCP_CORK || name == TCP_QUICKACK;
@@ -360,8 +367,8 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
     return 0;
   }
   mw_addr got{};
-  const CallAnswer answer = call(about(s, peer ? MW_OP_GETPEERNAME : MW_OP_GETSOCKNAME), got.bytes,
-                                 sizeof got.bytes);
+  const CallAnswer answer =
+      call(about(s, peer ? MW_OP_GETPEERNAME : MW_OP_GETSOCKNAME), got.bytes, sizeof got.bytes);
   if (answer.ret < 0) return -answer.err;
   got.len = answer.len;
   give_address(got, a, len);

@@ -65,7 +65,8 @@ ssize_t shim_sendfile(int out, int in, off_t* offset, size_t count) {
   return stream_send_file(s, in, offset, std::min(count, kMostAtOnce));
 }
 
-ssize_t shim_splice(int in, loff_t* in_off, int out, loff_t* out_off, size_t count, unsigned flags) {
+ssize_t shim_splice(int in, loff_t* in_off, int out, loff_t* out_off, size_t count,
+                    unsigned flags) {
   const Entry from = look_up(in);
   const Entry to = look_up(out);
   const int other = from.kind == Kind::socket ? out : in;

@@ -1,5 +1,5 @@
-// copy.h - sendfile() and splice() with a protected socket at one end. The bytes go straight between
-// the file or pipe and the ring.
+// copy.h - sendfile() and splice() with a protected socket at one end. The bytes go straight
+// between the file or pipe and the ring.
 #pragma once
 
 #include <sys/types.h>

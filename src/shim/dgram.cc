@@ -1,5 +1,5 @@
-// dgram.cc - datagrams and everything else that travels as whole messages: records of the receive ring,
-// sends as calls (so that errno is the kernel's), urgent data and error queues.
+// dgram.cc - datagrams and everything else that travels as whole messages: records of the receive
+// ring, sends as calls (so that errno is the kernel's), urgent data and error queues.
 #include <errno.h>
 #include <limits.h>
 
@@ -14,7 +14,9 @@ namespace {
 
 using A = StdAtomics;
 
-uint32_t padded(uint64_t n) { return static_cast<uint32_t>((n + 7) & ~7ull); }
+uint32_t padded(uint64_t n) {
+  return static_cast<uint32_t>((n + 7) & ~7ull);
+}
 
 struct Record {
   mw_dgram_head head;
@@ -102,9 +104,8 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
         const RingBytes ring = process.channel.rx(s.index);
         const size_t copied =
             scatter(ring, r.at + r.head.control_len, r.head.data_len, m->msg_iov, m->msg_iovlen);
-        const ssize_t n = deliver(r.head, m, flags, copied, [&](void* to, uint32_t fits) {
-          ring.copy_out(r.at, to, fits);
-        });
+        const ssize_t n = deliver(r.head, m, flags, copied,
+                                  [&](void* to, uint32_t fits) { ring.copy_out(r.at, to, fits); });
         if ((flags & MSG_PEEK) == 0) {
           A::store_relaxed(s.mine.rx_head, s.mine.rx_head + r.bytes);
           A::store_release(s.slot.rx_head, s.mine.rx_head);
@@ -122,8 +123,7 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
     if (!blocking) return -EAGAIN;
     if (deadline == 0) deadline = deadline_after_us(s.mine.rcvtimeo_us);
     const int rc = wait_for(s, POLLIN, deadline, [&] {
-      return readable_bytes(s) != 0 || error_pending(s) ||
-             (state_of(s) & MW_ST_RCV_SHUT) != 0 ||
+      return readable_bytes(s) != 0 || error_pending(s) || (state_of(s) & MW_ST_RCV_SHUT) != 0 ||
              (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0;
     });
     if (rc < 0) return rc;
@@ -133,14 +133,14 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
 namespace {
 
 // Sends one message by a call; `inline_data`: the data travel in the cell.
-ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_len, const void* data) {
+ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_len,
+                     const void* data) {
   CallRequest r;
   r.op = MW_OP_SENDMSG;
   r.slot = s.index;
   r.gen = s.gen;
   const auto name_len = static_cast<uint32_t>(m->msg_name != nullptr ? m->msg_namelen : 0);
-  const auto control_len =
-      static_cast<uint32_t>(m->msg_control != nullptr ? m->msg_controllen : 0);
+  const auto control_len = static_cast<uint32_t>(m->msg_control != nullptr ? m->msg_controllen : 0);
   r.arg[0] = flags | MSG_NOSIGNAL | MSG_DONTWAIT;
   r.arg[1] = static_cast<int32_t>(name_len);
   r.arg[2] = static_cast<int32_t>(control_len);
@@ -184,8 +184,8 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (m->msg_controllen > 1024) return -ENOBUFS;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   if (!s.datagram()) {
-    // Urgent data, or data with the connect: the last byte is what matters, and it goes inline. What
-    // does not fit is an ordinary partial send.
+    // Urgent data, or data with the connect: the last byte is what matters, and it goes inline.
+    // What does not fit is an ordinary partial send.
     char inline_data[512];
     uint32_t n = 0;
     if ((flags & MSG_OOB) != 0 && total > sizeof inline_data) {

@@ -23,13 +23,14 @@ struct Instance {
   uint32_t references = 0;
   bool used_here = false;  // false after fork until the child uses the instance itself
   bool nested = false;     // stands in another epoll instance: always rung for
-  uint16_t serial = 0;     // tells the group's present instance from earlier ones of the same number
+  uint16_t serial = 0;  // tells the group's present instance from earlier ones of the same number
 };
 constinit Instance instances[MW_MAX_GROUPS];
 uint32_t instances_lock = 0;
 
-// An epoll instance with a group that stands in another one. Its kernel descriptor is readable from a ring
-// until somebody has looked; whoever waits on the outer one gets it only if there really is an event.
+// An epoll instance with a group that stands in another one. Its kernel descriptor is readable from
+// a ring until somebody has looked; whoever waits on the outer one gets it only if there really is
+// an event.
 struct Nesting {
   int outer = -1;
   int inner = -1;
@@ -51,9 +52,13 @@ bool is_live(const SessionWatch& w) {
   return w.group != 0 && w.group <= process.channel.geometry().groups &&
          A::load_relaxed(process.session.group(w.group - 1).serial) == w.serial;
 }
-bool is_of(const SessionWatch& w, uint32_t group) { return w.group == group + 1 && is_live(w); }
+bool is_of(const SessionWatch& w, uint32_t group) {
+  return w.group == group + 1 && is_live(w);
+}
 
-bool group_in_range(uint32_t group) { return group < process.channel.geometry().groups; }
+bool group_in_range(uint32_t group) {
+  return group < process.channel.geometry().groups;
+}
 
 // Asks the driver for a group. Returns its number or -errno.
 int open_group(int bell, int life_write) {
@@ -118,7 +123,8 @@ void add_news(uint32_t group, uint32_t slot) {
     ring_bell(instances[group].bell);
 }
 
-// The events of one registration now; asks the INS for an OUT event where one is wanted and missing.
+// The events of one registration now; asks the INS for an OUT event where one is wanted and
+// missing.
 uint32_t events_of(const Sock& s, uint32_t wanted) {
   wanted = (wanted & kEventBits) | kAlways;
   uint32_t mask = poll_mask(s);
@@ -196,11 +202,10 @@ int harvest(uint32_t group, epoll_event* out, int max) {
 
 // Removes the bell from events that the kernel reported.
 int without_bell(epoll_event* events, int n) {
-  return static_cast<int>(std::remove_if(events, events + std::max(n, 0),
-                                         [](const epoll_event& e) {
-                                           return e.data.u64 == kBellData;
-                                         }) -
-                          events);
+  return static_cast<int>(
+      std::remove_if(events, events + std::max(n, 0),
+                     [](const epoll_event& e) { return e.data.u64 == kBellData; }) -
+      events);
 }
 
 int kernel_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
@@ -220,7 +225,8 @@ void note_nesting(int outer, int op, int inner, const epoll_event* event) {
   SharedLock lock(instances_lock);
   Nesting* entry = nullptr;
   for (Nesting& n : nestings)
-    if ((n.outer == outer && n.inner == inner) || (entry == nullptr && n.outer < 0 && op == EPOLL_CTL_ADD))
+    if ((n.outer == outer && n.inner == inner) ||
+        (entry == nullptr && n.outer < 0 && op == EPOLL_CTL_ADD))
       entry = &n;
   if (entry == nullptr) return;
   if (op == EPOLL_CTL_ADD) A::fetch_add(nesting_count, 1u);
@@ -307,7 +313,8 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
   for (;;) {
     const Entry e = peek(epfd);
     if (e.kind != Kind::epoll || e.slot == 0 || max <= 0 || !is_buffer(out, sizeof *out)) {
-      // No protected socket in it, so far: the bell of a group that is made while we sleep ends this wait.
+      // No protected socket in it, so far: the bell of a group that is made while we sleep ends
+      // this wait.
       const int n = kernel_wait(epfd, out, max, timeout_ns, mask);
       if (n <= 0) return n;
       const int kept = without_idle_nested(epfd, out, without_bell(out, n));
@@ -372,7 +379,9 @@ bool epoll_has_events(uint32_t group) {
 bool epoll_prepare_sleep(uint32_t group) {
   return process.channel.group_news(group).prepare_sleep();
 }
-void epoll_wake(uint32_t group) { process.channel.group_news(group).wake(); }
+void epoll_wake(uint32_t group) {
+  process.channel.group_news(group).wake();
+}
 
 void epoll_forget_socket(uint32_t slot, uint32_t gen) {
   SessionSlot& mine = process.session.slot(slot);

@@ -1,12 +1,14 @@
 // epoll.h - epoll instances that watch protected sockets.
 //
-// The kernel's epoll instance stays what the application holds; ordinary descriptors and listeners are
-// registered there as ever. A protected data socket is registered in the session region instead
-// (SessionSlot::watches), and the INS adds its news to the instance's group (a ready set in the region).
-// epoll_wait() looks there first and makes a system call only for the ordinary descriptors or to sleep;
-// a sleeper is woken through one eventfd, the group's bell, which stands in the kernel's instance.
+// The kernel's epoll instance stays what the application holds; ordinary descriptors and listeners
+// are registered there as ever. A protected data socket is registered in the session region instead
+// (SessionSlot::watches), and the INS adds its news to the instance's group (a ready set in the
+// region). epoll_wait() looks there first and makes a system call only for the ordinary descriptors
+// or to sleep; a sleeper is woken through one eventfd, the group's bell, which stands in the
+// kernel's instance.
 //
-// INVARIANTS  A registration belongs to (group, descriptor, socket); it ends with EPOLL_CTL_DEL, or when
+// INVARIANTS  A registration belongs to (group, descriptor, socket); it ends with EPOLL_CTL_DEL, or
+// when
 //             a process that uses the instance closes its last descriptor of the socket.
 // THREADS     Any. Registrations are guarded by SessionSlot::watch_lock.
 #pragma once

@@ -1,5 +1,5 @@
-// exec.h - programs started by a protected program stay protected: LD_PRELOAD and MWCOMMS_SESSION are put
-// back into environments that lost them.
+// exec.h - programs started by a protected program stay protected: LD_PRELOAD and MWCOMMS_SESSION
+// are put back into environments that lost them.
 #pragma once
 
 #include <stddef.h>

@@ -61,7 +61,8 @@ int fill(const addrinfo* list, const char* name, int family, hostent* out, char*
   }
   addresses[k] = nullptr;
   aliases[0] = nullptr;
-  const char* canonical = list != nullptr && list->ai_canonname != nullptr ? list->ai_canonname : name;
+  const char* canonical =
+      list != nullptr && list->ai_canonname != nullptr ? list->ai_canonname : name;
   auto* copy = static_cast<char*>(arena.take(strlen(canonical) + 1));
   if (copy == nullptr) return ERANGE;
   memcpy(copy, canonical, strlen(canonical) + 1);
@@ -148,7 +149,9 @@ MW_EXPORT hostent* gethostbyname2(const char* name, int family) {
   if (result == nullptr) h_errno = herr;
   return result;
 }
-MW_EXPORT hostent* gethostbyname(const char* name) { return gethostbyname2(name, AF_INET); }
+MW_EXPORT hostent* gethostbyname(const char* name) {
+  return gethostbyname2(name, AF_INET);
+}
 MW_EXPORT int gethostbyaddr_r(const void* address, socklen_t len, int family, hostent* out,
                               char* buffer, size_t n, hostent** result, int* herr) {
   return by_address(address, len, family, out, buffer, n, result, herr);

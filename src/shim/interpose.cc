@@ -1,6 +1,7 @@
 // interpose.cc - the exported functions: each decides whether a call is ours and hands it on.
 //
-// INVARIANTS  errno is preserved on success. A call about an ordinary descriptor is one table look-up and
+// INVARIANTS  errno is preserved on success. A call about an ordinary descriptor is one table
+// look-up and
 //             the C library's own function. Nothing here knows how sockets work.
 // THREADS     Any; async-signal-safe where the C library's function is.
 //
@@ -61,9 +62,13 @@ auto dispatch(int fd, Theirs&& theirs, Ours&& ours) -> decltype(theirs()) {
   return theirs();
 }
 
-bool is_inet(int domain) { return domain == AF_INET || domain == AF_INET6; }
+bool is_inet(int domain) {
+  return domain == AF_INET || domain == AF_INET6;
+}
 
-int64_t to_ns(const timespec* t) { return t == nullptr ? -1 : t->tv_sec * 1'000'000'000 + t->tv_nsec; }
+int64_t to_ns(const timespec* t) {
+  return t == nullptr ? -1 : t->tv_sec * 1'000'000'000 + t->tv_nsec;
+}
 
 bool bad_time(const timespec* t) {
   return t != nullptr && (t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1'000'000'000);
@@ -79,7 +84,8 @@ msghdr message_of(void* data, size_t n, iovec& iov, void* name, socklen_t name_l
   return m;
 }
 
-ssize_t receive_from(const Sock& s, void* data, size_t n, int flags, sockaddr* from, socklen_t* len) {
+ssize_t receive_from(const Sock& s, void* data, size_t n, int flags, sockaddr* from,
+                     socklen_t* len) {
   iovec iov;
   if (from != nullptr && len == nullptr) return -EFAULT;
   msghdr m = message_of(data, n, iov, from, from != nullptr ? *len : 0);
@@ -194,8 +200,7 @@ int close_many(unsigned first, unsigned last, int flags) {
 // ---- bytes ----
 MW_EXPORT ssize_t read(int fd, void* p, size_t n) {
   return dispatch(
-      fd, [&] { return libc.read(fd, p, n); },
-      [&](const Sock& s) { return read_socket(s, p, n); });
+      fd, [&] { return libc.read(fd, p, n); }, [&](const Sock& s) { return read_socket(s, p, n); });
 }
 MW_EXPORT ssize_t __read_chk(int fd, void* p, size_t n, size_t room) {
   if (n > room) ::abort();
@@ -346,7 +351,9 @@ MW_EXPORT int accept4(int fd, sockaddr* a, socklen_t* len, int flags) {
       fd, [&] { return libc.accept4(fd, a, len, flags); },
       [&](const Sock& s) { return sock_accept(s, a, len, flags); });
 }
-MW_EXPORT int accept(int fd, sockaddr* a, socklen_t* len) { return accept4(fd, a, len, 0); }
+MW_EXPORT int accept(int fd, sockaddr* a, socklen_t* len) {
+  return accept4(fd, a, len, 0);
+}
 MW_EXPORT int connect(int fd, const sockaddr* a, socklen_t len) {
   return dispatch(
       fd, [&] { return libc.connect(fd, a, len); },
@@ -383,7 +390,9 @@ MW_EXPORT int sockatmark(int fd) noexcept {
 }
 
 // ---- descriptors ----
-MW_EXPORT int close(int fd) { return close_one(fd); }
+MW_EXPORT int close(int fd) {
+  return close_one(fd);
+}
 MW_EXPORT int close_range(unsigned first, unsigned last, int flags) noexcept {
   return close_many(first, last, flags);
 }
@@ -397,7 +406,9 @@ MW_EXPORT int dup(int fd) noexcept {
   }
   return after_dup(fd, libc.dup(fd));
 }
-MW_EXPORT int dup2(int old, int fresh) noexcept { return dup_onto(old, fresh, 0, false); }
+MW_EXPORT int dup2(int old, int fresh) noexcept {
+  return dup_onto(old, fresh, 0, false);
+}
 MW_EXPORT int dup3(int old, int fresh, int flags) noexcept {
   return dup_onto(old, fresh, flags, true);
 }
@@ -468,7 +479,8 @@ MW_EXPORT int __dprintf_chk(int fd, int, const char* format, ...) {
 
 // ---- waiting ----
 namespace {
-// The C library declares poll's array as written only; the compiler then thinks that we may not look.
+// The C library declares poll's array as written only; the compiler then thinks that we may not
+// look.
 bool concerns_us(pollfd* fds, nfds_t n) {
   asm("" : "+r"(fds) : : "memory");
   return poll_concerns_us(fds, n);
@@ -545,8 +557,8 @@ MW_EXPORT int epoll_ctl(int epfd, int op, int fd, epoll_event* event) noexcept {
 }
 MW_EXPORT int epoll_pwait(int epfd, epoll_event* out, int max, int timeout, const sigset_t* mask) {
   const int saved = errno;
-  return finish(
-      shim_epoll_wait(epfd, out, max, timeout < 0 ? -1 : timeout * 1'000'000ll, mask), saved);
+  return finish(shim_epoll_wait(epfd, out, max, timeout < 0 ? -1 : timeout * 1'000'000ll, mask),
+                saved);
 }
 MW_EXPORT int epoll_wait(int epfd, epoll_event* out, int max, int timeout) {
   return epoll_pwait(epfd, out, max, timeout, nullptr);
@@ -618,13 +630,13 @@ void collect_arguments(const char* first, size_t n, va_list ap, char** out) {
 }
 }  // namespace
 
-#define MW_ARGUMENTS(first)                                                    \
-  va_list ap;                                                                  \
-  va_start(ap, first);                                                         \
-  const size_t count = count_arguments(ap);                                    \
-  va_end(ap);                                                                  \
-  char** argv = static_cast<char**>(alloca((count + 1) * sizeof(char*)));      \
-  va_start(ap, first);                                                         \
+#define MW_ARGUMENTS(first)                                               \
+  va_list ap;                                                             \
+  va_start(ap, first);                                                    \
+  const size_t count = count_arguments(ap);                               \
+  va_end(ap);                                                             \
+  char** argv = static_cast<char**>(alloca((count + 1) * sizeof(char*))); \
+  va_start(ap, first);                                                    \
   collect_arguments(first, count, ap, argv)
 
 MW_EXPORT int execl(const char* path, const char* first, ...) noexcept {
@@ -696,7 +708,8 @@ MW_EXPORT long syscall(long number, ...) noexcept {
     case SYS_listen:
       return listen(fd, static_cast<int>(a[1]));
     case SYS_accept:
-      return accept4(fd, static_cast<sockaddr*>(pointer(1)), static_cast<socklen_t*>(pointer(2)), 0);
+      return accept4(fd, static_cast<sockaddr*>(pointer(1)), static_cast<socklen_t*>(pointer(2)),
+                     0);
     case SYS_accept4:
       return accept4(fd, static_cast<sockaddr*>(pointer(1)), static_cast<socklen_t*>(pointer(2)),
                      static_cast<int>(a[3]));
@@ -711,9 +724,11 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return setsockopt(fd, static_cast<int>(a[1]), static_cast<int>(a[2]), pointer(3),
                         static_cast<socklen_t>(a[4]));
     case SYS_getsockname:
-      return getsockname(fd, static_cast<sockaddr*>(pointer(1)), static_cast<socklen_t*>(pointer(2)));
+      return getsockname(fd, static_cast<sockaddr*>(pointer(1)),
+                         static_cast<socklen_t*>(pointer(2)));
     case SYS_getpeername:
-      return getpeername(fd, static_cast<sockaddr*>(pointer(1)), static_cast<socklen_t*>(pointer(2)));
+      return getpeername(fd, static_cast<sockaddr*>(pointer(1)),
+                         static_cast<socklen_t*>(pointer(2)));
     case SYS_close:
       return close(fd);
     case SYS_close_range:
@@ -730,7 +745,8 @@ MW_EXPORT long syscall(long number, ...) noexcept {
     case SYS_ioctl:
       return ioctl(fd, static_cast<unsigned long>(a[1]), a[2]);
     case SYS_poll:
-      return poll(reinterpret_cast<pollfd*>(a[0]), static_cast<nfds_t>(a[1]), static_cast<int>(a[2]));
+      return poll(reinterpret_cast<pollfd*>(a[0]), static_cast<nfds_t>(a[1]),
+                  static_cast<int>(a[2]));
     case SYS_ppoll:
       return ppoll(reinterpret_cast<pollfd*>(a[0]), static_cast<nfds_t>(a[1]),
                    static_cast<timespec*>(pointer(2)), static_cast<sigset_t*>(pointer(3)));

@@ -41,7 +41,9 @@ class Scratch {
   T* p_;
 };
 
-bool is_ours(const Entry& e) { return e.kind == Kind::socket || (e.kind == Kind::epoll && e.slot != 0); }
+bool is_ours(const Entry& e) {
+  return e.kind == Kind::socket || (e.kind == Kind::epoll && e.slot != 0);
+}
 
 Item classify(int fd) {
   Item item;
@@ -74,8 +76,8 @@ bool judge(pollfd* fds, Item* items, nfds_t n) {
   return any;
 }
 
-// The array for the kernel. While we only look, protected entries are left out; to sleep they stand for
-// their token or their group's bell.
+// The array for the kernel. While we only look, protected entries are left out; to sleep they stand
+// for their token or their group's bell.
 void fill_native(pollfd* native, const pollfd* fds, const Item* items, nfds_t n, bool sleep) {
   for (nfds_t i = 0; i < n; ++i) {
     native[i] = {fds[i].fd, fds[i].events, 0};
@@ -100,7 +102,8 @@ void take_kernel_answers(pollfd* fds, const pollfd* native, const Item* items, n
 }
 
 int count_ready(const pollfd* fds, nfds_t n) {
-  return static_cast<int>(std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
+  return static_cast<int>(
+      std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
 }
 
 // True if we are the only one on each of the sockets.
@@ -113,7 +116,8 @@ bool count_waiter(const pollfd* fds, const Item* items, nfds_t n, int delta) {
   return sole;
 }
 
-// Before a sleep: asks for tokens and announces the sleep to groups. False: something came meanwhile.
+// Before a sleep: asks for tokens and announces the sleep to groups. False: something came
+// meanwhile.
 bool prepare(pollfd* fds, Item* items, nfds_t n, nfds_t* groups_asleep) {
   *groups_asleep = 0;
   for (nfds_t i = 0; i < n; ++i) {
@@ -241,8 +245,7 @@ namespace {
 
 // fd_set beyond FD_SETSIZE: programs allocate larger ones, so no FD_ISSET with its bounds check.
 bool test(const fd_set* s, int fd) {
-  return s != nullptr &&
-         (reinterpret_cast<const unsigned long*>(s)[fd / 64] >> (fd % 64) & 1) != 0;
+  return s != nullptr && (reinterpret_cast<const unsigned long*>(s)[fd / 64] >> (fd % 64) & 1) != 0;
 }
 void clear_all(fd_set* s, int n) {
   if (s != nullptr) memset(s, 0, static_cast<size_t>((n + 63) / 64) * 8);

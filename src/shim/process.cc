@@ -20,7 +20,9 @@
 
 extern "C" {
 [[gnu::visibility("hidden"), gnu::tls_model("initial-exec")]] thread_local int mw_in_vfork = 0;
-[[gnu::visibility("hidden")]] void mw_set_errno(int error) { errno = error; }
+[[gnu::visibility("hidden")]] void mw_set_errno(int error) {
+  errno = error;
+}
 }
 
 namespace mw::shim {
@@ -151,8 +153,7 @@ bool attach_locked() {
   }
   auto region_a = map_sealed(answer->fds[0].get());
   auto region_b = map_sealed(answer->fds[1].get());
-  if (!region_a || !region_b ||
-      region_b->bytes() < session_layout_of(reply.geometry).bytes) {
+  if (!region_a || !region_b || region_b->bytes() < session_layout_of(reply.geometry).bytes) {
     unhide_and_close(fd);
     complain("the session's memory cannot be mapped; network sockets fail with ENETDOWN.");
     return false;
@@ -216,8 +217,7 @@ void after_fork_in_child() {
     log_line("mwshim", "no memory for the descriptor table; the program is not protected");
     ::_exit(126);  // never fall back to the host's stack
   }
-  slot_references =
-      reinterpret_cast<uint16_t*>(static_cast<char*>(memory) + table_bytes);
+  slot_references = reinterpret_cast<uint16_t*>(static_cast<char*>(memory) + table_bytes);
   if (const char* s = ::getenv("MWCOMMS_SESSION"); s != nullptr && parse_session(s))
     snprintf(session_env, sizeof session_env, "MWCOMMS_SESSION=%s", s);
   if (const char* p = ::getenv("LD_PRELOAD"))
@@ -342,15 +342,16 @@ bool is_memory(const void* p, size_t n) {
   // First and last byte: what control calls take never spans more than two pages.
   const iovec remote[2] = {{const_cast<void*>(p), 1},
                            {const_cast<char*>(static_cast<const char*>(p)) + n - 1, 1}};
-  const long got = libc.syscall(SYS_process_vm_readv, process.pid, &local, 1, remote,
-                                n > 1 ? 2 : 1, 0);
+  const long got =
+      libc.syscall(SYS_process_vm_readv, process.pid, &local, 1, remote, n > 1 ? 2 : 1, 0);
   const bool fault = got < static_cast<long>(local.iov_len) && (got >= 0 || errno == EFAULT);
   errno = saved;
   return !fault;
 }
 
 namespace {
-// Pages that were found readable: 1 + their number, so that 0 is none. Threads may overwrite each other's entries.
+// Pages that were found readable: 1 + their number, so that 0 is none. Threads may overwrite each
+// other's entries.
 uint64_t good_pages[4096];
 
 bool is_good_page(uintptr_t at) {
@@ -366,7 +367,8 @@ bool is_good_page(uintptr_t at) {
 
 bool is_buffer(const void* p, size_t n) {
   const auto at = reinterpret_cast<uintptr_t>(p);
-  return n == 0 || (is_good_page(at) && (at / MW_PAGE == (at + n - 1) / MW_PAGE || is_good_page(at + n - 1)));
+  return n == 0 ||
+         (is_good_page(at) && (at / MW_PAGE == (at + n - 1) / MW_PAGE || is_good_page(at + n - 1)));
 }
 
 namespace {
@@ -395,27 +397,36 @@ void settle_slowly() {
       resting &= process.channel.sock_news(w).consumer_sleeps();
     timespec now{};
     ::clock_gettime(CLOCK_MONOTONIC, &now);
-    const int64_t waited = (now.tv_sec - start.tv_sec) * 1'000'000'000 + now.tv_nsec - start.tv_nsec;
+    const int64_t waited =
+        (now.tv_sec - start.tv_sec) * 1'000'000'000 + now.tv_nsec - start.tv_nsec;
     if (resting || waited > 500'000 || process.confined) return;
     ::sched_yield();
   }
 }
 
-bool in_vfork_child() { return mw_in_vfork != 0; }
+bool in_vfork_child() {
+  return mw_in_vfork != 0;
+}
 
 int identify(int fd, uint32_t slot, uint32_t gen) {
-  // The send timeout of the placeholder means nothing to us, as nobody sends on it; it is 64 bits that
-  // live and travel with the kernel object, and only its holders can change them.
+  // The send timeout of the placeholder means nothing to us, as nobody sends on it; it is 64 bits
+  // that live and travel with the kernel object, and only its holders can change them.
   timeval t{};
   t.tv_sec = static_cast<time_t>(static_cast<uint64_t>(gen) << kIdentitySlotBits | slot);
   t.tv_usec = kIdentityMark;
   return libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) < 0 ? -errno : 0;
 }
 
-void copy_token(uint8_t out[16]) { memcpy(out, session_token, sizeof session_token); }
+void copy_token(uint8_t out[16]) {
+  memcpy(out, session_token, sizeof session_token);
+}
 
-const char* preload_setting() { return preload_env[0] != 0 ? preload_env : nullptr; }
-const char* session_setting() { return session_env[0] != 0 ? session_env : nullptr; }
+const char* preload_setting() {
+  return preload_env[0] != 0 ? preload_env : nullptr;
+}
+const char* session_setting() {
+  return session_env[0] != 0 ? session_env : nullptr;
+}
 
 void poison(const char* where) {
   if (process.poisoned) return;

@@ -1,9 +1,9 @@
 // process.h - what one process knows: its attachment to the session and which descriptors are ours.
 //
-// The descriptor table is a cache. An entry is unknown until it is used; then the kernel object is asked
-// (its identity stands in the placeholder, see identify()), so sockets that came by exec, SCM_RIGHTS or
-// from a vfork child are found again. A descriptor once found to be an ordinary one stays so until one
-// of our own calls puts a socket there.
+// The descriptor table is a cache. An entry is unknown until it is used; then the kernel object is
+// asked (its identity stands in the placeholder, see identify()), so sockets that came by exec,
+// SCM_RIGHTS or from a vfork child are found again. A descriptor once found to be an ordinary one
+// stays so until one of our own calls puts a socket there.
 //
 // INVARIANTS  Hidden descriptors are ours alone: the application can neither close nor see them.
 // THREADS     Entries are single atomic words. Attaching is serialised by a lock.
@@ -44,11 +44,12 @@ struct Process {
   uint32_t attach_pid = 0;  // of the process that made attach_fd
   bool attached = false;
   bool poisoned = false;
-  // The program has confined itself with a seccomp filter: from now on the shim sleeps with read() and
-  // poll() only, which every such filter of a network program allows.
+  // The program has confined itself with a seccomp filter: from now on the shim sleeps with read()
+  // and poll() only, which every such filter of a network program allows.
   bool confined = false;
-  // The program talks to itself over the network (it connected to a port that it listens on); what it
-  // sent, it expects to find arrived, because the kernel's loopback is synchronous. See settle().
+  // The program talks to itself over the network (it connected to a port that it listens on); what
+  // it sent, it expects to find arrived, because the kernel's loopback is synchronous. See
+  // settle().
   bool talks_to_itself = false;
   bool unsettled = false;  // something was sent since the last settle()
 };
@@ -65,7 +66,8 @@ Entry look_up(int fd);
 void set_entry(int fd, Entry e);
 // Copies old's entry to fresh (dup).
 void copy_entry(int old, int fresh);
-// Forgets fd before it is closed or replaced; drops the epoll registrations when it was the last one.
+// Forgets fd before it is closed or replaced; drops the epoll registrations when it was the last
+// one.
 void forget(int fd);
 // Descriptors of this process that name the slot.
 uint32_t references(uint32_t slot);
@@ -85,8 +87,9 @@ class FileLimit {
   bool raised_ = false;
 };
 
-// Runs `make` (which returns a descriptor or -1 with errno), with RLIMIT_NOFILE raised to its hard limit if
-// it fails for want of descriptors: for those that the application does not count as its own.
+// Runs `make` (which returns a descriptor or -1 with errno), with RLIMIT_NOFILE raised to its hard
+// limit if it fails for want of descriptors: for those that the application does not count as its
+// own.
 template <class Make>
 int beyond_limit(Make&& make) {
   const int fd = make();
@@ -94,8 +97,8 @@ int beyond_limit(Make&& make) {
   const FileLimit raised;
   return make();
 }
-// If the program talks to itself: lets the INS come to rest first, at most half a millisecond, so that an
-// answer "nothing there" is as true as the kernel's. Free for all other programs.
+// If the program talks to itself: lets the INS come to rest first, at most half a millisecond, so
+// that an answer "nothing there" is as true as the kernel's. Free for all other programs.
 void settle_slowly();
 inline void settle() {
   if (process.unsettled) [[unlikely]]
@@ -109,10 +112,13 @@ bool is_memory(const void* p, size_t n);
 // The same for the data path: pages once found good are not asked about again.
 bool is_buffer(const void* p, size_t n);
 
-// Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with errno.
+// Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with
+// errno.
 int hide(int fd);
 void unhide_and_close(int fd);
-inline bool is_hidden(int fd) { return peek(fd).kind == Kind::hidden; }
+inline bool is_hidden(int fd) {
+  return peek(fd).kind == Kind::hidden;
+}
 // True in a child of vfork(), which shares our memory but not our descriptors (vfork.S).
 bool in_vfork_child();
 
@@ -126,7 +132,8 @@ int identify(int fd, uint32_t slot, uint32_t gen);
 const char* preload_setting();
 const char* session_setting();
 
-// Marks the channel as broken by its other end: says so once; every protected socket fails from now on.
+// Marks the channel as broken by its other end: says so once; every protected socket fails from now
+// on.
 void poison(const char* where);
 
 void ring_bell(int fd);

@@ -60,7 +60,8 @@ int look_up_name(const char* node, int family, int flags, Lookup& out) {
   return out.count != 0 ? 0 : EAI_NONAME;
 }
 
-// One result list for one numeric address, from the C library itself (service, socket types, flags).
+// One result list for one numeric address, from the C library itself (service, socket types,
+// flags).
 int numeric(const mw_addr& a, const char* service, const addrinfo* hints, addrinfo** out) {
   char text[INET6_ADDRSTRLEN + 16];
   sockaddr_in6 in6{};

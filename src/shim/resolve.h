@@ -1,5 +1,6 @@
-// resolve.h - host names are looked up inside the INS, so that a protected client leaks nothing through
-// the host's resolver. Service names, numeric hosts and passive addresses need no network and stay here.
+// resolve.h - host names are looked up inside the INS, so that a protected client leaks nothing
+// through the host's resolver. Service names, numeric hosts and passive addresses need no network
+// and stay here.
 #pragma once
 
 #include <netdb.h>

@@ -1,13 +1,15 @@
-// shared_lock.h - a lock between threads of all processes of a session, that survives its owner's death.
+// shared_lock.h - a lock between threads of all processes of a session, that survives its owner's
+// death.
 //
-// A robust pthread mutex would do, but its list of held locks runs through the locks' own memory; this
-// is one word: 0 free, else the owner's thread id, with kWaiters if somebody sleeps on it.
+// A robust pthread mutex would do, but its list of held locks runs through the locks' own memory;
+// this is one word: 0 free, else the owner's thread id, with kWaiters if somebody sleeps on it.
 //
 // INVARIANTS  Held only for a copy, never across a wait or a call of the application's.
 //             A thread that already holds it enters again (a signal handler that interrupted the
-//             critical section, or left it with longjmp): the data stay memory-safe because every index is
-//             checked against its window at each use.
-// THREADS     Any thread of any process that maps the word. A dead owner is noticed after kPatience.
+//             critical section, or left it with longjmp): the data stay memory-safe because every
+//             index is checked against its window at each use.
+// THREADS     Any thread of any process that maps the word. A dead owner is noticed after
+// kPatience.
 #pragma once
 
 #include <linux/futex.h>
@@ -40,7 +42,7 @@ class SharedLock {
     const uint32_t me = this_thread();
     uint32_t expected = 0;
     if (std::atomic_ref(word_).compare_exchange_strong(expected, me, std::memory_order_acquire))
-      [[likely]] {
+        [[likely]] {
       owned_ = true;
       return;
     }

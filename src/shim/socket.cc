@@ -69,8 +69,8 @@ uint32_t poll_mask(const Sock& s) {
   if (rcv_shut && snd_shut) mask |= POLLHUP;
   // Urgent data is news until it was read past.
   const bool past_mark =
-      (state & MW_ST_AT_MARK) != 0 && static_cast<int32_t>(A::load_relaxed(s.mine.rx_head) -
-                                                           A::load_relaxed(s.slot.oob_mark)) > 0;
+      (state & MW_ST_AT_MARK) != 0 &&
+      static_cast<int32_t>(A::load_relaxed(s.mine.rx_head) - A::load_relaxed(s.slot.oob_mark)) > 0;
   if ((state & MW_ST_PRI) != 0 && !past_mark) mask |= POLLPRI;
   if (!stream) {
     if (readable_bytes(s) != 0) mask |= POLLIN | POLLRDNORM;
@@ -81,8 +81,7 @@ uint32_t poll_mask(const Sock& s) {
   const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat);
   if (readable_bytes(s) >= (lowat > 1 ? lowat : 1)) mask |= POLLIN | POLLRDNORM;
   const uint32_t capacity = process.channel.geometry().tx_ring;
-  if (snd_shut || ring_writable(capacity, capacity - unsent_bytes(s)))
-    mask |= POLLOUT | POLLWRNORM;
+  if (snd_shut || ring_writable(capacity, capacity - unsent_bytes(s))) mask |= POLLOUT | POLLWRNORM;
   return mask;
 }
 
@@ -132,8 +131,8 @@ int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole) {
   }
   int n = 0;
   if (left < 0 && !process.confined) {
-    // The kernel's own receive gives us EINTR, SA_RESTART and cancellation as on any socket, and takes the
-    // tokens in the same call.
+    // The kernel's own receive gives us EINTR, SA_RESTART and cancellation as on any socket, and
+    // takes the tokens in the same call.
     char tokens[64];
     const ssize_t got = libc.recv(s.fd, tokens, sizeof tokens, 0);
     if (got > 0) return 0;
@@ -151,8 +150,8 @@ int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole) {
 void discard_tokens(const Sock& s) {
   char tokens[64];
   const int saved = errno;
-  // read(), because a program that confined itself may have nothing else; it does not block, as only a
-  // sole sleeper that saw a token comes here.
+  // read(), because a program that confined itself may have nothing else; it does not block, as
+  // only a sole sleeper that saw a token comes here.
   const ssize_t n = libc.read(s.fd, tokens, sizeof tokens);
   if (n <= 0) {
     // The other end is closed although the driver has not said so yet: do not spin until it does.

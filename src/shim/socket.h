@@ -1,7 +1,9 @@
-// socket.h - a protected socket as the calls of one process see it: state, readiness, errors, waiting.
+// socket.h - a protected socket as the calls of one process see it: state, readiness, errors,
+// waiting.
 //
-// Functions return what the system call would, with -errno for failures; interpose.cc turns that into -1
-// and errno. Stream bytes are in stream.cc, datagrams in dgram.cc, the other calls in control.cc.
+// Functions return what the system call would, with -errno for failures; interpose.cc turns that
+// into -1 and errno. Stream bytes are in stream.cc, datagrams in dgram.cc, the other calls in
+// control.cc.
 //
 // TRUST       Words in the slot are the INS's: loaded once, indexes checked against their window.
 // THREADS     Any; see session_region.h for the locks.
@@ -51,14 +53,15 @@ int take_error(const Sock& s);
 void announce(const Sock& s);
 
 // Sleeps until the INS has news of the wanted kind (POLLIN, POLLOUT or both), the deadline passes
-// (CLOCK_MONOTONIC nanoseconds, 0: none), or a signal comes. `ready` is asked after arming; when it says
-// true there is no sleep. Returns 0 (look again), -EINTR, -EAGAIN (deadline).
-// A wait without deadline is restarted by the kernel after a handler with SA_RESTART, as for a socket.
+// (CLOCK_MONOTONIC nanoseconds, 0: none), or a signal comes. `ready` is asked after arming; when it
+// says true there is no sleep. Returns 0 (look again), -EINTR, -EAGAIN (deadline). A wait without
+// deadline is restarted by the kernel after a handler with SA_RESTART, as for a socket.
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready);
 
-// The parts of wait_for(). `sole`: nobody else sleeps on this socket, so a token is ours to take. Whoever is
-// not alone sleeps in slices instead of relying on tokens, because another one may have taken his.
+// The parts of wait_for(). `sole`: nobody else sleeps on this socket, so a token is ours to take.
+// Whoever is not alone sleeps in slices instead of relying on tokens, because another one may have
+// taken his.
 void arm(const Sock& s, short what);
 int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole);
 constexpr int64_t kSharedSliceNs = 20'000'000;
@@ -66,9 +69,12 @@ constexpr int64_t kSharedSliceNs = 20'000'000;
 void discard_tokens(const Sock& s);
 
 int64_t now_ns();
-inline int64_t deadline_after_us(int64_t us) { return us == 0 ? 0 : now_ns() + us * 1000; }
+inline int64_t deadline_after_us(int64_t us) {
+  return us == 0 ? 0 : now_ns() + us * 1000;
+}
 
-// Initialises region B's part of a new socket and its placeholder's identity, and enters it in the table.
+// Initialises region B's part of a new socket and its placeholder's identity, and enters it in the
+// table.
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
                  uint32_t flags);
 

@@ -11,19 +11,27 @@
 namespace mw::shim {
 namespace {
 
-int fd_of(void* cookie) { return static_cast<int>(reinterpret_cast<intptr_t>(cookie)); }
+int fd_of(void* cookie) {
+  return static_cast<int>(reinterpret_cast<intptr_t>(cookie));
+}
 
 // Our own interposed calls, through the ordinary names.
-ssize_t stream_read(void* cookie, char* to, size_t n) { return ::read(fd_of(cookie), to, n); }
+ssize_t stream_read(void* cookie, char* to, size_t n) {
+  return ::read(fd_of(cookie), to, n);
+}
 ssize_t stream_write(void* cookie, const char* from, size_t n) {
   const ssize_t put = ::write(fd_of(cookie), from, n);
   return put < 0 ? 0 : put;  // fopencookie's convention for an error
 }
-int stream_close(void* cookie) { return ::close(fd_of(cookie)); }
+int stream_close(void* cookie) {
+  return ::close(fd_of(cookie));
+}
 
 FILE* made_for[3] = {nullptr, nullptr, nullptr};
 FILE* original[3] = {nullptr, nullptr, nullptr};
-FILE** variable_of(int fd) { return fd == 0 ? &stdin : fd == 1 ? &stdout : &stderr; }
+FILE** variable_of(int fd) {
+  return fd == 0 ? &stdin : fd == 1 ? &stdout : &stderr;
+}
 
 }  // namespace
 

@@ -1,5 +1,5 @@
-// stdio.h - C streams on protected sockets. The C library's own streams read and write by internal calls that
-// nobody can interpose, so a stream on a socket gets our functions instead.
+// stdio.h - C streams on protected sockets. The C library's own streams read and write by internal
+// calls that nobody can interpose, so a stream on a socket gets our functions instead.
 #pragma once
 
 #include <stdio.h>

@@ -1,4 +1,5 @@
-// stream.cc - the bytes of a stream socket: application memory <-> rings. The shim's half of the data path.
+// stream.cc - the bytes of a stream socket: application memory <-> rings. The shim's half of the
+// data path.
 #include <errno.h>
 #include <signal.h>
 #include <sys/ioctl.h>
@@ -115,7 +116,8 @@ int no_bytes(const Sock& s) {
   if (const int error = take_error(s); error != 0) return -error;
   if ((state & MW_ST_EOF) != 0) return 0;
   if ((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) return 0;
-  // A connect that failed leaves the socket closed, and recv() then tells the end, as the kernel does.
+  // A connect that failed leaves the socket closed, and recv() then tells the end, as the kernel
+  // does.
   if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0)
     return (state & MW_ST_CLOSED) != 0 ? 0 : -ENOTCONN;
   return 1;
@@ -161,9 +163,8 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
     if (!blocking) return got > 0 ? got : -EAGAIN;
     if (deadline == 0) deadline = deadline_after_us(s.mine.rcvtimeo_us);
     const auto seen = static_cast<uint32_t>(peek ? got : 0);
-    const int rc = wait_for(s, POLLIN, deadline, [&] {
-      return readable_bytes(s) != seen || receiving_ended(s);
-    });
+    const int rc = wait_for(s, POLLIN, deadline,
+                            [&] { return readable_bytes(s) != seen || receiving_ended(s); });
     if (rc < 0) return got > 0 ? got : rc;
   }
 }
@@ -179,8 +180,8 @@ int raise_sigpipe(int flags) {
 
 namespace {
 
-// Why nothing can be sent now: -errno, or 0 if sending is possible. A blocked connect counts as possible
-// (wait); `pending` says so.
+// Why nothing can be sent now: -errno, or 0 if sending is possible. A blocked connect counts as
+// possible (wait); `pending` says so.
 int cannot_send(const Sock& s, int flags, bool* connecting) {
   const uint32_t state = state_of(s);
   *connecting = (state & MW_ST_CONNECTING) != 0;
@@ -212,8 +213,8 @@ void want_out_event(const Sock& s) {
   if (ring_writable(capacity, capacity - unsent_bytes(s))) announce(s);
 }
 
-// The loop that all stream senders share. `fill(ring, tail, room)` puts in up to `room` bytes, under
-// tx_lock, and returns the count, 0 at its end, or -errno.
+// The loop that all stream senders share. `fill(ring, tail, room)` puts in up to `room` bytes,
+// under tx_lock, and returns the count, 0 at its end, or -errno.
 template <class Fill>
 ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&& fill) {
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
@@ -285,14 +286,13 @@ ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags) {
 
 ssize_t stream_send_file(const Sock& s, int file, off_t* offset, size_t count) {
   off_t at = offset != nullptr ? *offset : 0;
-  const ssize_t n =
-      send_loop(s, count, true, 0, [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
+  const ssize_t n = send_loop(
+      s, count, true, 0, [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
         iovec pieces[2];
         const int k = ring.pieces(tail, room, pieces);
-        const long got =
-            offset != nullptr
-                ? libc.syscall(SYS_preadv, file, pieces, k, static_cast<long>(at), 0)
-                : libc.syscall(SYS_readv, file, pieces, k);
+        const long got = offset != nullptr
+                             ? libc.syscall(SYS_preadv, file, pieces, k, static_cast<long>(at), 0)
+                             : libc.syscall(SYS_readv, file, pieces, k);
         if (got < 0) return -errno;
         at += got;
         return got;

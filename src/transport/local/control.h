@@ -1,8 +1,9 @@
-// control.h - messages between driver and INS (over R/mw/<id>/channel, SOCK_SEQPACKET) and between shim
-// and driver (over the attach socket). Spec: docs/protocol.md 6 and 7.
+// control.h - messages between driver and INS (over R/mw/<id>/channel, SOCK_SEQPACKET) and between
+// shim and driver (over the attach socket). Spec: docs/protocol.md 6 and 7.
 //
 // Every message is one of these structures, whole; descriptors travel beside it in the order given.
-// TRUST       Receivers check size, type, every id and the kind of each descriptor. A message that does
+// TRUST       Receivers check size, type, every id and the kind of each descriptor. A message that
+// does
 //             not fit ends the connection, with one log line.
 #pragma once
 
@@ -14,17 +15,18 @@ namespace mw {
 
 // ---- driver and INS ----
 enum class ControlType : uint32_t {
-  hello = 1,          // driver to INS: ControlHello + fds channel, drop_ins, bell x workers
-  hello_ack = 2,      // INS to driver: ControlHello with the version and features chosen, status
-  listener_up = 3,    // INS to driver: ControlListener + the INS's end of the listener's placeholder
+  hello = 1,        // driver to INS: ControlHello + fds channel, drop_ins, bell x workers
+  hello_ack = 2,    // INS to driver: ControlHello with the version and features chosen, status
+  listener_up = 3,  // INS to driver: ControlListener + the INS's end of the listener's placeholder
   listener_down = 4,  // INS to driver: ControlSlot: its last descriptor was closed
   replay = 5,         // driver to INS: ControlListener + the same descriptor: make it again
-  replayed = 6,       // INS to driver: ControlSlot with status (errno of the step that failed, or 0)
-  start = 7,          // driver to INS: ControlSlot: the replay is complete, serve
-  group_open = 8,     // driver to INS: ControlSlot{slot = group} + the group's doorbell eventfd
-  group_close = 9,    // driver to INS: ControlSlot{slot = group}
-  bypass = 10,        // INS to driver: ControlSlot: bytes that nobody expected on a placeholder
-  poisoned = 11,      // INS to driver: ControlSlot: the PVM broke the protocol; the INS ends the session
+  replayed = 6,     // INS to driver: ControlSlot with status (errno of the step that failed, or 0)
+  start = 7,        // driver to INS: ControlSlot: the replay is complete, serve
+  group_open = 8,   // driver to INS: ControlSlot{slot = group} + the group's doorbell eventfd
+  group_close = 9,  // driver to INS: ControlSlot{slot = group}
+  bypass = 10,      // INS to driver: ControlSlot: bytes that nobody expected on a placeholder
+  poisoned =
+      11,  // INS to driver: ControlSlot: the PVM broke the protocol; the INS ends the session
 };
 
 struct ControlHello {
@@ -67,7 +69,7 @@ struct ControlListener {
 
 // ---- shim and driver ----
 enum class AttachType : uint32_t {
-  attach = 1,      // shim: AttachRequest. Answer: AttachReply + fds channel, session, drop_pvm, bells
+  attach = 1,  // shim: AttachRequest. Answer: AttachReply + fds channel, session, drop_pvm, bells
   group_open = 2,  // shim: AttachRequest + fds doorbell eventfd, write end of the life pipe.
                    // Answer: AttachReply with `group`, once the INS knows it or as soon as it comes
 };

@@ -26,7 +26,8 @@ struct ReceivedMessage {
 
 // Sends data and descriptors as one message. flags: MSG_DONTWAIT as wanted; MSG_NOSIGNAL is added.
 // Errors: would_block, shutdown (the peer is gone), sys.
-Status send_message(int socket, std::span<const std::byte> data, std::span<const int> fds, int flags);
+Status send_message(int socket, std::span<const std::byte> data, std::span<const int> fds,
+                    int flags);
 
 // Receives one message into `room`. Errors: would_block, shutdown (end of stream), peer, sys.
 Result<ReceivedMessage> receive_message(int socket, std::span<std::byte> room, int flags);

@@ -1,6 +1,7 @@
 // mapping.h - a mapped, sealed memfd.
 //
-// TRUST       Whoever receives a region's memfd checks its seals before mapping it: a peer that could
+// TRUST       Whoever receives a region's memfd checks its seals before mapping it: a peer that
+// could
 //             shrink the file would kill us with SIGBUS.
 #pragma once
 
@@ -33,7 +34,8 @@ class [[nodiscard]] Mapping {
   uint64_t bytes_ = 0;
 };
 
-// Makes a memfd of `bytes` (sparse: memory is used where it is touched) that can no longer be resized.
+// Makes a memfd of `bytes` (sparse: memory is used where it is touched) that can no longer be
+// resized.
 Result<UniqueFd> make_sealed_memfd(const char* name, uint64_t bytes);
 
 // Maps a received memfd after checking its seals. The mapping is left out of core dumps.

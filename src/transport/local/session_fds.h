@@ -1,5 +1,5 @@
-// session_fds.h - the descriptors that make a session, made once by the front end and kept by it for
-// the session's life, so that a driver can be started again with the same ones.
+// session_fds.h - the descriptors that make a session, made once by the front end and kept by it
+// for the session's life, so that a driver can be started again with the same ones.
 #pragma once
 
 #include <string>
@@ -21,11 +21,11 @@ constexpr mw_geometry kDefaultGeometry{.slots = 131072,
                                        .reserved = {0, 0}};
 
 struct SessionFds {
-  UniqueFd channel;        // region A, header filled in
-  UniqueFd session;        // region B, header filled in
-  UniqueFd attach;         // listening abstract SEQPACKET socket "\0" + attach_name
-  UniqueFd drop_pvm;       // the shims send the INS's ends of new placeholders here
-  UniqueFd drop_ins;       // ... and the INS receives them here
+  UniqueFd channel;             // region A, header filled in
+  UniqueFd session;             // region B, header filled in
+  UniqueFd attach;              // listening abstract SEQPACKET socket "\0" + attach_name
+  UniqueFd drop_pvm;            // the shims send the INS's ends of new placeholders here
+  UniqueFd drop_ins;            // ... and the INS receives them here
   std::vector<UniqueFd> bells;  // one eventfd for each worker of the INS
   std::string attach_name;
 };

@@ -1,13 +1,18 @@
 // session_region.h - region B: what the application's processes and the driver share, and the INS
 // never sees.
 //
-// The rings of a socket may be used by several processes (fork, SCM_RIGHTS), so the PVM's private end of
-// each - its own indexes, its locks, its epoll registrations - stands here and not in one process.
+// The rings of a socket may be used by several processes (fork, SCM_RIGHTS), so the PVM's private
+// end of each - its own indexes, its locks, its epoll registrations - stands here and not in one
+// process.
 //
-// TRUST       The application's processes trust each other, as processes that share a socket do. The
-//             driver does not trust what stands here: it only reads watches and frees calls and groups.
-// INVARIANTS  rx_head is changed under rx_lock, tx_tail under tx_lock. A slot's contents are valid for
-//             the generation in `gen`; a process whose descriptor carries another one holds a dead socket.
+// TRUST       The application's processes trust each other, as processes that share a socket do.
+// The
+//             driver does not trust what stands here: it only reads watches and frees calls and
+//             groups.
+// INVARIANTS  rx_head is changed under rx_lock, tx_tail under tx_lock. A slot's contents are valid
+// for
+//             the generation in `gen`; a process whose descriptor carries another one holds a dead
+//             socket.
 // THREADS     Words are accessed through std::atomic_ref (StdAtomics); locks are SharedLock.
 #pragma once
 
@@ -61,12 +66,12 @@ struct SessionSlot {
   uint32_t tx_tail;
   uint32_t error_taken;  // the error_seq that was delivered last
   uint32_t rcvlowat;
-  int32_t linger;      // -1: off, else seconds
+  int32_t linger;       // -1: off, else seconds
   int64_t rcvtimeo_us;  // 0: none
   int64_t sndtimeo_us;
   uint32_t posted;   // 0, or 1 + the cell of the last call that nobody waited for
   uint32_t waiters;  // threads that sleep for a token, in all processes
-  mw_addr local;  // len 0: not known
+  mw_addr local;     // len 0: not known
   mw_addr peer;
   SessionWatch watches[MW_MAX_WATCHES];
   uint8_t pad[24];
@@ -76,7 +81,7 @@ static_assert(sizeof(SessionSlot) == 256);
 constexpr uint32_t kSlotListener = 1;
 constexpr uint32_t kSlotShutRd = 2;
 constexpr uint32_t kSlotShutWr = 4;
-constexpr uint32_t kSlotNonblock = 8;      // O_NONBLOCK of the open file, kept here to save asking
+constexpr uint32_t kSlotNonblock = 8;     // O_NONBLOCK of the open file, kept here to save asking
 constexpr uint32_t kSlotResetTaken = 16;  // the death of its INS was reported once
 
 // Who holds a call cell. pid 0: free.
@@ -85,8 +90,8 @@ struct SessionCall {
   uint32_t seq;
 };
 
-// A group is an epoll instance whose sockets announce themselves in group_news. The driver hands out
-// ids and frees a group when the read end of its life pipe is gone from every process.
+// A group is an epoll instance whose sockets announce themselves in group_news. The driver hands
+// out ids and frees a group when the read end of its life pipe is gone from every process.
 struct SessionGroup {
   uint32_t in_use;
   uint16_t serial;  // counts the instances that had this number
@@ -102,7 +107,8 @@ inline SessionLayout session_layout_of(const mw_geometry& g) {
   SessionLayout l{};
   l.calls = MW_PAGE;
   l.groups = l.calls + sizeof(SessionCall) * uint64_t{g.calls};
-  l.slots = (l.groups + sizeof(SessionGroup) * uint64_t{g.groups} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
+  l.slots =
+      (l.groups + sizeof(SessionGroup) * uint64_t{g.groups} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
   l.bytes = (l.slots + sizeof(SessionSlot) * uint64_t{g.slots} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
   return l;
 }
