@@ -1,11 +1,11 @@
 // benchtool.cc - the small servers and clients of bench.py.
 //
 // purpose     benchtool echo PORT               answers every byte, one connection at a time
-//             benchtool pingpong PORT COUNT     1-byte round trips; prints p50 and p99 in microseconds
-//             benchtool closer PORT             accepts and closes
-//             benchtool churn PORT SECONDS N    N threads open and close; prints connections per second
-//             benchtool hold PORT               accepts and keeps, with one epoll set
-//             benchtool open PORT COUNT         opens COUNT connections, says so, keeps them until the
+//             benchtool pingpong PORT COUNT     1-byte round trips; prints p50 and p99 in
+//             microseconds benchtool closer PORT             accepts and closes benchtool churn
+//             PORT SECONDS N    N threads open and close; prints connections per second benchtool
+//             hold PORT               accepts and keeps, with one epoll set benchtool open PORT
+//             COUNT         opens COUNT connections, says so, keeps them until the
 //                                               end of its standard input
 // THREADS     churn has one thread for each of its N clients; all else is single-threaded.
 #include <arpa/inet.h>
@@ -171,7 +171,8 @@ void hold(int port) {
 
 void open_many(int port, int count) {
   for (int i = 0; i < count; ++i) {
-    connect_to(port, INADDR_LOOPBACK + 1 + static_cast<std::uint32_t>(i / kConnectionsOfOneAddress));
+    connect_to(port,
+               INADDR_LOOPBACK + 1 + static_cast<std::uint32_t>(i / kConnectionsOfOneAddress));
   }
   std::printf("open\n");
   std::fflush(stdout);
@@ -198,10 +199,11 @@ int main(int argc, char** argv) {
   } else if (what == "open" && argc == 4) {
     open_many(port, std::atoi(argv[3]));
   } else {
-    std::fprintf(stderr, "usage: benchtool echo|closer|hold PORT\n"
-                         "       benchtool pingpong PORT COUNT\n"
-                         "       benchtool churn PORT SECONDS CLIENTS\n"
-                         "       benchtool open PORT COUNT\n");
+    std::fprintf(stderr,
+                 "usage: benchtool echo|closer|hold PORT\n"
+                 "       benchtool pingpong PORT COUNT\n"
+                 "       benchtool churn PORT SECONDS CLIENTS\n"
+                 "       benchtool open PORT COUNT\n");
     return 2;
   }
   return 0;

@@ -59,7 +59,9 @@ const std::string& Call::text(std::size_t i) const {
   return args[i];
 }
 
-long Call::number(std::size_t i) const { return parse_number(text(i)); }
+long Call::number(std::size_t i) const {
+  return parse_number(text(i));
+}
 
 long Call::number(std::size_t i, long fallback) const {
   return i < args.size() ? number(i) : fallback;
@@ -206,8 +208,7 @@ std::string describe_address(const void* bytes, socklen_t given, socklen_t capac
 }
 
 void* bad_pointer() {
-  static void* const page =
-      mmap(nullptr, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  static void* const page = mmap(nullptr, 1 << 20, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   return page;
 }
 

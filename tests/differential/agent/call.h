@@ -30,9 +30,9 @@ struct Call {
   std::map<std::string, std::string, std::less<>> options;
 
   std::size_t size() const { return args.size(); }
-  const std::string& text(std::size_t i) const;           // Errors: ScriptError if absent.
-  long number(std::size_t i) const;                       // number, or NAMES joined by '|'
-  long number(std::size_t i, long fallback) const;        // the same, or `fallback` if absent
+  const std::string& text(std::size_t i) const;     // Errors: ScriptError if absent.
+  long number(std::size_t i) const;                 // number, or NAMES joined by '|'
+  long number(std::size_t i, long fallback) const;  // the same, or `fallback` if absent
   long option(std::string_view key, long fallback) const;
   bool has(std::string_view key) const { return options.find(key) != options.end(); }
 };
@@ -64,13 +64,13 @@ class Reply {
 using Handler = void (*)(const Call&, Reply&);
 using Table = std::map<std::string, Handler, std::less<>>;
 
-void add_control_calls(Table& table);   // socket, bind, listen, options, names, fcntl, dup ...
-void add_data_calls(Table& table);      // send, recv and their families, sendfile, stdio ...
-void add_event_calls(Table& table);     // poll, select, epoll
-void add_process_calls(Table& table);   // fork, exec, signals, limits
+void add_control_calls(Table& table);  // socket, bind, listen, options, names, fcntl, dup ...
+void add_data_calls(Table& table);     // send, recv and their families, sendfile, stdio ...
+void add_event_calls(Table& table);    // poll, select, epoll
+void add_process_calls(Table& table);  // fork, exec, signals, limits
 
-Call parse_call(std::string_view line);           // Errors: ScriptError.
-long parse_number(std::string_view words);        // Errors: ScriptError on an unknown name.
+Call parse_call(std::string_view line);     // Errors: ScriptError.
+long parse_number(std::string_view words);  // Errors: ScriptError on an unknown name.
 const char* constant_name_of_errno(int error);
 
 // Bytes of a script: x:HEX, pat:SEED:LENGTH (a pseudo-random run), rep:CHAR:LENGTH.

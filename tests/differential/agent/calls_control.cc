@@ -13,7 +13,9 @@
 namespace sockagent {
 namespace {
 
-int fd_of(const Call& call) { return static_cast<int>(call.number(0)); }
+int fd_of(const Call& call) {
+  return static_cast<int>(call.number(0));
+}
 
 void do_socket(const Call& call, Reply& reply) {
   reply.call([&] {
@@ -43,7 +45,8 @@ void do_pipe(const Call& call, Reply& reply) {
 }
 
 // bind and connect: FD ADDRESS [len=N]; the address may be NULL or BAD.
-void with_address(const Call& call, Reply& reply, int (*function)(int, const sockaddr*, socklen_t)) {
+void with_address(const Call& call, Reply& reply,
+                  int (*function)(int, const sockaddr*, socklen_t)) {
   const std::string& word = call.text(1);
   Address address;
   sockaddr* pointer = address.get();
@@ -60,8 +63,12 @@ void with_address(const Call& call, Reply& reply, int (*function)(int, const soc
   reply.call([&] { return function(fd_of(call), pointer, length); });
 }
 
-void do_bind(const Call& call, Reply& reply) { with_address(call, reply, ::bind); }
-void do_connect(const Call& call, Reply& reply) { with_address(call, reply, ::connect); }
+void do_bind(const Call& call, Reply& reply) {
+  with_address(call, reply, ::bind);
+}
+void do_connect(const Call& call, Reply& reply) {
+  with_address(call, reply, ::connect);
+}
 
 void do_listen(const Call& call, Reply& reply) {
   reply.call([&] { return ::listen(fd_of(call), static_cast<int>(call.number(1, 128))); });
@@ -143,8 +150,8 @@ void do_setsockopt(const Call& call, Reply& reply) {
   } else if (word != "NULL") {
     pointer = value.data();
   }
-  const auto length =
-      static_cast<socklen_t>(call.option("len", value.empty() ? 4 : static_cast<long>(value.size())));
+  const auto length = static_cast<socklen_t>(
+      call.option("len", value.empty() ? 4 : static_cast<long>(value.size())));
   reply.call([&] {
     return ::setsockopt(fd_of(call), static_cast<int>(call.number(1)),
                         static_cast<int>(call.number(2)), pointer, length);
@@ -176,9 +183,8 @@ void do_getsockopt(const Call& call, Reply& reply) {
 }
 
 void do_fcntl(const Call& call, Reply& reply) {
-  const long result = reply.call([&] {
-    return ::fcntl(fd_of(call), static_cast<int>(call.number(1)), call.number(2, 0));
-  });
+  const long result = reply.call(
+      [&] { return ::fcntl(fd_of(call), static_cast<int>(call.number(1)), call.number(2, 0)); });
   if (call.number(1) == F_GETFL && result >= 0) {
     std::string names = result & O_NONBLOCK ? "nonblock" : "block";
     if (result & O_ASYNC) names += "|async";
@@ -189,9 +195,8 @@ void do_fcntl(const Call& call, Reply& reply) {
 // ioctl FD REQUEST [VALUE]: the argument is an int in and out.
 void do_ioctl(const Call& call, Reply& reply) {
   int value = static_cast<int>(call.number(2, 0));
-  const long result = reply.call([&] {
-    return ::ioctl(fd_of(call), static_cast<unsigned long>(call.number(1)), &value);
-  });
+  const long result = reply.call(
+      [&] { return ::ioctl(fd_of(call), static_cast<unsigned long>(call.number(1)), &value); });
   if (result >= 0) reply.field("value", value);
 }
 
@@ -219,7 +224,7 @@ void do_close_range(const Call& call, Reply& reply) {
 }
 
 void do_fstat(const Call& call, Reply& reply) {
-  struct stat info{};
+  struct stat info {};
   if (reply.call([&] { return ::fstat(fd_of(call), &info); }) < 0) return;
   const char* kind = S_ISSOCK(info.st_mode)   ? "socket"
                      : S_ISFIFO(info.st_mode) ? "pipe"
@@ -229,13 +234,12 @@ void do_fstat(const Call& call, Reply& reply) {
 }
 
 void do_lseek(const Call& call, Reply& reply) {
-  reply.call([&] { return ::lseek(fd_of(call), call.number(1), static_cast<int>(call.number(2))); });
+  reply.call(
+      [&] { return ::lseek(fd_of(call), call.number(1), static_cast<int>(call.number(2))); });
 }
 
 void do_open(const Call& call, Reply& reply) {
-  reply.call([&] {
-    return ::open(call.text(0).c_str(), static_cast<int>(call.number(1)), 0600);
-  });
+  reply.call([&] { return ::open(call.text(0).c_str(), static_cast<int>(call.number(1)), 0600); });
 }
 
 void do_sockatmark(const Call& call, Reply& reply) {
@@ -248,8 +252,7 @@ void do_getaddrinfo(const Call& call, Reply& reply) {
   hints.ai_socktype = SOCK_STREAM;
   hints.ai_flags = static_cast<int>(call.option("flags", 0));
   addrinfo* list = nullptr;
-  const int result =
-      ::getaddrinfo(call.text(0).c_str(), call.text(1).c_str(), &hints, &list);
+  const int result = ::getaddrinfo(call.text(0).c_str(), call.text(1).c_str(), &hints, &list);
   reply.print("= " + std::to_string(result));
   for (const addrinfo* one = list; result == 0 && one != nullptr; one = one->ai_next) {
     reply.field("addr", describe_address(one->ai_addr, one->ai_addrlen, one->ai_addrlen));
@@ -260,18 +263,30 @@ void do_getaddrinfo(const Call& call, Reply& reply) {
 }  // namespace
 
 void add_control_calls(Table& table) {
-  table.insert({{"socket", do_socket},           {"socketpair", do_socketpair},
-                {"pipe", do_pipe},               {"bind", do_bind},
-                {"connect", do_connect},         {"listen", do_listen},
-                {"accept", do_accept},           {"accept4", do_accept4},
-                {"getsockname", do_getsockname}, {"getpeername", do_getpeername},
-                {"shutdown", do_shutdown},       {"close", do_close},
-                {"setsockopt", do_setsockopt},   {"getsockopt", do_getsockopt},
-                {"fcntl", do_fcntl},             {"ioctl", do_ioctl},
-                {"dup", do_dup},                 {"dup2", do_dup2},
-                {"dup3", do_dup3},               {"close_range", do_close_range},
-                {"fstat", do_fstat},             {"lseek", do_lseek},
-                {"open", do_open},               {"sockatmark", do_sockatmark},
+  table.insert({{"socket", do_socket},
+                {"socketpair", do_socketpair},
+                {"pipe", do_pipe},
+                {"bind", do_bind},
+                {"connect", do_connect},
+                {"listen", do_listen},
+                {"accept", do_accept},
+                {"accept4", do_accept4},
+                {"getsockname", do_getsockname},
+                {"getpeername", do_getpeername},
+                {"shutdown", do_shutdown},
+                {"close", do_close},
+                {"setsockopt", do_setsockopt},
+                {"getsockopt", do_getsockopt},
+                {"fcntl", do_fcntl},
+                {"ioctl", do_ioctl},
+                {"dup", do_dup},
+                {"dup2", do_dup2},
+                {"dup3", do_dup3},
+                {"close_range", do_close_range},
+                {"fstat", do_fstat},
+                {"lseek", do_lseek},
+                {"open", do_open},
+                {"sockatmark", do_sockatmark},
                 {"getaddrinfo", do_getaddrinfo}});
 }
 

@@ -31,7 +31,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr auto kTimeStep = std::chrono::milliseconds(200);
 
-int fd_of(const Call& call) { return static_cast<int>(call.number(0)); }
+int fd_of(const Call& call) {
+  return static_cast<int>(call.number(0));
+}
 
 void note_time(const Call& call, Reply& reply, Clock::time_point start) {
   if (!call.has("timed")) return;
@@ -96,8 +98,9 @@ struct OutgoingVector {
 
   OutgoingVector(const Call& call, std::size_t first) {
     for (std::size_t i = first; i < call.size(); ++i) {
-      pieces.push_back(call.text(i) == "empty" || call.text(i) == "BAD" ? std::string()
-                                                                        : parse_bytes(call.text(i)));
+      pieces.push_back(call.text(i) == "empty" || call.text(i) == "BAD"
+                           ? std::string()
+                           : parse_bytes(call.text(i)));
     }
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       if (call.text(first + i) == "BAD") {
@@ -149,7 +152,8 @@ void do_sendmsg(const Call& call, Reply& reply) {
     info.ipi_spec_dst = reinterpret_cast<const sockaddr_in&>(source.storage).sin_addr;
     std::memcpy(CMSG_DATA(header), &info, sizeof info);
   }
-  reply.call([&] { return ::sendmsg(fd_of(call), &message, static_cast<int>(call.option("flags", 0))); });
+  reply.call(
+      [&] { return ::sendmsg(fd_of(call), &message, static_cast<int>(call.option("flags", 0))); });
 }
 
 // sendmmsg FD BYTES... [addr=A] [flags=F]: one message for each piece.
@@ -203,9 +207,8 @@ void do_recv(const Call& call, Reply& reply) {
 }
 
 void do_read(const Call& call, Reply& reply) {
-  receive(call, reply, [&](void* buffer, std::size_t length) {
-    return ::read(fd_of(call), buffer, length);
-  });
+  receive(call, reply,
+          [&](void* buffer, std::size_t length) { return ::read(fd_of(call), buffer, length); });
 }
 
 void do_pread(const Call& call, Reply& reply) {
@@ -269,8 +272,8 @@ struct IncomingVector {
 
   IncomingVector(const Call& call, std::size_t first) {
     for (std::size_t i = first; i < call.size(); ++i) {
-      pieces.emplace_back(
-          call.text(i) == "BAD" ? 0 : static_cast<std::size_t>(call.number(i)), '\0');
+      pieces.emplace_back(call.text(i) == "BAD" ? 0 : static_cast<std::size_t>(call.number(i)),
+                          '\0');
     }
     for (std::size_t i = 0; i < pieces.size(); ++i) {
       if (call.text(first + i) == "BAD") {
@@ -356,13 +359,14 @@ void do_recvmmsg(const Call& call, Reply& reply) {
   timespec limit{milliseconds / 1000, milliseconds % 1000 * 1000000};
   const long result = reply.call([&] {
     return ::recvmmsg(fd_of(call), messages.data(), static_cast<unsigned>(count),
-                      static_cast<int>(call.option("flags", 0)), call.has("time") ? &limit : nullptr);
+                      static_cast<int>(call.option("flags", 0)),
+                      call.has("time") ? &limit : nullptr);
   });
   for (std::size_t i = 0; result > 0 && i < static_cast<std::size_t>(result); ++i) {
     print_received(reply, buffers[i], messages[i].msg_len);
     reply.field("flags", messages[i].msg_hdr.msg_flags);
-    reply.field("addr", describe_address(&names[i], messages[i].msg_hdr.msg_namelen,
-                                         sizeof names[i]));
+    reply.field("addr",
+                describe_address(&names[i], messages[i].msg_hdr.msg_namelen, sizeof names[i]));
   }
 }
 
@@ -388,8 +392,8 @@ void do_sendall(const Call& call, Reply& reply) {
   while (done < bytes.size()) {
     const std::size_t left = bytes.size() - done;
     const std::size_t piece = call.has("chunks") ? std::min(left, sizes.next()) : left;
-    const ssize_t n = ::send(fd_of(call), bytes.data() + done, piece,
-                             static_cast<int>(call.option("flags", 0)));
+    const ssize_t n =
+        ::send(fd_of(call), bytes.data() + done, piece, static_cast<int>(call.option("flags", 0)));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
       pollfd one{fd_of(call), POLLOUT, 0};
@@ -435,8 +439,8 @@ void do_histogram(const Call& call, Reply& reply) {
   long left = call.number(1);
   char chunk[16384];
   while (left > 0) {
-    const ssize_t n =
-        ::recv(fd_of(call), chunk, std::min<std::size_t>(sizeof chunk, static_cast<std::size_t>(left)), 0);
+    const ssize_t n = ::recv(
+        fd_of(call), chunk, std::min<std::size_t>(sizeof chunk, static_cast<std::size_t>(left)), 0);
     if (n <= 0) break;
     for (ssize_t i = 0; i < n; ++i) ++counts[static_cast<unsigned char>(chunk[i])];
     left -= n;
@@ -481,8 +485,8 @@ void do_drain(const Call& call, Reply& reply) {
   while (left > 0) {
     pollfd one{fd_of(call), POLLIN, 0};
     if (::poll(&one, 1, 3000) <= 0) break;
-    const ssize_t n = ::recv(fd_of(call), chunk,
-                             std::min<std::size_t>(sizeof chunk, static_cast<std::size_t>(left)), 0);
+    const ssize_t n = ::recv(
+        fd_of(call), chunk, std::min<std::size_t>(sizeof chunk, static_cast<std::size_t>(left)), 0);
     if (n <= 0) break;
     same = same && std::all_of(chunk, chunk + n, [](char c) { return c == 'f'; });
     left -= n;
@@ -563,7 +567,9 @@ void do_fgets(const Call& call, Reply& reply) {
   reply.print(result == nullptr ? "= NULL" : describe_bytes(line));
 }
 
-void do_getc(const Call& call, Reply& reply) { reply.field("c", std::getc(stream(call))); }
+void do_getc(const Call& call, Reply& reply) {
+  reply.field("c", std::getc(stream(call)));
+}
 
 void do_fflush(const Call& call, Reply& reply) {
   reply.call([&] { return std::fflush(stream(call)); });

@@ -1,4 +1,5 @@
-// calls_events.cc - poll, select and epoll, and `await`, which waits for a state without judging it.
+// calls_events.cc - poll, select and epoll, and `await`, which waits for a state without judging
+// it.
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -37,15 +38,16 @@ std::vector<pollfd> parse_pollfds(const Call& call, std::size_t end) {
     const unsigned events = colon == std::string::npos
                                 ? kEveryBit
                                 : static_cast<unsigned>(parse_number(word.substr(colon + 1)));
-    list.push_back({static_cast<int>(parse_number(word.substr(0, colon))),
-                    static_cast<short>(events), 0});
+    list.push_back(
+        {static_cast<int>(parse_number(word.substr(0, colon))), static_cast<short>(events), 0});
   }
   return list;
 }
 
 void print_pollfds(const std::vector<pollfd>& list, Reply& reply) {
   for (const pollfd& one : list) {
-    reply.field(std::to_string(one.fd), describe_poll_bits(static_cast<unsigned short>(one.revents)));
+    reply.field(std::to_string(one.fd),
+                describe_poll_bits(static_cast<unsigned short>(one.revents)));
   }
 }
 
@@ -78,7 +80,8 @@ void do_ppoll(const Call& call, Reply& reply) {
 // await FD EVENTS: looks with poll(..., 0) until all EVENTS are present, then prints every bit.
 // What it waits for is not an expectation: the printed bits are what is compared.
 void do_await(const Call& call, Reply& reply) {
-  pollfd one{static_cast<int>(call.number(0)), static_cast<short>(call.option("events", kEveryBit)), 0};
+  pollfd one{static_cast<int>(call.number(0)), static_cast<short>(call.option("events", kEveryBit)),
+             0};
   const auto wanted = static_cast<short>(call.number(1));
   const auto unwanted = static_cast<short>(call.option("not", 0));
   const auto limit = Clock::now() + kAwaitLimit;
@@ -176,9 +179,8 @@ void do_epoll_ctl(const Call& call, Reply& reply) {
 // The order of ready descriptors is the kernel's business: printed sorted.
 void print_events(std::vector<epoll_event>& events, long count, Reply& reply) {
   events.resize(static_cast<std::size_t>(std::max(0L, count)));
-  std::sort(events.begin(), events.end(), [](const epoll_event& a, const epoll_event& b) {
-    return a.data.u64 < b.data.u64;
-  });
+  std::sort(events.begin(), events.end(),
+            [](const epoll_event& a, const epoll_event& b) { return a.data.u64 < b.data.u64; });
   for (const epoll_event& event : events) {
     reply.field(std::to_string(event.data.u64), describe_poll_bits(event.events));
   }

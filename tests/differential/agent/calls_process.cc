@@ -19,7 +19,9 @@ namespace {
 
 std::atomic<int> g_signals{0};
 
-void count_signal(int) { g_signals.fetch_add(1, std::memory_order_relaxed); }
+void count_signal(int) {
+  g_signals.fetch_add(1, std::memory_order_relaxed);
+}
 
 // fork NAME: the child serves as process NAME.
 void do_fork(const Call& call, Reply& reply) {
@@ -65,8 +67,8 @@ void do_spawn(const Call& call, Reply& reply) {
                                      static_cast<int>(parse_number(dup->second.substr(colon + 1))));
   }
   pid_t child = 0;
-  const int result = ::posix_spawn(&child, argv[0], &actions, nullptr,
-                                   const_cast<char* const*>(argv), environ);
+  const int result =
+      ::posix_spawn(&child, argv[0], &actions, nullptr, const_cast<char* const*>(argv), environ);
   posix_spawn_file_actions_destroy(&actions);
   reply.print("= " + std::to_string(result));
 }
@@ -87,12 +89,14 @@ void do_wait(const Call&, Reply& reply) {
   }
 }
 
-void do_exit(const Call& call, Reply&) { reply_and_exit("= exit", static_cast<int>(call.number(0, 0))); }
+void do_exit(const Call& call, Reply&) {
+  reply_and_exit("= exit", static_cast<int>(call.number(0, 0)));
+}
 
 // signal NAME handle|restart|ignore|default
 void do_signal(const Call& call, Reply& reply) {
   const std::string& how = call.text(1);
-  struct sigaction action{};
+  struct sigaction action {};
   if (how == "ignore") {
     action.sa_handler = SIG_IGN;
   } else if (how == "default") {
@@ -112,7 +116,9 @@ void do_tkill(const Call& call, Reply& reply) {
   });
 }
 
-void do_signals(const Call&, Reply& reply) { reply.field("count", g_signals.exchange(0)); }
+void do_signals(const Call&, Reply& reply) {
+  reply.field("count", g_signals.exchange(0));
+}
 
 // getsig: how many arrive within a second, waiting for the first.
 void do_await_signal(const Call&, Reply& reply) {
@@ -127,7 +133,9 @@ void do_limit_files(const Call& call, Reply& reply) {
   reply.call([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); });
 }
 
-void do_getpid_same(const Call&, Reply& reply) { reply.field("thread", ::gettid() == ::getpid()); }
+void do_getpid_same(const Call&, Reply& reply) {
+  reply.field("thread", ::gettid() == ::getpid());
+}
 
 }  // namespace
 

@@ -147,8 +147,12 @@ void place(const std::string& path, int flags, int number) {
 
 }  // namespace
 
-const Identity& identity() { return g_identity; }
-const std::string& current_request() { return t_request; }
+const Identity& identity() {
+  return g_identity;
+}
+const std::string& current_request() {
+  return t_request;
+}
 
 pid_t thread_id(const std::string& name) {
   const std::lock_guard lock(g_workers_mutex);
