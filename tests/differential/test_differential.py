@@ -17,12 +17,6 @@ KNOWN = {
     "tcp_listen_states": "a listener that was shut down for reading cannot listen again",
 }
 
-# Differences that are known and not yet removed; strict, so that whoever removes one deletes its line.
-KNOWN = {
-    "epoll_fork": "a set shared by fork loses a socket that one of the processes closes",
-    "exec_epoll": "an epoll set that survives exec reports no protected socket",
-    "tcp_listen_states": "a listener that was shut down and listens again still polls readable",
-}
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.sock"))
 CASES = [(path, variant) for path in SCRIPTS for variant in variants(path)]
 
@@ -64,7 +58,4 @@ def test_script(path, variant, answers):
     broken = [line for line in native if "STOPPED" in line or "SCRIPT-ERROR" in line]
     assert not broken, "the script itself is wrong:\n" + "\n".join(native) + native_log
     difference = list(difflib.unified_diff(native, ours, "native", "mw", lineterm="", n=3))
-    if path.stem in KNOWN:
-        assert difference, "no longer differs: take it off the list"
-        pytest.xfail(KNOWN[path.stem])
     assert not difference, "\n".join(difference) + "\n--- stderr under mw\n" + log[-3000:]
