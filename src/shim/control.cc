@@ -230,6 +230,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   mine.rcvlowat = s.mine.rcvlowat;
   mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
   mine.sndtimeo_us = s.mine.sndtimeo_us;
+  mine.sndbuf = s.mine.sndbuf;
   give_address(record.peer, a, len);
   return fd;
 }
@@ -348,6 +349,11 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     memcpy(&t, value, sizeof t);
     const int64_t us = t.tv_sec < 0 ? 0 : t.tv_sec * 1'000'000 + t.tv_usec;
     (name == SO_RCVTIMEO ? s.mine.rcvtimeo_us : s.mine.sndtimeo_us) = us;
+  } else if (name == SO_SNDBUF && len >= sizeof(int)) {
+    int granted = 0;
+    socklen_t granted_len = sizeof granted;
+    if (sock_getsockopt(s, level, name, &granted, &granted_len) == 0 && granted > 0)
+      A::store_relaxed(s.mine.sndbuf, static_cast<uint32_t>(granted) / 2);  // half is overhead
   } else if (name == SO_RCVLOWAT && len >= sizeof(int)) {
     int low = 0;
     memcpy(&low, value, sizeof low);

@@ -37,7 +37,7 @@ ssize_t pipe_to_socket(int pipe, const Sock& s, size_t count, unsigned flags) {
   size_t moved = 0;
   while (moved < count) {
     // Room first: what was read from a pipe cannot go back.
-    const size_t room = process.channel.geometry().tx_ring - unsent_bytes(s);
+    const size_t room = send_room(s);
     size_t n = std::min({count - moved, sizeof buffer, std::max<size_t>(room, 1)});
     if (room == 0 && (s.nonblocking() || (flags & SPLICE_F_NONBLOCK) != 0))
       return moved > 0 ? static_cast<ssize_t>(moved) : -EAGAIN;

@@ -383,6 +383,12 @@ void epoll_wake(uint32_t group) {
   process.channel.group_news(group).wake();
 }
 
+void epoll_add_news(const Sock& s) {
+  SharedLock lock(s.mine.watch_lock);
+  for (const SessionWatch& w : s.mine.watches)
+    if (is_live(w)) add_news(w.group - 1, s.index);
+}
+
 void epoll_forget_socket(uint32_t slot, uint32_t gen) {
   SessionSlot& mine = process.session.slot(slot);
   const Sock s{-1, slot, gen, process.channel.slot(slot), mine};

@@ -28,6 +28,8 @@ bool epoll_has_events(uint32_t group);
 bool epoll_prepare_sleep(uint32_t group);
 void epoll_wake(uint32_t group);
 
+// Adds a socket to the news of the groups that watch it, as the INS does.
+void epoll_add_news(const Sock& s);
 void epoll_forget_socket(uint32_t slot, uint32_t gen);
 void epoll_forget_instance(int epfd, uint32_t group);
 void epoll_count_reference(uint32_t group, int delta);

@@ -57,6 +57,12 @@ uint32_t unsent_bytes(const Sock& s) {
   return n <= process.channel.geometry().tx_ring ? n : 0;
 }
 
+uint32_t send_capacity(const Sock& s) {
+  const uint32_t ring = process.channel.geometry().tx_ring;
+  const uint32_t wish = A::load_relaxed(s.mine.sndbuf);
+  return wish != 0 && wish < ring ? wish : ring;
+}
+
 uint32_t poll_mask(const Sock& s) {
   const uint32_t state = state_of(s);
   const uint32_t flags = A::load_relaxed(s.mine.flags);
@@ -80,8 +86,7 @@ uint32_t poll_mask(const Sock& s) {
   if ((state & MW_ST_CONNECTING) != 0) return mask;
   const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat);
   if (readable_bytes(s) >= (lowat > 1 ? lowat : 1)) mask |= POLLIN | POLLRDNORM;
-  const uint32_t capacity = process.channel.geometry().tx_ring;
-  if (snd_shut || ring_writable(capacity, capacity - unsent_bytes(s))) mask |= POLLOUT | POLLWRNORM;
+  if (snd_shut || is_writable(s)) mask |= POLLOUT | POLLWRNORM;
   return mask;
 }
 

@@ -81,6 +81,16 @@ int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int 
 // Space for reading and writing.
 uint32_t readable_bytes(const Sock& s);
 uint32_t unsent_bytes(const Sock& s);
+// What the send ring may hold for this socket, and what it still takes of that.
+uint32_t send_capacity(const Sock& s);
+inline uint32_t send_room(const Sock& s) {
+  const uint32_t used = unsent_bytes(s);
+  const uint32_t capacity = send_capacity(s);
+  return used < capacity ? capacity - used : 0;
+}
+inline bool is_writable(const Sock& s) {
+  return ring_writable(send_capacity(s), send_room(s));
+}
 
 // ---- stream.cc ----
 ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags);

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "shim/epoll.h"
 #include "shim/socket.h"
 
 namespace mw::shim {
@@ -199,9 +200,8 @@ int wait_for_room(const Sock& s, int64_t* deadline) {
   if (*deadline == 0) *deadline = deadline_after_us(s.mine.sndtimeo_us);
   return wait_for(s, POLLOUT, *deadline, [&] {
     const uint32_t state = state_of(s);
-    const uint32_t capacity = process.channel.geometry().tx_ring;
     if (error_pending(s) || (state & (MW_ST_SND_SHUT | MW_ST_CLOSED)) != 0) return true;
-    return (state & MW_ST_CONNECTING) == 0 && ring_writable(capacity, capacity - unsent_bytes(s));
+    return (state & MW_ST_CONNECTING) == 0 && is_writable(s);
   });
 }
 
@@ -209,8 +209,8 @@ int wait_for_room(const Sock& s, int64_t* deadline) {
 void want_out_event(const Sock& s) {
   A::fetch_or(s.slot.want, MW_WANT_OUT_EVENT);
   A::fence();
-  const uint32_t capacity = process.channel.geometry().tx_ring;
-  if (ring_writable(capacity, capacity - unsent_bytes(s))) announce(s);
+  // Room came before the INS saw the wish: nobody else will tell of it.
+  if (is_writable(s)) epoll_add_news(s);
 }
 
 // The loop that all stream senders share. `fill(ring, tail, room)` puts in up to `room` bytes,
@@ -236,10 +236,11 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
         poison(room.error().where);
         return -ECONNRESET;
       }
-      full = *room == 0;
+      const uint32_t most = std::min(*room, send_room(s));
+      full = most == 0;
       if (!full) {
         n = fill(process.channel.tx(s.index), tail,
-                 static_cast<uint32_t>(std::min<size_t>(*room, total - sent)));
+                 static_cast<uint32_t>(std::min<size_t>(most, total - sent)));
         if (n > 0) {
           A::store_relaxed(s.mine.tx_tail, tail + static_cast<uint32_t>(n));
           A::store_release(s.slot.tx_tail, tail + static_cast<uint32_t>(n));

@@ -36,9 +36,6 @@ SUITES = {
     "test_epoll": [],
 }
 CHOSEN = [name for name in SUITES if name in os.environ.get("MW_SUITES", " ".join(SUITES)).split()]
-# Known and not yet removed: these three need a send buffer that refuses after SO_SNDBUF bytes.
-KNOWN = {f"test.test_asyncio.test_sendfile.{loop}EventLoopTests."
-         "test_sendfile_close_peer_in_the_middle_of_receiving" for loop in ("EPoll", "Poll", "Select")}
 RUN_SECONDS = 400  # regrtest dumps all stacks then
 SUITE_SECONDS = 420
 PASSED = "passed"
@@ -123,8 +120,6 @@ def test_suite(suite, runs):
     wanted = {name for name, result in native.items() if result == PASSED}
     assert wanted, f"{suite} passes nothing natively"
     missing = sorted(name for name in wanted if ours.get(name) != PASSED)
-    known = [name for name in missing if name in KNOWN]
-    missing = [name for name in missing if name not in KNOWN]
     # A test that depends on time may fail on a busy machine: it gets a second chance, alone, and
     # must then pass protected. A test that is really broken fails again.
     if 0 < len(missing) <= 10:
@@ -135,6 +130,4 @@ def test_suite(suite, runs):
     lines = "\n".join(f"  {name}: {ours.get(name, 'no result')}" for name in missing)
     assert not missing, (f"{len(missing)} of {len(wanted)} tests pass natively and fail protected:\n"
                          f"{lines}\n--- end of the protected run\n{log[-3000:]}")
-    if known:
-        pytest.xfail(f"the other {len(wanted) - len(known)} pass; known: {', '.join(known)}")
     print(f"{suite}: {len(wanted)} tests pass both ways")

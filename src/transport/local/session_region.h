@@ -74,7 +74,8 @@ struct SessionSlot {
   mw_addr local;     // len 0: not known
   mw_addr peer;
   SessionWatch watches[MW_MAX_WATCHES];
-  uint8_t pad[24];
+  uint32_t sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
+  uint8_t pad[20];
 };
 static_assert(sizeof(SessionSlot) == 256);
 
