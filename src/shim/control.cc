@@ -320,11 +320,11 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
 
 namespace {
 
-// Options whose set cannot fail on a TCP socket once the argument is well-formed: nobody needs to
-// wait.
+// Options whose set cannot fail on a TCP socket once the argument is well-formed, and whose order
+// with the bytes that follow does not matter (TCP_CORK's does): nobody needs to wait.
 bool never_fails(const Sock& s, int level, int name, socklen_t len) {
   if (len < sizeof(int) || s.datagram() || is_dead(s)) return false;
-  if (level == IPPROTO_TCP) return name == TCP_NODELAY || name == TCP_CORK || name == TCP_QUICKACK;
+  if (level == IPPROTO_TCP) return name == TCP_NODELAY || name == TCP_QUICKACK;
   return level == SOL_SOCKET && (name == SO_KEEPALIVE || name == SO_REUSEADDR);
 }
 
