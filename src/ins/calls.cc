@@ -59,6 +59,12 @@ void Worker::on_call(uint32_t call) {
 }
 
 void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
+  int value = 0;
+  std::memcpy(&value, r.payload, sizeof value);
+  if (r.op == MW_OP_SETSOCKOPT && r.arg[0] == IPPROTO_TCP && r.arg[1] == TCP_CORK && value != 0) {
+    // The bytes that the shim held back belong under the cork.
+    call_setsockopt(i, s, r, a);
+  }
   // Calls and bytes keep their order.
   if (s.kind == SockKind::stream && s.listener == nullptr && (s.flags & kTxBlocked) == 0) {
     const uint32_t news = stream_tx(i, s);

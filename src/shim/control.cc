@@ -306,6 +306,10 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
       return give(&domain, sizeof domain);
     }
   }
+  if (level == IPPROTO_TCP && name == TCP_CORK && !s.datagram()) {
+    const int on = (A::load_relaxed(s.mine.flags) & kSlotCorked) != 0 ? 1 : 0;
+    return give(&on, sizeof on);
+  }
   CallRequest r = about(s, MW_OP_GETSOCKOPT);
   const auto room = std::min<socklen_t>(*len, MW_CALL_PAYLOAD);
   r.arg[0] = level;
@@ -334,6 +338,23 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   if (static_cast<int>(len) < 0) return -EINVAL;
   if (!is_memory(value, len)) return -EFAULT;
   if (len > MW_CALL_PAYLOAD) return -EINVAL;
+  if (level == IPPROTO_TCP && name == TCP_CORK && !s.datagram() && len >= sizeof(int)) {
+    int on = 0;
+    memcpy(&on, value, sizeof on);
+    set_flag(s, kSlotCorked, on != 0);
+    if (on == 0) {
+      if (held_slot == s.index + 1) held_slot = 0;
+      if ((A::fetch_and(s.mine.flags, ~kSlotCorkedBelow) & kSlotCorkedBelow) != 0) {
+        CallRequest below = about(s, MW_OP_SETSOCKOPT);
+        below.arg[0] = level;
+        below.arg[1] = name;
+        below.in[0] = {value, len};
+        return plain(below);
+      }
+      if (unsent_bytes(s) != 0) announce(s);
+    }
+    return 0;
+  }
   CallRequest r = about(s, MW_OP_SETSOCKOPT);
   r.arg[0] = level;
   r.arg[1] = name;

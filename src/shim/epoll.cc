@@ -309,6 +309,7 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
 
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
   const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+  release_held();
   settle();
   for (;;) {
     const Entry e = peek(epfd);

@@ -59,6 +59,7 @@ auto dispatch(int fd, Theirs&& theirs, Ours&& ours) -> decltype(theirs()) {
     errno = EBADF;
     return -1;
   }
+  release_held();  // this may wait
   return theirs();
 }
 
@@ -487,6 +488,7 @@ bool concerns_us(pollfd* fds, nfds_t n) {
 }
 }  // namespace
 MW_EXPORT int ppoll(pollfd* fds, nfds_t n, const timespec* timeout, const sigset_t* mask) {
+  release_held();
   if (!concerns_us(fds, n)) return libc.ppoll(fds, n, timeout, mask);
   if (bad_time(timeout)) {
     errno = EINVAL;
@@ -496,6 +498,7 @@ MW_EXPORT int ppoll(pollfd* fds, nfds_t n, const timespec* timeout, const sigset
   return finish(shim_poll(fds, n, to_ns(timeout), mask), saved);
 }
 MW_EXPORT int poll(pollfd* fds, nfds_t n, int timeout) {
+  release_held();
   if (!concerns_us(fds, n)) return libc.poll(fds, n, timeout);
   const int saved = errno;
   return finish(shim_poll(fds, n, timeout < 0 ? -1 : timeout * 1'000'000ll, nullptr), saved);

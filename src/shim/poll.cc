@@ -168,6 +168,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     fds[i].revents = 0;
   }
   const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+  release_held();
   settle();
   for (;;) {
     const bool ready = judge(fds, items.get(), n);

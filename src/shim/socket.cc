@@ -1,10 +1,14 @@
 #include "shim/socket.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <time.h>
 
 #include <cerrno>
 #include <cstring>
+
+#include "shim/calls.h"
 
 namespace mw::shim {
 namespace {
@@ -94,6 +98,41 @@ void announce(const Sock& s) {
   if (process.talks_to_itself) process.unsettled = true;
   const uint32_t worker = process.channel.worker_of(s.index);
   if (process.channel.sock_news(worker).add(s.index)) ring_bell(process.bells[worker]);
+}
+
+thread_local uint32_t held_slot = 0;
+
+void release_held_slot() {
+  const uint32_t index = held_slot - 1;
+  held_slot = 0;
+  const Entry e{Kind::socket, index, A::load_relaxed(process.session.slot(index).gen)};
+  const Sock s = sock_of(-1, e);
+  if ((A::load_relaxed(s.mine.flags) & kSlotCorked) == 0) return announce(s);
+  // The program waits with a socket corked: from here on the kernel holds the bytes, with its own
+  // time limit.
+  A::fetch_or(s.mine.flags, kSlotCorkedBelow);
+  CallRequest r;
+  r.op = MW_OP_SETSOCKOPT;
+  r.slot = s.index;
+  r.gen = s.gen;
+  r.arg[0] = IPPROTO_TCP;
+  r.arg[1] = TCP_CORK;
+  const int on = 1;
+  r.in[0] = {&on, sizeof on};
+  const int saved = errno;
+  post(r);
+  errno = saved;
+}
+
+void announce_unless_corked(const Sock& s) {
+  constexpr uint32_t kMostHeld = 16384;
+  const uint32_t corks = A::load_relaxed(s.mine.flags) & (kSlotCorked | kSlotCorkedBelow);
+  if (corks != kSlotCorked || unsent_bytes(s) > kMostHeld) {
+    if (held_slot == s.index + 1) held_slot = 0;
+    return announce(s);
+  }
+  if (held_slot != s.index + 1) release_held();
+  held_slot = s.index + 1;
 }
 
 void arm(const Sock& s, short what) {

@@ -52,6 +52,18 @@ int take_error(const Sock& s);
 // Tells the INS that there is news in the socket's rings.
 void announce(const Sock& s);
 
+// A corked socket's bytes stand in the ring unannounced until it is uncorked, there are many of
+// them, or the thread is about to wait or turns to another descriptor: a program that corks, sends
+// header and body and uncorks costs one announcement and no call. A close sends them too.
+void announce_unless_corked(const Sock& s);
+extern thread_local uint32_t
+    held_slot;  // 0, or 1 + the slot whose announcement this thread holds back
+void release_held_slot();
+inline void release_held() {
+  if (held_slot != 0) [[unlikely]]
+    release_held_slot();
+}
+
 // Sleeps until the INS has news of the wanted kind (POLLIN, POLLOUT or both), the deadline passes
 // (CLOCK_MONOTONIC nanoseconds, 0: none), or a signal comes. `ready` is asked after arming; when it
 // says true there is no sleep. Returns 0 (look again), -EINTR, -EAGAIN (deadline). A wait without
@@ -126,6 +138,7 @@ ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags);
 
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
+  release_held();
   std::atomic_ref waiters(s.mine.waiters);
   const bool sole = waiters.fetch_add(1) == 0;
   int rc = 0;

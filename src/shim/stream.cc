@@ -248,7 +248,7 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       }
     }
     if (n > 0) {
-      announce(s);
+      announce_unless_corked(s);
       sent += static_cast<size_t>(n);
       if (sent == total) return static_cast<ssize_t>(sent);
       continue;

@@ -74,7 +74,8 @@ struct SessionSlot {
   mw_addr local;     // len 0: not known
   mw_addr peer;
   SessionWatch watches[MW_MAX_WATCHES];
-  uint32_t sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
+  uint32_t
+      sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
   uint8_t pad[20];
 };
 static_assert(sizeof(SessionSlot) == 256);
@@ -82,8 +83,10 @@ static_assert(sizeof(SessionSlot) == 256);
 constexpr uint32_t kSlotListener = 1;
 constexpr uint32_t kSlotShutRd = 2;
 constexpr uint32_t kSlotShutWr = 4;
-constexpr uint32_t kSlotNonblock = 8;     // O_NONBLOCK of the open file, kept here to save asking
-constexpr uint32_t kSlotResetTaken = 16;  // the death of its INS was reported once
+constexpr uint32_t kSlotNonblock = 8;      // O_NONBLOCK of the open file, kept here to save asking
+constexpr uint32_t kSlotCorkedBelow = 64;  // ... and the real socket is corked too
+constexpr uint32_t kSlotCorked = 32;       // TCP_CORK, which the shim does itself
+constexpr uint32_t kSlotResetTaken = 16;   // the death of its INS was reported once
 
 // Who holds a call cell. pid 0: free.
 struct SessionCall {
