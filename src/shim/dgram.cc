@@ -109,11 +109,7 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
         if ((flags & MSG_PEEK) == 0) {
           A::store_relaxed(s.mine.rx_head, s.mine.rx_head + r.bytes);
           A::store_release(s.slot.rx_head, s.mine.rx_head);
-          A::fence();
-          if ((A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) != 0 &&
-              readable_bytes(s) <= process.channel.geometry().rx_ring / 2 &&
-              (A::fetch_and(s.slot.want, ~MW_WANT_RX_ROOM) & MW_WANT_RX_ROOM) != 0)
-            announce(s);
+          offer_room(s);
         }
         return n;
       }

@@ -100,10 +100,6 @@ ssize_t send_to(const Sock& s, const void* data, size_t n, int flags, const sock
   iovec iov;
   const msghdr m = message_of(const_cast<void*>(data), n, iov, const_cast<sockaddr*>(to),
                               to != nullptr ? len : 0);
-  if (to != nullptr && !s.datagram() && (flags & MSG_FASTOPEN) == 0) {
-    // A stream ignores the address once connected.
-    return sock_sendmsg(s, &m, flags);
-  }
   return sock_sendmsg(s, &m, flags);
 }
 

@@ -100,6 +100,14 @@ void announce(const Sock& s) {
   if (process.channel.sock_news(worker).add(s.index)) ring_bell(process.bells[worker]);
 }
 
+void offer_room(const Sock& s) {
+  A::fence();  // pairs with the INS's fence between setting MW_WANT_RX_ROOM and looking again
+  if ((A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) == 0) return;
+  const uint32_t capacity = process.channel.geometry().rx_ring;
+  if (readable_bytes(s) > capacity / 2) return;
+  if ((A::fetch_and(s.slot.want, ~MW_WANT_RX_ROOM) & MW_WANT_RX_ROOM) != 0) announce(s);
+}
+
 thread_local uint32_t held_slot = 0;
 
 void release_held_slot() {

@@ -90,6 +90,9 @@ inline int64_t deadline_after_us(int64_t us) {
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
                  uint32_t flags);
 
+// After the reader made room: the INS may have stopped reading because the ring was full.
+void offer_room(const Sock& s);
+
 // Space for reading and writing.
 uint32_t readable_bytes(const Sock& s);
 uint32_t unsent_bytes(const Sock& s);

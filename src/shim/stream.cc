@@ -93,15 +93,6 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   return n;
 }
 
-// After the reader made room: the INS may have stopped reading because the ring was full.
-void offer_room(const Sock& s) {
-  A::fence();  // pairs with the INS's fence between setting MW_WANT_RX_ROOM and looking again
-  if ((A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) == 0) return;
-  const uint32_t capacity = process.channel.geometry().rx_ring;
-  if (readable_bytes(s) > capacity / 2) return;
-  if ((A::fetch_and(s.slot.want, ~MW_WANT_RX_ROOM) & MW_WANT_RX_ROOM) != 0) announce(s);
-}
-
 // True if recv() has something else to say than "wait" once there are no bytes.
 bool receiving_ended(const Sock& s) {
   const uint32_t state = state_of(s);
