@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mwtest import build
+from mwtest import build, netns
 
 REPLY_SECONDS = 10
 _LINE = re.compile(r"(?:(?P<actor>[a-z]+\d*)(?P<mark>&?): *)?"
@@ -118,7 +118,7 @@ class Runner:
         self._namespace = namespace
         self._processes = {}
         self._variables = {"DIR": ""}
-        self._ports = {}
+        self._labels = {}  # port number -> label
         self._pending = {}
         self._children = []
         self._next_id = 1
@@ -132,6 +132,7 @@ class Runner:
             self._variables["DIR"] = directory
             log = open(self._directory / "log", "w+b")
             self._log_file = log
+            self._ports = netns.EphemeralPorts(self._namespace)
             try:
                 self._start("p", self._mode)
                 if self._variant.peer == "plain":
@@ -141,6 +142,7 @@ class Runner:
                 self.transcript.append(f"STOPPED {failure}")
             finally:
                 self._end()
+                self._ports.close()
                 log.seek(0)
                 self.log = log.read().decode(errors="replace")
                 log.close()
@@ -302,7 +304,7 @@ class Runner:
             number = match[2]
             if int(number) == 0:
                 return match[0]
-            return f"{match[1]}:P{self._ports.setdefault(number, len(self._ports) + 1)}"
+            return f"{match[1]}:P{self._labels.setdefault(number, len(self._labels) + 1)}"
         reply = re.sub(r"((?:addr|pktinfo)=\S*):(\d+)(?= |$)", port, reply)
         return re.sub(r" ?hidden=\d+", "", reply)
 
@@ -311,6 +313,8 @@ class Runner:
 
     def _execute(self, lines) -> None:
         for number, line in lines:
+            # A number is one socket's, so that it can be its label.
+            self._ports.advance()
             match = _LINE.fullmatch(line)
             actor = match["actor"] or "p"
             words = _split(match["call"])
