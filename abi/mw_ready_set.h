@@ -14,7 +14,9 @@ struct mw_ready_set {
   uint32_t sleepers;
   /* 1 from a ring until the woken consumer looked: no second ring is needed meanwhile. */
   uint32_t rung;
-  uint8_t pad0[56];
+  /* 1 while a consumer watches the set without sleeping: it needs no ring, and it is at rest. */
+  uint32_t watched;
+  uint8_t pad0[52];
   uint64_t top;
   uint8_t pad1[56];
   uint64_t mid[64];

@@ -111,6 +111,7 @@ struct InsContext {
   Channel channel;
   uint32_t first_gen = 1;
   const unsigned cpus = std::thread::hardware_concurrency();  // asked before the sandbox
+  UniqueFd load;  // /proc/loadavg, opened before the sandbox; without it nobody spins for long
 
   SlotTable slots;
   CallTable calls;

@@ -183,6 +183,9 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   c.rcvlowat = s.rcvlowat;
   c.state = MW_ST_OPEN | MW_ST_CONNECTED;
   init_shared_slot(n, c);
+  // A client that speaks first has often spoken by now: its request is there when the connection
+  // is, and nobody waits for it.
+  if (ch_.worker_of(n) == index_) stream_rx(n, c);
   record.magic = MW_ACCEPT_MAGIC;
   record.slot = n;
   record.gen = c.gen;
@@ -198,6 +201,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     return sent.error().fault == Fault::would_block;
   }
   ++l.ahead;
+  handed_by_ = i;
   spread_ = (spread_ + 1) % ch_.geometry().workers;
   real.release();
   ours.release();

@@ -1,6 +1,7 @@
 // main.cc - mwins, the Isolated Network Stack: one session's socket calls, executed apart from it.
 //
 // Stages: acquire (registry, configuration), threads, give up privileges, serve.
+#include <fcntl.h>
 #include <signal.h>
 #include <sys/signalfd.h>
 
@@ -94,10 +95,12 @@ int run(const Arguments& args) {
   auto listener = publisher->listen_channel();
   if (!listener) return failed(listener.error());
 
+  InsContext ins;
+  ins.load.reset(::open("/proc/loadavg", O_RDONLY | O_CLOEXEC));
+
   // Beyond this point: no files, no other uid's things.
   auto notes = drop_privileges(args.uid, args.gid);
   if (!notes) return failed(notes.error());
-  InsContext ins;
   WorkerThreads workers(args.workers);
   Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals),
                   started_as);

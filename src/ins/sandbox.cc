@@ -139,6 +139,7 @@ const Rule kRules[] = {
     ALLOW(read),
     ALLOW(writev),
     ALLOW(pwrite64),
+    ALLOW(pread64),
     ALLOW(ftruncate),
     ALLOW(fstat),
     ALLOW(newfstatat),

@@ -18,7 +18,6 @@ using A = StdAtomics;
 // No socket moves more than this in one turn while others wait.
 constexpr uint32_t kBytesPerTurn = 256 * 1024;
 constexpr size_t kEnoughForOnePiece = 4096;
-constexpr uint32_t kRequestLike = 16 * 1024;
 // One send() takes no more than this, so that the application can fill one half of its ring while
 // we empty the other. Receiving has no such limit: waking a reader costs more than it waits.
 constexpr uint32_t kChunk = 64 * 1024;
@@ -184,9 +183,6 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   }
   if (moved != 0) {
     touch(i, s);
-    // A request has an answer; a piece of a long transfer has none, and its reader needs the
-    // processor.
-    gave_input_ |= moved <= kRequestLike;
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
                             std::memory_order_relaxed);
   }

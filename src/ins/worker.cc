@@ -8,7 +8,9 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <climits>
+#include <cstdio>
 #include <cstring>
 #include <ctime>
 
@@ -27,14 +29,16 @@ constexpr int kEventsPerTurn = 128;
 constexpr int kEventsPerRing = 16;
 constexpr int kDropsPerTurn = 64;
 constexpr int kTurnsWithoutEvents = 4;
-constexpr size_t kMaxDead = 64;
+constexpr size_t kDeadBatch = 16;
+constexpr size_t kMaxDead = 512;
 constexpr uint32_t kIdleTicks = 2;
-// spin_for_news(): how long, how many failures in a row are put up with, how many chances are then
-// let go.
-constexpr int64_t kSpinNs = 10'000;
-constexpr int kPausesPerLook = 8;
-constexpr int kSpinCredit = 8;
-constexpr int kSpinRest = 64;
+// spin(): sleeps shorter than this would have been better spent awake; how the spin grows towards
+// it; how long an answer about the other processors holds.
+constexpr int64_t kLongestSpinNs = 100'000;
+constexpr int64_t kFirstSpinNs = 10'000;
+constexpr int64_t kLoadHoldsNs = 250'000;
+constexpr int kPausesPerLook = 16;
+constexpr int kLooksPerPoll = 4;
 // After its last close a socket that the peer does not drain is given up by the kernel.
 constexpr unsigned kLingerTimeoutMs = 60'000;
 
@@ -194,12 +198,8 @@ void Worker::turn(bool may_sleep) {
   }
   if (busy || retry_now_ || !may_sleep || ++turns_without_events_ > kTurnsWithoutEvents) {
     turn_events(0);
-  } else if (!spin_for_news() && sock_news_.prepare_sleep()) {
-    if (call_news_.prepare_sleep()) {
-      turn_events(sleep_ms());
-      call_news_.wake();
-    }
-    sock_news_.wake();
+  } else if (!spin()) {
+    sleep();
   }
   const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
   if (tick != tick_) {
@@ -211,25 +211,51 @@ void Worker::turn(bool may_sleep) {
   if (retry_now_) retry_stalled();
 }
 
-// The application was just given input: its answer may be a few microseconds away, which is less
-// than a sleep and a doorbell cost. Looks only while that keeps paying; never without input given
-// before.
-bool Worker::spin_for_news() {
-  if (!gave_input_ || !may_spin_) return false;
-  gave_input_ = false;
-  if (spin_credit_ < 0) {
-    ++spin_credit_;
-    return false;
+void Worker::sleep() {
+  if (dead_.size() >= kDeadBatch && !records_under_way()) close_dead();
+  if (!sock_news_.prepare_sleep()) return;
+  if (call_news_.prepare_sleep()) {
+    const int64_t from = may_spin_ ? now_ns() : 0;
+    turn_events(sleep_ms());
+    if (may_spin_) {
+      const bool was_short = now_ns() - from < kLongestSpinNs;
+      spin_ns_ = was_short ? std::clamp(2 * spin_ns_, kFirstSpinNs, kLongestSpinNs) : spin_ns_ / 2;
+    }
+    call_news_.wake();
   }
-  const int64_t until = now_ns() + kSpinNs;
+  sock_news_.wake();
+}
+
+// Waits awake for what will come within microseconds, because waking up costs more than that: from
+// an idle processor tens of them. Lasts as long as lately would have saved a sleep, and only while
+// nobody else wants the processor. True: there is or was something to do.
+bool Worker::spin() {
+  if (spin_ns_ < kFirstSpinNs) return false;
+  const int64_t from = now_ns();
+  if (!processors_free(from)) return false;
+  bool found = false;
   do {
-    for (int p = 0; p < kPausesPerLook; ++p) __builtin_ia32_pause();
-    if (sock_news_.empty() && call_news_.empty()) continue;
-    spin_credit_ = kSpinCredit;
-    return true;
-  } while (now_ns() < until);
-  if (--spin_credit_ < 0) spin_credit_ = -kSpinRest;
-  return false;
+    found = turn_events(0) > 0;
+    sock_news_.watch(true);
+    for (int look = 0; look < kLooksPerPoll && !found; ++look) {
+      for (int p = 0; p < kPausesPerLook; ++p) __builtin_ia32_pause();
+      found = !sock_news_.empty() || !call_news_.empty();
+    }
+    sock_news_.watch(false);
+  } while (!found && now_ns() - from < spin_ns_);
+  return found;
+}
+
+// True if no more threads want to run than there are processors. Holds for a while.
+bool Worker::processors_free(int64_t now) {
+  if (now - load_read_at_ < kLoadHoldsNs) return processors_free_;
+  load_read_at_ = now;
+  char text[64];
+  const ssize_t n = ::pread(ins_.load.get(), text, sizeof text - 1, 0);
+  text[std::max<ssize_t>(n, 0)] = 0;
+  unsigned running = 0;
+  processors_free_ = std::sscanf(text, "%*s %*s %*s %u", &running) == 1 && running <= ins_.cpus;
+  return processors_free_;
 }
 
 int Worker::sleep_ms() const {
@@ -255,7 +281,7 @@ uint32_t Worker::turn_news() {
   return members;
 }
 
-void Worker::turn_events(int timeout_ms) {
+int Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
   turns_without_events_ = 0;
   const int n = ::epoll_wait(epoll_, events, kEventsPerTurn, timeout_ms);
@@ -264,6 +290,7 @@ void Worker::turn_events(int timeout_ms) {
     if (k % kEventsPerRing == kEventsPerRing - 1) ring_groups();
   }
   ring_groups();
+  return n;
 }
 
 void Worker::turn_local() {
@@ -622,11 +649,17 @@ void Worker::free_slot(uint32_t i, Sock& s) {
 
 // Closes a placeholder whose other end is gone, some time. While any AF_UNIX descriptor travels in
 // a message (an accept record that waits, say) the kernel answers each close() of such a socket
-// with a run of its garbage collector in another thread; a close that follows closely on another
-// joins the same run.
+// with a run of its garbage collector in another thread; so we wait until none of ours does.
 void Worker::bury(int placeholder) {
   dead_.push_back(placeholder);
   if (dead_.size() >= kMaxDead) close_dead();
+}
+
+bool Worker::records_under_way() const {
+  Sock* s = ins_.slots.find(handed_by_);
+  int queued = 0;
+  return s != nullptr && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 &&
+         queued != 0;
 }
 
 void Worker::close_dead() {

@@ -48,7 +48,8 @@ class Worker {
 
   // worker.cc
   uint32_t turn_news();
-  void turn_events(int timeout_ms);
+  int turn_events(int timeout_ms);
+  void sleep();
   void turn_local();
   void on_event(const epoll_event& e);
   void on_placeholder(uint32_t i, Sock& s, uint32_t events);
@@ -56,7 +57,8 @@ class Worker {
   void on_drop();
   bool take_drop();
   void on_sock_news(uint32_t i);
-  bool spin_for_news();
+  bool spin();
+  bool processors_free(int64_t now);
   int sleep_ms() const;
   void requeue(uint32_t i, Sock& s);
   void set_state(uint32_t i, Sock& s, uint32_t state);
@@ -77,6 +79,7 @@ class Worker {
   void free_slot(uint32_t i, Sock& s);
   void bury(int placeholder);
   void close_dead();
+  bool records_under_way() const;
 
   // memory (worker.cc)
   void touch(uint32_t i, Sock& s);
@@ -132,10 +135,11 @@ class Worker {
   Stats& stats_;
   bool stop_ = false;
   uint32_t tick_ = 0;
-  bool gave_input_ = false;  // since the last look for news
   const bool may_spin_;
   int turns_without_events_ = 0;
-  int spin_credit_ = 0;
+  int64_t spin_ns_ = 0;       // how long the next spin may last
+  int64_t load_read_at_ = 0;  // when processors_free() looked last
+  bool processors_free_ = false;
   uint32_t spread_ = 0;       // the worker that gets the next new socket
   uint32_t record_cost_ = 0;  // what one accept record weighs in SIOCOUTQ
   bool retry_now_ = false;    // a slot or descriptor came free while listeners were stalled
@@ -145,6 +149,7 @@ class Worker {
   std::vector<uint32_t> local_next_;
   std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
   std::vector<int> dead_;          // placeholders to close
+  uint32_t handed_by_ = 0;         // the listener whose record was sent last
   std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
   std::vector<uint8_t> scratch_;   // one datagram whose control messages precede it
   Request request_;

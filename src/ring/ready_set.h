@@ -88,10 +88,15 @@ class BasicReadySet {
     Atomics::exchange(h_->rung, 0u);  // a drain that follows sees what was added while rung was 1
   }
 
-  // True while the consumer has nothing left to do and sleeps.
-  bool consumer_sleeps() {
-    return Atomics::load_seq(h_->sleepers) != 0 && Atomics::load_seq(h_->top) == 0 &&
-           Atomics::load_seq(h_->rung) == 0;
+  // A consumer that has nothing to do says so while it waits awake; before it drains, it says no.
+  void watch(bool on) { Atomics::exchange(h_->watched, on ? 1u : 0u); }
+
+  // True while the consumer has nothing left to do: it sleeps or watches. The set first: one that
+  // was emptied by a drain shows the flags of that drain.
+  bool consumer_rests() {
+    if (Atomics::load_seq(h_->top) != 0) return false;
+    return Atomics::load_seq(h_->watched) != 0 ||
+           (Atomics::load_seq(h_->sleepers) != 0 && Atomics::load_seq(h_->rung) == 0);
   }
 
   // A consumer that never sleeps but wants to be rung for: the next add rings again.

@@ -174,6 +174,7 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
 
 void post(const CallRequest& request) {
   if (process.poisoned || !session_up()) return;
+  if (process.talks_to_itself) process.unsettled = true;
   await_posted(request.slot);
   const uint32_t at = acquire_cell();
   SessionSlot& s = process.session.slot(request.slot);

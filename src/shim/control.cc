@@ -54,9 +54,9 @@ int check_address(const sockaddr* a, socklen_t len) {
 
 // The address and length that accept() and the names fill. 0, -EINVAL or -EFAULT.
 int check_room(const sockaddr* a, const socklen_t* len) {
-  if (!is_memory(len, sizeof *len)) return -EFAULT;
+  if (!is_buffer(len, sizeof *len)) return -EFAULT;
   if (static_cast<int>(*len) < 0) return -EINVAL;
-  return is_memory(a, std::min<size_t>(*len, sizeof(sockaddr_in6))) ? 0 : -EFAULT;
+  return is_buffer(a, std::min<size_t>(*len, sizeof(sockaddr_in6))) ? 0 : -EFAULT;
 }
 
 // A placeholder pair. The INS's end is gone at once, so only the application's counts against the
@@ -261,10 +261,24 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   return (state_of(s) & MW_ST_CONNECTED) != 0 ? 0 : -ECONNABORTED;
 }
 
+namespace {
+// Ending the sending side of a connection that stands: nobody needs to wait for the answer.
+bool cannot_fail_to_shut(const Sock& s) {
+  constexpr uint32_t kEnds = MW_ST_CONNECTING | MW_ST_LISTENING | MW_ST_CLOSED | MW_ST_SND_SHUT;
+  return !s.datagram() && (state_of(s) & (MW_ST_CONNECTED | kEnds)) == MW_ST_CONNECTED &&
+         !error_pending(s);
+}
+}  // namespace
+
 int sock_shutdown(const Sock& s, int how) {
   if (how < SHUT_RD || how > SHUT_RDWR) return -EINVAL;
   CallRequest r = about(s, MW_OP_SHUTDOWN);
   r.arg[0] = how;
+  if (how == SHUT_WR && cannot_fail_to_shut(s)) {
+    set_flag(s, kSlotShutWr, true);
+    post(r);
+    return 0;
+  }
   const bool listener = is_listener(s);
   const int rc = plain(r);
   if (rc < 0) return rc;

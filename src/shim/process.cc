@@ -394,7 +394,7 @@ void settle_slowly() {
   for (;;) {
     bool resting = true;
     for (uint32_t w = 0; w < process.channel.geometry().workers; ++w)
-      resting &= process.channel.sock_news(w).consumer_sleeps();
+      resting &= process.channel.sock_news(w).consumer_rests();
     timespec now{};
     ::clock_gettime(CLOCK_MONOTONIC, &now);
     const int64_t waited =
