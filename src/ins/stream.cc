@@ -16,11 +16,11 @@ namespace {
 using A = StdAtomics;
 
 // No socket moves more than this in one turn while others wait.
-constexpr uint32_t kBytesPerTurn = 256 * 1024;
+constexpr uint32_t kBytesPerTurn = 512 * 1024;
 constexpr size_t kEnoughForOnePiece = 4096;
 // One send() takes no more than this, so that the application can fill one half of its ring while
 // we empty the other. Receiving has no such limit: waking a reader costs more than it waits.
-constexpr uint32_t kChunk = 64 * 1024;
+constexpr uint32_t kChunk = 256 * 1024;
 
 }  // namespace
 
