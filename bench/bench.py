@@ -105,9 +105,11 @@ class Stage:
         self.namespace.__exit__()
         shutil.rmtree(self.directory)
 
-    def start(self, name: str, words: list, mode: str = "native") -> proc.Background:
+    def start(self, name: str, words: list, mode: str = "native", env: dict = None
+              ) -> proc.Background:
         one = proc.Background(self.namespace.wrap(build.wrap(mode, words)),
-                              self.directory / f"{name}-{mode}.log", cwd=self.directory)
+                              self.directory / f"{name}-{mode}.log", cwd=self.directory,
+                              env=None if env is None else {**os.environ, **env})
         self._running.append(one)
         return one
 
@@ -419,13 +421,21 @@ def count_calls(stage: Stage, pids: list, load) -> int:
     return int(total[1]) if total else 0
 
 
-def system_calls(stage: Stage, quick: bool) -> list:
-    """redis with 50 clients: system calls for one GET, of the server and of the INS."""
+def allocations_so_far(stage: Stage, pid: int) -> int:
+    return int.from_bytes((stage.directory / "allocations" / str(pid)).read_bytes(), sys.byteorder)
+
+
+def per_message(stage: Stage, quick: bool) -> list:
+    """redis with 50 clients: system calls and allocations for one GET, of the server and of the INS."""
     requests = 5000 if quick else 50000
-    counts = {}
+    calls, allocations = {}, {}
+    (stage.directory / "allocations").mkdir()
+    (stage.directory / "allocations").chmod(0o777)
+    counter = {"LD_PRELOAD": str(build.program("libcount_allocations.so")),
+               "MWBENCH_ALLOCATIONS": str(stage.directory / "allocations")}
     for mode, path, port in (("native", "native", 8800), ("mw", "ours", 8801)):
         server = stage.start("redis", ["redis-server", "--port", port, "--bind", "127.0.0.1",
-                                       "--save", "", "--dir", stage.directory], mode)
+                                       "--save", "", "--dir", stage.directory], mode, counter)
         stage.wait_port(port, server)
 
         def load() -> None:
@@ -433,19 +443,24 @@ def system_calls(stage: Stage, quick: bool) -> list:
                       "-c", 50, "-n", requests)
         load()
         named = {command_of(pid): pid for pid in family(server.pid)}
-        counts[path] = count_calls(stage, [named["redis-server"]], load) / requests
+        counted = [(path, named["redis-server"])]
         if path == "ours":
-            counts["ins"] = count_calls(stage, [named["mwins"]], load) / requests
+            counted.append(("ins", named["mwins"]))
+        for key, pid in counted:
+            before = allocations_so_far(stage, pid)
+            load()
+            allocations[key] = (allocations_so_far(stage, pid) - before) / requests
+            calls[key] = count_calls(stage, [pid], load) / requests
         server.stop()
     reported = Target("reported", lambda native, ours: True, False)
-    return [Row("redis GET, 50 clients, traced", "system calls/request of the application",
-                counts["native"], counts["ours"], {}, reported),
-            Row("redis GET, 50 clients, traced", "system calls/request of the INS", 0,
-                counts["ins"], {}, reported)]
+    return [Row("redis GET, 50 clients", f"{what}/request of the {who}", counts.get(native, 0),
+                counts[ours], {}, reported)
+            for what, counts in (("system calls", calls), ("allocations", allocations))
+            for who, native, ours in (("application", "native", "ours"), ("INS", "", "ins"))]
 
 
 WORKLOADS = (nginx, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
-             system_calls)
+             per_message)
 
 
 def machine() -> dict:

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <set>
 
@@ -186,6 +187,12 @@ SpawnRequest ins_request(const RunRequest& request, Session* session, unsigned i
   return spawn;
 }
 
+// The shim first; what the user has preloaded stays.
+std::string preloaded(const std::string& shim) {
+  const char* others = std::getenv("LD_PRELOAD");
+  return others == nullptr || *others == 0 ? shim : shim + ":" + others;
+}
+
 SupervisorConfig supervision(const RunRequest& request, Session* session, const std::string& token,
                              const Supervisor* const* supervisor) {
   SupervisorConfig config;
@@ -197,7 +204,7 @@ SupervisorConfig supervision(const RunRequest& request, Session* session, const 
   };
   config.application.argv = request.command;
   config.application.environment = {
-      "LD_PRELOAD=" + request.programs.shim,
+      "LD_PRELOAD=" + preloaded(request.programs.shim),
       "MWCOMMS_SESSION=" + session->descriptors().attach_name + ":" + token};
   config.changed = [&request, session, supervisor] {
     SessionRecord& record = session->record();

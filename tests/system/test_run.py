@@ -91,6 +91,14 @@ def test_output_belongs_to_the_command(mw, unchanged):
     assert run(mw, "run", "-v", "--", "echo", "only this").stdout == b"only this\n"
 
 
+def test_what_the_user_preloads_stays(mw, unchanged):
+    others = "libnss_files.so.2"  # any library of the system
+    done = proc.run([mw, "run", "--", "sh", "-c", "echo $LD_PRELOAD"], 30,
+                    env={**os.environ, "LD_PRELOAD": others})
+    first, second = done.stdout.decode().strip().split(":")
+    assert first.endswith("/libmwshim.so") and second == others
+
+
 def test_published_port(mw, unchanged, start, server, free_port):
     session = start("-p", f"{free_port}:80", "--", *server, "80", "hello")
     here = output("hostname", "-I").split()[0] if shutil.which("hostname") else "127.0.0.1"
