@@ -1,5 +1,5 @@
 // mw - the command that users type: run a program behind an isolated network stack, list and clean
-// sessions.
+// sessions, say what keeps it from working.
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -10,6 +10,9 @@
 #include <iostream>
 
 #include "base/log.h"
+#include "cli/doctor.h"
+#include "cli/exit_status.h"
+#include "cli/sessions_json.h"
 #include "frontend/run.h"
 #include "frontend/session.h"
 #include "transport/local/session_fds.h"
@@ -27,6 +30,12 @@ std::string find_program(const std::string& name, const char* build, const char*
   const std::filesystem::path in_build = (bin / build / name).lexically_normal();
   if (std::filesystem::exists(in_build, error)) return in_build;
   return (bin / installed / name).lexically_normal();
+}
+
+mw::Programs programs() {
+  return {find_program("mwcommsd", ".", MW_LIBEXEC_FROM_BIN),
+          find_program("mwins", ".", MW_LIBEXEC_FROM_BIN),
+          find_program("libmwshim.so", "../lib", MW_LIB_FROM_BIN)};
 }
 
 Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, unsigned workers) {
@@ -140,11 +149,21 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
   request.workers = args.workers;
   request.verbose = args.verbose;
   request.base = mw::default_base();
-  request.programs.driver = find_program("mwcommsd", ".", MW_LIBEXEC_FROM_BIN);
-  request.programs.ins = find_program("mwins", ".", MW_LIBEXEC_FROM_BIN);
-  request.programs.shim = find_program("libmwshim.so", "../lib", MW_LIB_FROM_BIN);
+  request.programs = programs();
   request.descriptors = make_descriptors;
   return mw::run_session(request);
+}
+
+int doctor_command(const std::vector<std::string>& command, bool json) {
+  const mw::Examination examination = mw::examine(programs(), command);
+  json ? mw::print_examination_json(examination) : mw::print_examination(examination);
+  return static_cast<int>(examination.status());
+}
+
+int ps_command(const std::string& only, bool json) {
+  const std::string base = mw::default_base();
+  return json ? static_cast<int>(mw::print_sessions_json(base, only))
+              : mw::print_sessions(base, only);
 }
 
 }  // namespace
@@ -157,6 +176,13 @@ int main(int argc, char** argv) {
   CLI::App* ps = app.add_subcommand("ps", "List sessions: what runs where");
   std::string only;
   ps->add_option("session", only, "Only this one");
+  bool json = false;
+  ps->add_flag("--json", json, "One JSON document");
+  CLI::App* doctor =
+      app.add_subcommand("doctor", "Would mw run work here, and could it cover this program?");
+  doctor->add_flag("--json", json, "One JSON document");
+  doctor->prefix_command();
+  doctor->footer("mw doctor [--json] [--] [PROGRAM [ARG]...]");
   CLI::App* clean = app.add_subcommand("clean", "Remove what dead sessions left behind");
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
@@ -173,17 +199,18 @@ int main(int argc, char** argv) {
     const auto chosen = app.get_subcommands();
     return usage_error(chosen.empty() ? app : *chosen[0], error.what());
   }
-  if (*run) {
-    std::vector<std::string> command = run->remaining();
+  for (const CLI::App* takes_command : {run, doctor}) {
+    if (!*takes_command) continue;
+    std::vector<std::string> command = takes_command->remaining();
     if (!command.empty() && command[0][0] == '-') {
-      return usage_error(*run, "unknown option " + command[0]);
+      return usage_error(*takes_command, "unknown option " + command[0]);
     }
     const auto rest = command.empty() && dashes != words.end() ? dashes + 1 : dashes;
     command.insert(command.end(), rest, words.end());
-    return run_command(*run, args, command);
+    return *run ? run_command(*run, args, command) : doctor_command(command, json);
   }
-  if (dashes != words.end()) return usage_error(app, "only run takes a command");
-  if (*ps) return mw::print_sessions(mw::default_base(), only);
+  if (dashes != words.end()) return usage_error(app, "only run and doctor take a command");
+  if (*ps) return ps_command(only, json);
   if (*clean) return mw::clean_sessions(mw::default_base());
   if (*version) std::puts("mw " MW_VERSION);
   return 0;

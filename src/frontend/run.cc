@@ -287,7 +287,7 @@ int print_sessions(const std::string& base, const std::string& only) {
   }
   if (found || only.empty()) return 0;
   log_line(kWho, "there is no session %s in %s", only.c_str(), base.c_str());
-  return 1;
+  return kExitUnreachable;
 }
 
 int clean_sessions(const std::string& base) {

@@ -12,6 +12,7 @@
 namespace mw {
 
 constexpr int kExitUsage = 2;
+constexpr int kExitUnreachable = 3;      // what was asked for is not there
 constexpr int kExitOwnFailure = 125;     // we failed, the command never ran
 constexpr int kExitNotExecutable = 126;  // also: refused, because the shim cannot cover it
 constexpr int kExitNotFound = 127;

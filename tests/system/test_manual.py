@@ -1,0 +1,102 @@
+"""What an installation brings beside the programs: man pages and completion, compared with what mw says itself."""
+
+import os
+import re
+import subprocess
+
+import pytest
+
+from mwtest import build, proc
+
+PAGES = sorted((build.ROOT / "docs" / "man").glob("*.[0-9]"))
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    place = tmp_path_factory.mktemp("install")
+    proc.run(["cmake", "--install", build.directory(), "--prefix", place], 60)
+    return place
+
+
+def commands_and_options() -> dict:
+    """Sub-command -> its long options, as `mw --help` has them."""
+    mw = build.program("mw")
+    text = proc.run([mw, "--help"], 20).stdout.decode()
+    names = re.findall(r"^  ([a-z][a-z-]*) ", text.partition("Subcommands:")[2], re.MULTILINE)
+    assert "run" in names
+    found = {}
+    for name in names:
+        options = proc.run([mw, name, "--help"], 20).stdout.decode().partition("Options:")[2]
+        found[name] = set(re.findall(r"^ +(?:-\w,)?(--[a-z-]+)", options, re.MULTILINE)) - {"--help"}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_well_formed(page):
+    done = proc.run(["mandoc", "-T", "lint", "-W", "warning", page], 20, check=False)
+    assert (done.returncode, done.stdout) == (0, b"")
+    done = proc.run(["groff", "-man", "-mdoc", "-Tutf8", "-ww", "-z", page], 20, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_pages_are_installed(installed):
+    for page in PAGES:
+        assert (installed / "share/man" / f"man{page.suffix[1:]}" / page.name).read_text() == page.read_text()
+
+
+def test_mw_page_has_every_command_and_option():
+    page = proc.run(["mandoc", "-T", "ascii", build.ROOT / "docs/man/mw.1"], 20).stdout.decode()
+    page = re.sub(".\b", "", page)
+    for command, options in commands_and_options().items():
+        assert re.search(rf"^ +mw {command}\b", page, re.MULTILINE), f"mw {command} has no synopsis"
+        for option in options:
+            assert option in page, f"mw {command} {option} is not described"
+
+
+@pytest.fixture(scope="module")
+def complete(installed):
+    """complete(words...) -> what bash offers for the last one."""
+    def ask(*words: str) -> set:
+        line = " ".join(words)
+        script = f"""
+            . /usr/share/bash-completion/bash_completion
+            . "$1"
+            compopt() {{ :; }}  # only while bash itself completes
+            COMP_WORDS=({' '.join(f"'{word}'" for word in words)})
+            COMP_CWORD={len(words) - 1} COMP_LINE='{line}' COMP_POINT={len(line)} COMP_TYPE=9
+            _mw
+            printf '%s\\n' "${{COMPREPLY[@]}}"
+        """
+        done = subprocess.run(
+            ["bash", "--norc", "-c", script, "bash", installed / "share/bash-completion/completions/mw"],
+            capture_output=True, text=True, timeout=60, check=True,
+            env={**os.environ, "PATH": f"{installed / 'bin'}:{os.environ['PATH']}"})
+        assert done.stderr == ""
+        return {word.strip() for word in done.stdout.splitlines() if word.strip()}
+    return ask
+
+
+def test_completes_commands_and_options(complete):
+    known = commands_and_options()
+    assert complete("mw", "") == set(known) | {"--help"}
+    assert complete("mw", "do") == {"doctor"}
+    for command, options in known.items():
+        assert complete("mw", command, "--") >= options | {"--help"}
+    assert complete("mw", "run", "--n") == {"--net"}
+
+
+def test_completes_values_and_commands(complete):
+    assert complete("mw", "run", "--net", "") == {"isolated", "host"}
+    assert complete("mw", "run", "--net", "i") == {"isolated"}
+    assert complete("mw", "run", "-p", "") == set()
+    # A command, wherever it begins; `--net host` is no command.
+    for before in (["run"], ["run", "--"], ["run", "-v"], ["run", "--net", "host", "-p", "80"], ["doctor", "--json"]):
+        assert "setpriv" in complete("mw", *before, "setpr"), before
+    assert "/usr/bin/setpriv" in complete("mw", "doctor", "/usr/bin/setpr")
+
+
+def test_completes_sessions(complete, mw, start, server, free_port):
+    session = start("-p", f"127.0.0.1:{free_port}:80", "--", *server, "80", "hello")
+    assert session.name in complete("mw", "ps", "")
+    assert session.name in complete("mw", "ps", session.name[:-1])
+    assert complete("mw", "ps", "no-such-") == set()
