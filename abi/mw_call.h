@@ -77,7 +77,8 @@ struct mw_recv_head {
   int32_t flags;
 };
 
-/* Sent with the placeholder (SCM_RIGHTS on one host) over the listener's own placeholder. */
+/* Sent with the placeholder (SCM_RIGHTS on one host) over the listener's own placeholder. gen 0: no
+ * connection but a token. */
 #define MW_ACCEPT_MAGIC 0x4143574du
 struct mw_accept_record {
   uint32_t magic;

@@ -15,6 +15,7 @@
 #include <ctime>
 
 #include "base/log.h"
+#include "base/received_fds.h"
 #include "ring/atomics.h"
 #include "transport/local/fd_message.h"
 
@@ -417,15 +418,10 @@ bool Worker::take_drop() {
   }
   UniqueFd placeholder;
   uint32_t fds = 0;
-  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t k = 0; k < count; ++k, ++fds) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(c) + k * sizeof fd, sizeof fd);
-      placeholder.reset(fd);
-    }
-  }
+  each_passed_fd(m, [&](int fd) {
+    placeholder.reset(fd);
+    ++fds;
+  });
   // A descriptor that we have no room for arrives as a truncated message, like a lie.
   const bool no_room = fds == 0 && (m.msg_flags & MSG_CTRUNC) != 0;
   if (n != sizeof record || record.magic != MW_DROP_MAGIC || record.call >= ch_.geometry().calls ||
@@ -508,7 +504,9 @@ bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
 
 void Worker::on_sock_news(uint32_t i) {
   Sock* s = ins_.slots.find(i);
-  if (s == nullptr || s->listener != nullptr) return;
+  if (s == nullptr) return;
+  // It has no bytes: somebody wants a token, to tell those who sleep in accept() of its end.
+  if (s->listener != nullptr) return announce(i, kNewsIn);
   uint32_t news = 0;
   if (s->kind == SockKind::stream) {
     if ((s->flags & kTxBlocked) == 0) news |= stream_tx(i, *s);
@@ -558,10 +556,13 @@ void Worker::announce(uint32_t i, uint32_t news) {
       ((news & kNewsIn) != 0 ? MW_WANT_TOKEN_IN : 0) | (out ? MW_WANT_TOKEN_OUT : 0);
   if ((want & tokens) == 0) return;
   if ((A::fetch_and(shared.want, ~tokens) & tokens) == 0) return;
-  const char token = 0;
   const Sock& s = ins_.slots.at(i);
+  // Among accept records a token has their size, or it would be glued to the next one.
+  mw_accept_record token{};
+  token.magic = MW_ACCEPT_MAGIC;
   // A full queue holds tokens enough to wake anybody.
-  (void)!::send(s.ph, &token, 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+  (void)!::send(s.ph, &token, s.listener != nullptr ? sizeof token : 1,
+                MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 // ---- closing ----

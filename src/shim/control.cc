@@ -12,6 +12,7 @@
 
 #include <algorithm>
 
+#include "base/received_fds.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
 #include "shim/socket.h"
@@ -94,6 +95,77 @@ bool has_room_to_accept(const Sock& s) {
   return true;
 }
 
+// One message of a listener's queue. Returns its bytes or -errno; `fd` is the descriptor that came
+// along, or -1.
+ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
+  iovec iov{&record, sizeof record};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  *fd = -1;
+  const ssize_t n = libc.recvmsg(s.fd, &m, flags);
+  if (n < 0) return -errno;
+  each_passed_fd(m, [fd](int got) {
+    if (*fd < 0)
+      *fd = got;
+    else
+      libc.close(got);
+  });
+  return n;
+}
+
+// Asks the INS for a token on a listener's placeholder. While the socket is no listener any more,
+// whoever takes it in accept() asks for the next: so all who sleep there come to know.
+void pass_on_end(const Sock& s) {
+  arm(s, POLLIN);
+  announce(s);
+}
+
+// Drops what stands in the queue: tokens, and connections that nobody accepted.
+void empty_queue(const Sock& s) {
+  A::fetch_and(s.slot.want, ~MW_WANT_TOKEN_IN);
+  mw_accept_record record{};
+  int fd = -1;
+  while (take_record(s, record, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, &fd) > 0)
+    if (fd >= 0) libc.close(fd);
+}
+
+// The next accepted connection: its placeholder, or -errno.
+int next_accepted(const Sock& s, mw_accept_record& record, int flags) {
+  const int64_t deadline = s.nonblocking() ? 0 : deadline_after_us(s.mine.rcvtimeo_us);
+  constexpr int kMostTokens = 1000;
+  for (int tokens = 0; tokens < kMostTokens; ++tokens) {
+    if (deadline != 0) {
+      const int64_t left = std::max<int64_t>(0, deadline - now_ns());
+      pollfd p{s.fd, POLLIN, 0};
+      if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
+      flags |= MSG_DONTWAIT;
+    }
+    int fd = -1;
+    // The queue of accepted connections is this descriptor's own: blocking, waking one of several
+    // processes, EAGAIN for the losers and signals are the kernel's.
+    std::atomic_ref waiters(s.mine.waiters);
+    waiters.fetch_add(1);
+    const ssize_t n = take_record(s, record, flags, &fd);
+    waiters.fetch_sub(1);
+    if (n < 0) return static_cast<int>(n);
+    if (n == 0) return -EINVAL;  // the session is over
+    if (n == sizeof record && record.gen != 0) return fd >= 0 ? fd : -EMFILE;
+    if (fd >= 0) libc.close(fd);
+    if (n != sizeof record || fd >= 0) break;
+    if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) {
+      pass_on_end(s);
+      return -EINVAL;
+    }
+    // A token from before it became a listener again.
+  }
+  poison("accept record");
+  return -ECONNABORTED;
+}
+
 bool is_listener(const Sock& s) {
   return (state_of(s) & MW_ST_LISTENING) != 0;
 }
@@ -144,6 +216,7 @@ int sock_bind(const Sock& s, const sockaddr* a, socklen_t len) {
 int sock_listen(const Sock& s, int backlog) {
   CallRequest r = about(s, MW_OP_LISTEN);
   r.arg[0] = backlog;
+  if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) empty_queue(s);
   const int rc = plain(r);
   if (rc == 0) {
     set_flag(s, kSlotListener, true);
@@ -175,42 +248,11 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
 
   mw_accept_record record{};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
-  iovec iov{&record, sizeof record};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
-  int receive_flags = (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0;
-  if (s.mine.rcvtimeo_us != 0 && !s.nonblocking()) {
-    pollfd p{s.fd, POLLIN, 0};
-    const int n = libc.poll(&p, 1, static_cast<int>((s.mine.rcvtimeo_us + 999) / 1000));
-    if (n < 0) return -errno;
-    receive_flags |= MSG_DONTWAIT;
-  }
-  // The queue of accepted connections is this descriptor's own: blocking, waking one of several
-  // processes, EAGAIN for the losers and signals are the kernel's.
-  const ssize_t n = libc.recvmsg(s.fd, &m, receive_flags);
-  if (n < 0) return -errno;
-  if (n == 0) return -EINVAL;  // shut down, or the session is over
-  int fd = -1;
-  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
-      int got = -1;
-      memcpy(&got, CMSG_DATA(c) + i * sizeof(int), sizeof got);
-      if (fd < 0)
-        fd = got;
-      else
-        libc.close(got);
-    }
-  }
-  if (fd < 0) return (m.msg_flags & MSG_CTRUNC) != 0 ? -EMFILE : -ECONNABORTED;
-  const bool sane = n == sizeof record && record.magic == MW_ACCEPT_MAGIC &&
-                    record.slot < process.channel.geometry().slots && record.gen != 0 &&
-                    record.local.len <= sizeof record.local.bytes &&
-                    record.peer.len <= sizeof record.peer.bytes;
+  const int fd = next_accepted(s, record, (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0);
+  if (fd < 0) return fd;
+  const bool sane =
+      record.magic == MW_ACCEPT_MAGIC && record.slot < process.channel.geometry().slots &&
+      record.local.len <= sizeof record.local.bytes && record.peer.len <= sizeof record.peer.bytes;
   if (!sane) {
     libc.close(fd);
     poison("accept record");
@@ -283,9 +325,11 @@ int sock_shutdown(const Sock& s, int how) {
   const int rc = plain(r);
   if (rc < 0) return rc;
   if (listener) {
+    if (how == SHUT_WR) return rc;
     // accept() in other threads and processes returns EINVAL; the socket is no listener any more.
-    if (how != SHUT_WR) set_flag(s, kSlotListener, false);
-    if (how != SHUT_WR) libc.shutdown(s.fd, SHUT_RD);
+    set_flag(s, kSlotListener, false);
+    empty_queue(s);
+    pass_on_end(s);
     return rc;
   }
   if (how != SHUT_WR) set_flag(s, kSlotShutRd, true);

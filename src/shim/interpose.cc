@@ -22,6 +22,7 @@
 
 #include <algorithm>
 
+#include "base/received_fds.h"
 #include "shim/copy.h"
 #include "shim/epoll.h"
 #include "shim/exec.h"
@@ -124,14 +125,7 @@ ssize_t vector_call(const Sock& s, const iovec* iov, int count, bool sending) {
 
 // Sockets that came in by SCM_RIGHTS are looked at when they are used.
 void forget_received(const msghdr* m) {
-  for (cmsghdr* c = CMSG_FIRSTHDR(m); c != nullptr; c = CMSG_NXTHDR(const_cast<msghdr*>(m), c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    for (size_t i = 0; i < (c->cmsg_len - CMSG_LEN(0)) / sizeof(int); ++i) {
-      int fd = -1;
-      memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
-      set_entry(fd, Entry{});
-    }
-  }
+  mw::each_passed_fd(*m, [](int fd) { set_entry(fd, Entry{}); });
 }
 
 int close_one(int fd) {

@@ -173,7 +173,7 @@ int raise_sigpipe(int flags) {
 namespace {
 
 // Why nothing can be sent now: -errno, or 0 if sending is possible. A blocked connect counts as
-// possible (wait); `pending` says so.
+// possible (wait); `connecting` says so.
 int cannot_send(const Sock& s, int flags, bool* connecting) {
   const uint32_t state = state_of(s);
   *connecting = (state & MW_ST_CONNECTING) != 0;

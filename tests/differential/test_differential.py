@@ -14,7 +14,6 @@ from script import Runner, variants
 KNOWN = {
     "epoll_fork": "close() in one process ends the registrations of all in an epoll set that they share",
     "exec_epoll": "an epoll set that survives exec is unknown to the new program's library",
-    "tcp_listen_states": "a listener that was shut down for reading cannot listen again",
 }
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.sock"))

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "base/raw_syscall.h"
+#include "base/received_fds.h"
 
 namespace mw {
 namespace {
@@ -57,16 +58,10 @@ Result<ReceivedMessage> receive_message(int socket, std::span<std::byte> room, i
   if (n < 0) return error_now("recvmsg");
   ReceivedMessage out;
   out.bytes = static_cast<size_t>(n);
-  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
-    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
-    const size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; ++i) {
-      int fd = -1;
-      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof fd);
-      UniqueFd owned{fd};
-      if (out.fd_count < kMaxMessageFds) out.fds[out.fd_count++] = std::move(owned);
-    }
-  }
+  each_passed_fd(m, [&](int fd) {
+    UniqueFd owned{fd};
+    if (out.fd_count < kMaxMessageFds) out.fds[out.fd_count++] = std::move(owned);
+  });
   if ((m.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0)
     return Error{Fault::peer, 0, "message larger than the protocol allows"};
   if (n == 0 && out.fd_count == 0) return Error{Fault::shutdown, 0, "end of stream"};

@@ -66,7 +66,7 @@ struct SessionSlot {
   uint32_t tx_tail;
   uint32_t error_taken;  // the error_seq that was delivered last
   uint32_t rcvlowat;
-  int32_t linger;       // -1: off, else seconds
+  uint32_t reserved1;
   int64_t rcvtimeo_us;  // 0: none
   int64_t sndtimeo_us;
   uint32_t posted;   // 0, or 1 + the cell of the last call that nobody waited for
