@@ -121,6 +121,7 @@ void Driver::handle(const Event& e) {
       return processes_.on_message(e.id, e.events);
     case Source::process_death:
       processes_.on_death(e.id);
+      sweep_groups();
       return release_.stir();
     case Source::group:
       if (groups_.on_life_event(e.id, e.events)) tell_group(ControlType::group_close, e.id);
@@ -142,6 +143,7 @@ void Driver::handle(const Event& e) {
     case Source::release_timer:
       release_.on_timer();
       processes_.sweep_calls();
+      sweep_groups();
       if (processes_.suspects()) release_.stir();
       return;
   }
@@ -259,6 +261,10 @@ void Driver::tell_group(ControlType type, uint32_t group) {
   if (type == ControlType::group_close) return send_to_ins(bytes_of(s), {});
   const int bell[] = {groups_.all().at(group).bell.get()};
   send_to_ins(bytes_of(s), bell);
+}
+
+void Driver::sweep_groups() {
+  for (const uint32_t group : groups_.sweep()) tell_group(ControlType::group_close, group);
 }
 
 void Driver::on_ins_events(uint32_t id, uint32_t events) {

@@ -62,6 +62,7 @@ class Driver {
   void ins_is_gone();
   void send_to_ins(std::span<const std::byte> data, std::span<const int> fds);
   void tell_group(ControlType type, uint32_t group);
+  void sweep_groups();
   void publish(const char* name, const std::string& value);
   void arm_retry(bool on);
 

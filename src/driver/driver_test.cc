@@ -364,6 +364,9 @@ TEST_F(DriverTest, FreesTheCallsOfAProcessThatDied) {
   memory_->channel().call(4).slot = 13;
   memory_->session().call(5) = {static_cast<uint32_t>(::getpid()), 0};
   memory_->session().call(6) = {pid, 21};  // died before it wrote the request
+  memory_->session().call(7) = {pid, 5};   // a new socket, never announced
+  memory_->channel().call(7).seq = 5;
+  memory_->channel().call(7).op = MW_OP_SOCKET;
   ASSERT_TRUE(memory_->channel().call_news(1).prepare_sleep());
   go.b.reset();
   EXPECT_TRUE(until([&] { return driver_->attached() == 0; }));
@@ -375,6 +378,21 @@ TEST_F(DriverTest, FreesTheCallsOfAProcessThatDied) {
   EXPECT_FALSE(memory_->channel().call_news(1).empty());  // announced, in case it was not
   EXPECT_EQ(take_bell(fds_.bells[1].get()), 1u);
   EXPECT_EQ(memory_->session().call(5).pid, static_cast<uint32_t>(::getpid()));
+
+  // The INS gets what the process could not send any more, with a placeholder that nobody has.
+  mw_drop_record record{};
+  auto drop = receive_message(fds_.drop_ins.get(), writable_bytes_of(record), MSG_DONTWAIT);
+  ASSERT_TRUE(drop);
+  EXPECT_EQ(record.magic, MW_DROP_MAGIC);
+  EXPECT_EQ(record.call, 7u);
+  EXPECT_EQ(record.seq, 5u);
+  ASSERT_EQ(drop->fd_count, 1u);
+  pollfd placeholder{drop->fds[0].get(), 0, 0};
+  EXPECT_EQ(::poll(&placeholder, 1, 0), 1);
+  EXPECT_NE(placeholder.revents & POLLHUP, 0);
+  EXPECT_EQ(memory_->session().call(7).pid, pid);
+  memory_->channel().call(7).done_seq = 5;
+  EXPECT_TRUE(until([&] { return memory_->session().call(7).pid == 0; }));
 }
 
 TEST_F(DriverTest, FreesTheCallsOfAChildThatNeverAttachedButNotAtOnce) {
@@ -557,6 +575,81 @@ TEST_F(DriverTest, LeavesNothingOfADeadGroup) {
   EXPECT_EQ(s.watches[1].group, 0u);
   EXPECT_EQ(memory_->channel().slot(900).watches, uint64_t{1 + other.id});
   EXPECT_TRUE(memory_->channel().group_news(g.id).empty());
+}
+
+// An epoll instance of the application whose group is `g`, as the shim registers it.
+UniqueFd instance_of(SessionMemory& memory, uint32_t group, const UniqueFd& bell) {
+  UniqueFd instance{::epoll_create1(EPOLL_CLOEXEC)};
+  epoll_event e{EPOLLIN | EPOLLET, {.u64 = bell_data(group, memory.session().group(group).serial)}};
+  EXPECT_EQ(::epoll_ctl(instance.get(), EPOLL_CTL_ADD, bell.get(), &e), 0);
+  return instance;
+}
+
+TEST_F(DriverTest, FindsTheGroupOfAnEpollInstance) {
+  Peer shim = attach();
+  Group other = open_group(shim);
+  Group g = open_group(shim);
+  memory_->session().group(g.id).serial = 0xabc;
+  const UniqueFd instance = instance_of(*memory_, g.id, g.bell);
+  Peer later = attach();
+  const int shown[] = {instance.get()};
+  std::vector<UniqueFd> fds;
+  ASSERT_TRUE(later.send(request(AttachType::group_find), shown));
+  auto reply = next<AttachReply>(later, &fds);
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->type, AttachType::group_find);
+  EXPECT_EQ(reply->status, 0u);
+  EXPECT_EQ(reply->group, g.id);
+  ASSERT_EQ(fds.size(), 2u);
+  ASSERT_EQ(::eventfd_write(fds[0].get(), 5), 0);
+  EXPECT_EQ(take_bell(g.bell.get()), 5u);
+
+  // Whoever found it keeps it alive as whoever made it does.
+  g.life.reset();
+  settle();
+  EXPECT_EQ(memory_->session().group(g.id).in_use, 1u);
+  fds.clear();
+  EXPECT_TRUE(until([&] { return memory_->session().group(g.id).in_use == 0; }));
+  ASSERT_TRUE(later.send(request(AttachType::group_find), shown));
+  EXPECT_EQ(next<AttachReply>(later)->status, uint32_t{ENOENT});
+
+  // Of an earlier group of the same number.
+  const UniqueFd stale = instance_of(*memory_, other.id, other.bell);
+  ++memory_->session().group(other.id).serial;
+  const int shown_too[] = {stale.get()};
+  ASSERT_TRUE(later.send(request(AttachType::group_find), shown_too));
+  EXPECT_EQ(next<AttachReply>(later)->status, uint32_t{ENOENT});
+}
+
+TEST_F(DriverTest, KeepsAGroupWhoseInstanceTravels) {
+  Peer shim = attach();
+  Group g = open_group(shim);
+  UniqueFd instance = instance_of(*memory_, g.id, g.bell);
+  const int shown[] = {instance.get()};
+  for (int twice = 0; twice < 2; ++twice) {
+    ASSERT_TRUE(shim.send(request(AttachType::group_keep), shown));
+    EXPECT_EQ(next<AttachReply>(shim)->status, 0u);
+  }
+  g.life.reset();
+  settle();
+  EXPECT_EQ(memory_->session().group(g.id).in_use, 1u);
+
+  // A driver that is started anew goes on.
+  start_driver();
+  settle();
+  EXPECT_EQ(memory_->session().group(g.id).in_use, 1u);
+  Peer later = attach();
+  std::vector<UniqueFd> fds;
+  ASSERT_TRUE(later.send(request(AttachType::group_find), shown));
+  auto reply = next<AttachReply>(later, &fds);
+  ASSERT_TRUE(reply);
+  EXPECT_EQ(reply->group, g.id);
+  fds.clear();
+  settle();
+  EXPECT_EQ(memory_->session().group(g.id).in_use, 1u);
+
+  instance.reset();
+  EXPECT_TRUE(until([&] { return memory_->session().group(g.id).in_use == 0; }));
 }
 
 // ---- the death of an INS ----

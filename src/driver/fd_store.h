@@ -40,7 +40,7 @@ struct StoreEntry {
 };
 
 constexpr size_t kMaxStoreData = sizeof(ControlListener);
-constexpr size_t kMaxStoreFds = 2;
+constexpr size_t kMaxStoreFds = 3;
 
 class FdStore {
  public:

@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "base/log.h"
-#include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {
@@ -101,6 +100,10 @@ void Processes::on_message(uint32_t id, uint32_t events) {
       good = answer_attach(a, id);
     } else if (good && request.type == AttachType::group_open && m->fd_count == 2) {
       good = answer_group_open(a, std::move(m->fds[0]), std::move(m->fds[1]));
+    } else if (good && request.type == AttachType::group_find && m->fd_count == 1) {
+      good = answer_group_find(a, m->fds[0].get());
+    } else if (good && request.type == AttachType::group_keep && m->fd_count == 1) {
+      good = answer_group_keep(a, m->fds[0].get());
     } else {
       good = false;
     }
@@ -126,10 +129,7 @@ void Processes::connection_ended(uint32_t id) {
 }
 
 bool Processes::answer_attach(Attachment& a, uint32_t id) {
-  AttachReply reply{};
-  reply.type = AttachType::attach;
-  reply.version = MW_PROTOCOL_VERSION;
-  reply.geometry = memory_.geometry();
+  AttachReply reply = reply_to(AttachType::attach);
   if (!a.admitted) {
     if (!may_attach(a)) {
       reply.status = EAGAIN;  // as fork() with too many processes
@@ -150,11 +150,38 @@ bool Processes::answer_attach(Attachment& a, uint32_t id) {
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), fds, MSG_DONTWAIT));
 }
 
-bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
+AttachReply Processes::reply_to(AttachType request) const {
   AttachReply reply{};
-  reply.type = AttachType::group_open;
+  reply.type = request;
   reply.version = MW_PROTOCOL_VERSION;
   reply.geometry = memory_.geometry();
+  return reply;
+}
+
+bool Processes::answer_group_find(Attachment& a, int epfd) {
+  AttachReply reply = reply_to(AttachType::group_find);
+  auto found = groups_.find(epfd);
+  if (!found) {
+    reply.status = status_of(found.error());
+    return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
+  }
+  reply.group = found->group;
+  const int fds[] = {found->bell, found->life.get()};
+  return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), fds, MSG_DONTWAIT));
+}
+
+bool Processes::answer_group_keep(Attachment& a, int epfd) {
+  AttachReply reply = reply_to(AttachType::group_keep);
+  if (auto kept = groups_.keep(epfd); !kept) {
+    reply.status = status_of(kept.error());
+    log_line("mwcommsd", "%s: an epoll instance may be lost: %s", describe(a.who).c_str(),
+             kept.error().where);
+  }
+  return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
+}
+
+bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
+  AttachReply reply = reply_to(AttachType::group_open);
   auto group = groups_.open(std::move(bell), std::move(life));
   if (group) {
     reply.group = *group;
@@ -190,7 +217,7 @@ void Processes::forget(uint32_t id) {
 void Processes::sweep_calls(uint32_t died) {
   const auto now = std::chrono::steady_clock::now();
   const std::map<uint32_t, Suspect> before = std::exchange(suspects_, {});
-  const uint32_t rings = memory_.free_dead_calls([&](uint32_t cell, uint32_t pid, uint32_t seq) {
+  const auto dead = memory_.free_dead_calls([&](uint32_t cell, uint32_t pid, uint32_t seq) {
     if (died != 0 && pid == died) return true;
     if (!is_dead(pid)) return false;
     const auto it = before.find(cell);
@@ -202,10 +229,24 @@ void Processes::sweep_calls(uint32_t died) {
   for (size_t w = 0; w < options_.bell_fds.size(); ++w) {
     const uint64_t one = 1;
     // EAGAIN: it was rung so often already that it cannot be missed.
-    if ((rings >> w & 1) != 0 && ::write(options_.bell_fds[w], &one, sizeof one) < 0 &&
+    if ((dead.rings >> w & 1) != 0 && ::write(options_.bell_fds[w], &one, sizeof one) < 0 &&
         errno != EAGAIN)
       log_line("mwcommsd", "cannot ring worker %zu: error %d", w, errno);
   }
+  for (const mw_drop_record& record : dead.sockets) announce_for_the_dead(record);
+}
+
+// The INS makes the socket, answers the cell, and finds that nobody has the placeholder. If its
+// owner's own announcement is still on the way, the second to arrive is ignored.
+void Processes::announce_for_the_dead(const mw_drop_record& record) {
+  int pair[2] = {-1, -1};
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) return;  // the next sweep
+  const UniqueFd application{pair[0]};
+  const UniqueFd ins{pair[1]};
+  const int fds[] = {ins.get()};
+  auto sent = send_message(options_.drop_pvm_fd, bytes_of(record), fds, MSG_DONTWAIT);
+  if (!sent && sent.error().fault != Fault::would_block)
+    log_line("mwcommsd", "cannot finish the call of a dead process: %s", sent.error().where);
 }
 
 size_t Processes::attached() const {

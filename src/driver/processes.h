@@ -20,6 +20,7 @@
 #include "driver/poller.h"
 #include "driver/process_info.h"
 #include "driver/session_state.h"
+#include "transport/local/control.h"
 
 namespace mw {
 
@@ -61,7 +62,11 @@ class Processes {
   void forget(uint32_t id);
   bool answer_attach(Attachment& a, uint32_t id);
   bool answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life);
+  bool answer_group_find(Attachment& a, int epfd);
+  bool answer_group_keep(Attachment& a, int epfd);
+  AttachReply reply_to(AttachType request) const;
   bool may_attach(const Attachment& a) const;
+  void announce_for_the_dead(const mw_drop_record& record);
 
   // The owner of a call that does not exist here, and since when. It may have been a child that
   // never attached, or be alive under another number in a PID namespace of its own; one that is

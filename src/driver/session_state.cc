@@ -165,6 +165,10 @@ void SessionMemory::set_group_in_use(uint32_t group, bool in_use) {
   StdAtomics::store_release(session_.group(group).in_use, in_use ? 1u : 0u);
 }
 
+uint16_t SessionMemory::group_serial(uint32_t group) {
+  return StdAtomics::load_acquire(session_.group(group).serial);
+}
+
 void SessionMemory::clear_group(uint32_t group) {
   // Processes that share a socket with the dead ones may hold its locks; an entry of a dead group
   // is changed by nobody but us, so a compare-and-exchange is enough.
@@ -196,8 +200,8 @@ bool SessionMemory::punch_channel(uint64_t at, uint64_t bytes) {
                      static_cast<off_t>(at), static_cast<off_t>(bytes)) == 0;
 }
 
-uint32_t SessionMemory::free_dead_calls(const IsGone& is_gone) {
-  uint32_t rings = 0;
+SessionMemory::DeadCalls SessionMemory::free_dead_calls(const IsGone& is_gone) {
+  DeadCalls out;
   for (uint32_t i = 0; i < geometry().calls; ++i) {
     SessionCall& owner = session_.call(i);
     uint32_t pid = StdAtomics::load_acquire(owner.pid);
@@ -205,19 +209,23 @@ uint32_t SessionMemory::free_dead_calls(const IsGone& is_gone) {
     mw_call& call = channel_.call(i);
     const uint32_t seq = StdAtomics::load_acquire(call.seq);
     if (seq != StdAtomics::load_acquire(call.done_seq)) {
-      // Lookups may be under way for long and would be answered twice; a new socket's announcement
-      // needs its placeholder. All others are answered in the turn in which they are read.
+      // Lookups may be under way for long and would be answered twice. All others are answered in
+      // the turn in which they are read.
       const uint32_t op = StdAtomics::load_relaxed(call.op);
-      if (op == MW_OP_SOCKET || op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR) continue;
+      if (op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR) continue;
+      if (op == MW_OP_SOCKET) {
+        out.sockets.push_back({MW_DROP_MAGIC, i, seq});
+        continue;
+      }
       const uint32_t worker = channel_.worker_of(StdAtomics::load_relaxed(call.slot));
-      if (channel_.call_news(worker).add(i)) rings |= 1u << worker;
+      if (channel_.call_news(worker).add(i)) out.rings |= 1u << worker;
       continue;
     }
     // It may have died between its own note of the number and the request.
     StdAtomics::store_relaxed(owner.seq, seq);
     std::atomic_ref(owner.pid).compare_exchange_strong(pid, 0u);
   }
-  return rings;
+  return out;
 }
 
 }  // namespace mw

@@ -43,13 +43,20 @@ class SessionMemory {
 
   bool group_in_use(uint32_t group);
   void set_group_in_use(uint32_t group, bool in_use);
+  // Tells the group's present instance from earlier ones of the same number.
+  uint16_t group_serial(uint32_t group);
   // After its last process: empties the set, removes its registrations from all sockets.
   void clear_group(uint32_t group);
 
   // Frees the cells whose owners are gone, as far as they are answered. A request that its owner
-  // may not have announced any more is announced for it. Returns the workers to ring for, as bits.
+  // may not have announced any more is announced for it, save for new sockets, whose announcement
+  // the caller has to send: the INS takes no request twice.
   using IsGone = std::function<bool(uint32_t cell, uint32_t pid, uint32_t seq)>;
-  uint32_t free_dead_calls(const IsGone& is_gone);
+  struct DeadCalls {
+    uint32_t rings = 0;  // the workers to ring for, as bits
+    std::vector<mw_drop_record> sockets;
+  };
+  DeadCalls free_dead_calls(const IsGone& is_gone);
 
   // Gives memory of the channel back to the system; false if the system does not want to.
   bool punch_channel(uint64_t at, uint64_t bytes);

@@ -87,7 +87,8 @@ class CallTable {
   void init(const Channel& channel);
   // Copies and claims the request in cell `call`. False: there is nothing new in it.
   // Errors: peer (the cell cannot be; the call is claimed and stays unanswered).
-  Result<bool> begin(uint32_t call, Request& out);
+  // seq: the request that is meant, 0 for whatever stands there; another one is left alone.
+  Result<bool> begin(uint32_t call, Request& out, uint32_t seq = 0);
   void answer(uint32_t call, uint32_t seq, const Answer& a);
 
  private:

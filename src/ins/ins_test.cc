@@ -487,6 +487,30 @@ TEST(InsHostile, PlaceholderThatIsNone) {
   ASSERT_TRUE(send_message(pvm.fds().drop_pvm.get(), bytes_of(record), fds, 0));
   expect_poisoned(pvm);
 }
+// The driver announces a new socket for a process that died, which may have done so itself.
+TEST(Ins, AnAnnouncementIsForItsRequestOnly) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  mw_call& later = pvm.fill(MW_OP_GETSOCKNAME, s.slot, s.gen, {}, {});
+  int pair[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair), 0);
+  const UniqueFd ours{pair[0]};
+  UniqueFd theirs{pair[1]};
+  const mw_drop_record again{MW_DROP_MAGIC, 0, 1};
+  const int fds[] = {theirs.get()};
+  ASSERT_TRUE(send_message(pvm.fds().drop_pvm.get(), bytes_of(again), fds, 0));
+  theirs.reset();
+  EXPECT_TRUE(eventually([&] {
+    pollfd p{ours.get(), 0, 0};
+    return ::poll(&p, 1, 0) == 1;
+  }));
+  pvm.ring(pvm.ch.call_news(pvm.ch.worker_of(s.slot)), 0, pvm.ch.worker_of(s.slot));
+  const FakePvm::Reply r = pvm.finish(later);
+  EXPECT_TRUE(r.answered);
+  EXPECT_EQ(r.ret, 0);
+}
+
 TEST(InsHostile, EveryBitOfNewsAtOnceIsSurvived) {
   FakePvm pvm;
   pvm.begin();

@@ -88,9 +88,10 @@ void CallTable::init(const Channel& channel) {
     last_[i].store(A::load_relaxed(channel.call(i).done_seq), std::memory_order_relaxed);
 }
 
-Result<bool> CallTable::begin(uint32_t call, Request& out) {
+Result<bool> CallTable::begin(uint32_t call, Request& out, uint32_t seq) {
   mw_call& cell = channel_.call(call);
   const Status copied = copy_request(cell, out);
+  if (seq != 0 && out.seq != seq) return false;
   if (last_[call].exchange(out.seq, std::memory_order_relaxed) == out.seq) return false;
   if (!copied) return copied.error();
   return true;
@@ -429,13 +430,13 @@ bool Worker::take_drop() {
     fault({Fault::peer, 0, "a new socket's record that cannot be"});
     return false;
   }
-  auto begun = ins_.calls.begin(record.call, request_);
+  auto begun = ins_.calls.begin(record.call, request_, record.seq);
   if (!begun) {
     fault(begun.error());
     return false;
   }
-  // Else its owner died between the two steps.
-  if (!*begun || request_.seq != record.seq || request_.op != MW_OP_SOCKET) return true;
+  // Else it was answered by now: the driver sends the record of a process that died once more.
+  if (!*begun || request_.op != MW_OP_SOCKET) return true;
   answer_.ret = -1;
   answer_.err = ENFILE;
   answer_.out_len = 0;

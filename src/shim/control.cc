@@ -178,6 +178,7 @@ int sock_create(int domain, int type, int protocol) {
   if ((type & ~(kTypeMask | SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0 || (type & kTypeMask) >= kTypes)
     return -EINVAL;
   if (!attach()) return -ENETDOWN;
+  const uint32_t then = descriptor_copies();
   int pair[2];
   if (const int rc = make_placeholder(type, pair); rc < 0) return rc;
   CallRequest r;
@@ -197,7 +198,7 @@ int sock_create(int domain, int type, int protocol) {
   }
   if (rc == 0) {
     rc = adopt_socket(pair[0], made.slot, made.gen, domain, r.arg[1], protocol,
-                      (type & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0);
+                      (type & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0, then);
   }
   if (rc < 0) {
     libc.close(pair[0]);
@@ -247,6 +248,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
   if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
 
+  const uint32_t then = descriptor_copies();
   mw_accept_record record{};
   const int fd = next_accepted(s, record, (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0);
   if (fd < 0) return fd;
@@ -261,7 +263,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if (((record.flags & MW_ACCEPT_NONBLOCK) != 0) != (wish != 0))
     libc.fcntl(fd, F_SETFL, wish != 0 ? O_NONBLOCK : 0);
   if (const int rc = adopt_socket(fd, record.slot, record.gen, s.mine.domain, s.mine.type,
-                                  s.mine.protocol, wish != 0 ? kSlotNonblock : 0);
+                                  s.mine.protocol, wish != 0 ? kSlotNonblock : 0, then);
       rc < 0) {
     libc.close(fd);
     return rc;

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <sys/eventfd.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,7 +23,7 @@ struct Instance {
   int life = -1;  // read end of the life pipe: the driver sees when the last process has closed it
   uint32_t references = 0;
   bool used_here = false;  // false after fork until the child uses the instance itself
-  bool nested = false;     // stands in another epoll instance: always rung for
+  bool kept = false;       // shown to the driver: the group lasts as long as the instance
   uint16_t serial = 0;  // tells the group's present instance from earlier ones of the same number
 };
 constinit Instance instances[MW_MAX_GROUPS];
@@ -40,8 +41,17 @@ constexpr size_t kMaxNestings = 16;
 constinit Nesting nestings[kMaxNestings];
 uint32_t nesting_count = 0;
 
-// epoll_event.data of a bell: a value no application has by accident.
-constexpr uint64_t kBellData = 0x6d77'2d62'656c'6c21ull;
+// A socket that this process has closed while others may have it, and that is registered in an
+// instance which we use. `set` holds its placeholder; see epoll.h.
+struct Witness {
+  uint32_t slot = 0;
+  uint32_t gen = 0;
+  int set = -1;
+};
+constexpr size_t kMaxWitnesses = 256;
+constinit Witness witnesses[kMaxWitnesses];
+uint32_t witness_count = 0;
+uint32_t witnesses_lock = 0;
 
 constexpr uint32_t kAlways = EPOLLERR | EPOLLHUP;
 constexpr uint32_t kEventBits = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDNORM |
@@ -60,30 +70,44 @@ bool group_in_range(uint32_t group) {
   return group < process.channel.geometry().groups;
 }
 
-// Asks the driver for a group. Returns its number or -errno.
-int open_group(int bell, int life_write) {
+// Asks the driver about descriptors. Returns the group or -errno.
+int ask_about(AttachType what, std::span<const int> fds, ReceivedMessage* got = nullptr) {
   if (!attach_as_this_process()) return -ENETDOWN;
-  AttachRequest request{};
-  request.type = AttachType::group_open;
-  request.version = MW_PROTOCOL_VERSION;
-  copy_token(request.token);
-  const int fds[] = {bell, life_write};
-  if (auto sent = send_message(process.attach_fd, bytes_of(request), fds, 0); !sent)
-    return -ENETDOWN;
   AttachReply reply{};
-  auto answer = receive_message(process.attach_fd, writable_bytes_of(reply), 0);
-  if (!answer || answer->bytes != sizeof reply || reply.type != AttachType::group_open)
-    return -ENETDOWN;
-  if (reply.status != 0) return -static_cast<int>(reply.status);
-  return group_in_range(reply.group) ? static_cast<int>(reply.group) : -ENETDOWN;
+  auto answer = ask_driver(process.attach_fd, what, fds, reply);
+  if (!answer) return answer.error().fault == Fault::sys ? -answer.error().err : -ENETDOWN;
+  if (!group_in_range(reply.group)) return -ENETDOWN;
+  if (got != nullptr) *got = std::move(*answer);
+  return static_cast<int>(reply.group);
+}
+
+// The entry of an instance without a group remembers, 16 bits each, since when this process alone
+// has it (0: it does not) and how many groups the session had made when it was asked about last.
+Entry groupless(uint32_t since, uint32_t groups_made) {
+  const uint32_t kept = since < 0xffff ? since : 0;
+  return {Kind::epoll, 0, kept << 16 | (groups_made & 0xffff)};
+}
+uint32_t groups_made() {
+  return process.attached ? A::load_acquire(process.session.header().groups_made) : 0;
+}
+
+// What an instance is now: another process that has it may have made its group.
+Entry instance_of(int epfd) {
+  const Entry e = look_up(epfd);
+  if (e.kind != Kind::epoll || e.slot != 0 || !process.attached) return e;
+  if (e.gen >> 16 == descriptor_copies() || (e.gen & 0xffff) == (groups_made() & 0xffff)) return e;
+  const Entry found = epoll_find(epfd);
+  if (found.kind != Kind::epoll) return e;
+  set_entry(epfd, found);
+  return found;
 }
 
 // The group of an epoll instance, made on its first protected socket. Returns its number or -errno.
 int group_of(int epfd) {
-  Entry e = peek(epfd);
+  Entry e = instance_of(epfd);
   if (e.kind == Kind::epoll && e.slot != 0) return static_cast<int>(e.slot - 1);
   SharedLock lock(instances_lock);
-  e = peek(epfd);
+  e = instance_of(epfd);
   if (e.kind == Kind::epoll && e.slot != 0) return static_cast<int>(e.slot - 1);
   int bell = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   int life[2] = {-1, -1};
@@ -94,20 +118,35 @@ int group_of(int epfd) {
   }
   bell = hide(bell);
   life[0] = hide(life[0]);
-  epoll_event on_bell{EPOLLIN | EPOLLET, {.u64 = kBellData}};
-  int group = open_group(bell, life[1]);
+  const int fds[] = {bell, life[1]};
+  int group = ask_about(AttachType::group_open, fds);
   libc.close(life[1]);
-  if (group >= 0 && libc.epoll_ctl(epfd, EPOLL_CTL_ADD, bell, &on_bell) < 0) group = -errno;
+  uint16_t serial = 0;
+  if (group >= 0) {
+    SessionGroup& shared = process.session.group(static_cast<uint32_t>(group));
+    A::store_relaxed(shared.flags, uint16_t{0});
+    serial = static_cast<uint16_t>(A::fetch_add(shared.serial, uint16_t{1}) + 1);
+    epoll_event on_bell{EPOLLIN | EPOLLET,
+                        {.u64 = bell_data(static_cast<uint32_t>(group), serial)}};
+    if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, bell, &on_bell) < 0) group = -errno;
+  }
   if (group < 0) {
     unhide_and_close(bell);
     unhide_and_close(life[0]);
     return group;
   }
-  const auto serial = static_cast<uint16_t>(
-      A::fetch_add(process.session.group(static_cast<uint32_t>(group)).serial, 1u) + 1);
   instances[group] = {epfd, bell, life[0], 0, true, false, serial};
   set_entry(epfd, {Kind::epoll, static_cast<uint32_t>(group) + 1, 0});
+  A::fetch_add(process.session.header().groups_made, 1u);
+  ring_bell(bell);  // whoever sleeps in the instance looks again, in all processes
   return group;
+}
+
+void keep_group(int epfd, uint32_t group) {
+  if (instances[group].kept) return;
+  SharedLock lock(instances_lock);
+  const int fds[] = {epfd};
+  instances[group].kept = ask_about(AttachType::group_keep, fds) >= 0;
 }
 
 void publish_watches(const Sock& s) {
@@ -167,24 +206,94 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
   return 0;
 }
 
+// Under witnesses_lock: false if the socket of a witness is gone; the witness is dismissed then.
+bool is_there(Witness& w) {
+  epoll_event e{};
+  const int saved = errno;
+  const int n = libc.epoll_wait(w.set, &e, 1, 0);
+  errno = saved;
+  if (n != 0) return true;
+  unhide_and_close(w.set);
+  w = Witness{};
+  --witness_count;
+  return false;
+}
+
+// Keeps a witness of a socket that is about to be closed here. False: there is no room for one.
+bool leave_witness(int fd, uint32_t slot, uint32_t gen) {
+  SharedLock lock(witnesses_lock);
+  Witness* place = nullptr;
+  for (int round = 0; round < 2 && place == nullptr; ++round)
+    for (Witness& w : witnesses) {
+      if (round == 1 && w.set >= 0) (void)is_there(w);
+      if (w.set >= 0 && w.slot == slot && w.gen == gen) return true;
+      if (w.set < 0) place = &w;
+    }
+  if (place == nullptr) return false;
+  const int set = hide(libc.epoll_create1(EPOLL_CLOEXEC));
+  if (set < 0) return false;
+  epoll_event writable{EPOLLOUT, {}};
+  if (libc.epoll_ctl(set, EPOLL_CTL_ADD, fd, &writable) < 0) {
+    unhide_and_close(set);
+    return false;
+  }
+  *place = {slot, gen, set};
+  ++witness_count;
+  return true;
+}
+
+// Whether anybody still has the socket of a registration.
+bool is_open(const Sock& s) {
+  if (references(s.index, s.gen) != 0) return true;
+  if (!is_dead(s)) {
+    // Its slot was given back, or serves another one by now.
+    if ((A::load_acquire(s.slot.state) & MW_ST_OPEN) == 0) return false;
+    if (A::load_acquire(s.slot.gen) != s.gen) return false;
+  }
+  if (A::load_relaxed(witness_count) == 0) return true;
+  SharedLock lock(witnesses_lock);
+  for (Witness& w : witnesses)
+    if (w.set >= 0 && w.slot == s.index && w.gen == s.gen) return is_there(w);
+  return true;
+}
+
+void remove_watches(const Sock& s) {
+  for (SessionWatch& w : s.mine.watches) w = SessionWatch{};
+  publish_watches(s);
+}
+
+// Calls visit(watch, events) for each registration in the group of the socket at `index` that has
+// something to report, until it returns false.
+template <class Visit>
+void each_ready(uint32_t group, uint32_t index, Visit&& visit) {
+  SessionSlot& mine = process.session.slot(index);
+  const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
+  SharedLock lock(mine.watch_lock);
+  for (SessionWatch& w : mine.watches) {
+    if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
+    const uint32_t events = events_of(s, w.events);
+    if (events == 0) continue;
+    if (!is_open(s)) return remove_watches(s);
+    if (!visit(w, events)) return;
+  }
+}
+
+bool is_nested(uint32_t group) {
+  return (A::load_relaxed(process.session.group(group).flags) & kGroupNested) != 0;
+}
+
 // Takes the group's news and turns them into events.
 int harvest(uint32_t group, epoll_event* out, int max) {
   int n = 0;
   ReadySet news = process.channel.group_news(group);
-  if (instances[group].nested) news.clear_rung();
+  if (is_nested(group)) news.clear_rung();
   news.drain([&](uint32_t index) {
     if (n >= max) return false;
-    SessionSlot& mine = process.session.slot(index);
-    const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
-    SharedLock lock(mine.watch_lock);
     bool again = false;
-    for (SessionWatch& w : mine.watches) {
-      if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
-      const uint32_t events = events_of(s, w.events);
-      if (events == 0) continue;
+    each_ready(group, index, [&](SessionWatch& w, uint32_t events) {
       if (n >= max) {
         again = true;
-        break;
+        return false;
       }
       out[n].events = events;
       out[n].data.u64 = w.data;
@@ -193,18 +302,40 @@ int harvest(uint32_t group, epoll_event* out, int max) {
         w.state |= kWatchFired;
       else if ((w.events & EPOLLET) == 0)
         again = true;  // level-triggered: look again next time
-    }
+      return true;
+    });
     if (again) news.put_back(index);
     return true;
   });
   return n;
 }
 
+bool has_events(uint32_t group) {
+  bool any = false;
+  ReadySet news = process.channel.group_news(group);
+  news.drain([&](uint32_t index) {
+    each_ready(group, index, [&](SessionWatch&, uint32_t) {
+      any = true;
+      news.put_back(index);
+      return false;
+    });
+    return true;
+  });
+  if (!any && instances[group].bell >= 0) {
+    // So that the kernel's instance is not readable for a ring that was answered.
+    uint64_t rings = 0;
+    const int saved = errno;
+    libc.syscall(SYS_read, instances[group].bell, &rings, sizeof rings);
+    errno = saved;
+  }
+  return any;
+}
+
 // Removes the bell from events that the kernel reported.
 int without_bell(epoll_event* events, int n) {
   return static_cast<int>(
       std::remove_if(events, events + std::max(n, 0),
-                     [](const epoll_event& e) { return e.data.u64 == kBellData; }) -
+                     [](const epoll_event& e) { return is_bell_data(e.data.u64); }) -
       events);
 }
 
@@ -245,10 +376,8 @@ int without_idle_nested(int outer, epoll_event* events, int n) {
     for (const Nesting& k : nestings) {
       if (k.outer != outer || k.data != e.data.u64) continue;
       const Entry inner = peek(k.inner);
-      if (inner.kind != Kind::epoll || inner.slot == 0) return false;
-      if (epoll_has_events(inner.slot - 1)) return false;
-      pollfd p{k.inner, POLLIN, 0};
-      return libc.poll(&p, 1, 0) == 0;
+      return inner.kind == Kind::epoll && inner.slot != 0 &&
+             !epoll_is_readable(k.inner, inner.slot - 1);
     }
     return false;
   };
@@ -256,12 +385,11 @@ int without_idle_nested(int outer, epoll_event* events, int n) {
 }
 
 void mark_nested(uint32_t group) {
-  Instance& i = instances[group];
-  if (i.nested) return;
-  i.nested = true;
+  SessionGroup& shared = process.session.group(group);
+  if ((A::fetch_or(shared.flags, kGroupNested) & kGroupNested) != 0) return;
   // The INS rings for every piece of news from now on, and once for what is there.
   process.channel.group_news(group).stay_asleep();
-  ring_bell(i.bell);
+  ring_bell(instances[group].bell);
 }
 
 }  // namespace
@@ -291,16 +419,14 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
   }
   if (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL) return -EINVAL;
   if (epfd == fd) return -EINVAL;
-  if (peek(epfd).kind != Kind::epoll) {
+  const Entry known = instance_of(epfd);
+  if (known.kind != Kind::epoll) {
     // Not known as one: let the kernel say what is wrong with it, if anything is.
     epoll_event none{};
     if (libc.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, &none) < 0 && errno != ENOENT) return -errno;
   }
   if (op == EPOLL_CTL_MOD && (event->events & EPOLLEXCLUSIVE) != 0) return -EINVAL;
-  if (op == EPOLL_CTL_DEL || op == EPOLL_CTL_MOD) {
-    const Entry known = peek(epfd);
-    if (known.kind != Kind::epoll || known.slot == 0) return -ENOENT;
-  }
+  if (op != EPOLL_CTL_ADD && (known.kind != Kind::epoll || known.slot == 0)) return -ENOENT;
   const int group = group_of(epfd);
   if (group < 0) return group;
   instances[group].used_here = true;
@@ -312,7 +438,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
   release_held();
   settle();
   for (;;) {
-    const Entry e = peek(epfd);
+    const Entry e = instance_of(epfd);
     if (e.kind != Kind::epoll || e.slot == 0 || max <= 0 || !is_buffer(out, sizeof *out)) {
       // No protected socket in it, so far: the bell of a group that is made while we sleep ends
       // this wait.
@@ -351,30 +477,10 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
   }
 }
 
-bool epoll_has_events(uint32_t group) {
-  bool any = false;
-  ReadySet news = process.channel.group_news(group);
-  news.drain([&](uint32_t index) {
-    SessionSlot& mine = process.session.slot(index);
-    const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
-    SharedLock lock(mine.watch_lock);
-    for (const SessionWatch& w : mine.watches) {
-      if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
-      if (events_of(s, w.events) == 0) continue;
-      any = true;
-      news.put_back(index);
-      break;
-    }
-    return true;
-  });
-  if (!any && instances[group].bell >= 0) {
-    // So that the kernel's instance is not readable for a ring that was answered.
-    uint64_t rings = 0;
-    const int saved = errno;
-    libc.syscall(SYS_read, instances[group].bell, &rings, sizeof rings);
-    errno = saved;
-  }
-  return any;
+bool epoll_is_readable(int epfd, uint32_t group) {
+  if (has_events(group)) return true;
+  pollfd p{epfd, POLLIN, 0};  // ordinary descriptors in it
+  return libc.poll(&p, 1, 0) > 0;
 }
 
 bool epoll_prepare_sleep(uint32_t group) {
@@ -390,21 +496,23 @@ void epoll_add_news(const Sock& s) {
     if (is_live(w)) add_news(w.group - 1, s.index);
 }
 
-void epoll_forget_socket(uint32_t slot, uint32_t gen) {
-  SessionSlot& mine = process.session.slot(slot);
-  const Sock s{-1, slot, gen, process.channel.slot(slot), mine};
-  if (A::load_relaxed(mine.gen) != gen) return;
-  bool changed = false;
-  SharedLock lock(mine.watch_lock);
-  for (SessionWatch& w : mine.watches) {
-    if (!is_live(w) || !instances[w.group - 1].used_here) continue;
-    w = SessionWatch{};
-    changed = true;
+void epoll_last_close(int fd, const Entry& e) {
+  const Sock s = sock_of(fd, e);
+  if (A::load_relaxed(s.mine.gen) != e.gen) return;
+  SharedLock lock(s.mine.watch_lock);
+  bool any = false;
+  bool used_here = false;
+  for (const SessionWatch& w : s.mine.watches) {
+    if (!is_live(w)) continue;
+    any = true;
+    used_here |= instances[w.group - 1].used_here;
   }
-  if (changed) publish_watches(s);
+  if (!any) return;
+  if (!is_nobody_elses(s.index) && (!used_here || leave_witness(fd, s.index, s.gen))) return;
+  remove_watches(s);
 }
 
-void epoll_forget_instance(int, uint32_t group) {
+void epoll_forget_instance(uint32_t group) {
   Instance& i = instances[group];
   if (i.references > 1) return;
   if (i.bell >= 0) unhide_and_close(i.bell);
@@ -432,7 +540,61 @@ void epoll_socket_became_listener(const Sock& s) {
 
 void epoll_after_fork() {
   instances_lock = 0;
+  witnesses_lock = 0;
   for (Instance& i : instances) i.used_here = false;
+}
+
+void epoll_created(int epfd) {
+  set_entry(epfd, groupless(descriptor_copies(), groups_made()));
+}
+
+bool epoll_is_instance(int fd) {
+  if (process.confined) return false;
+  struct stat st {};
+  if (libc.syscall(SYS_fstat, fd, &st) < 0 || (st.st_mode & S_IFMT) != 0) return false;
+  // One of the kernel's anonymous files. Only an epoll instance can say what it does not watch.
+  const int other = ::eventfd(0, EFD_CLOEXEC);
+  if (other < 0) return false;
+  epoll_event none{};
+  const bool is = libc.epoll_ctl(fd, EPOLL_CTL_DEL, other, &none) < 0 && errno == ENOENT;
+  libc.close(other);
+  return is;
+}
+
+Entry epoll_find(int epfd) {
+  // What a child of vfork() opened would be closed with it, and we would remember it.
+  if (in_vfork_child() || !attach()) return {};
+  const uint32_t made = groups_made();
+  SharedLock lock(instances_lock);
+  ReceivedMessage got;
+  const int fds[] = {epfd};
+  const int group = ask_about(AttachType::group_find, fds, &got);
+  if (group < 0 || got.fd_count != 2) return groupless(0, made);
+  process.found_instance = true;
+  Instance& i = instances[group];
+  const uint16_t serial = A::load_relaxed(process.session.group(group).serial);
+  if (i.bell < 0 || i.serial != serial)
+    i = {epfd, hide(got.fds[0].release()), hide(got.fds[1].release()), 0, false, true, serial};
+  return {Kind::epoll, static_cast<uint32_t>(group) + 1, 0};
+}
+
+void epoll_leaves(int epfd, const Entry& e) {
+  if (e.slot != 0)
+    keep_group(epfd, e.slot - 1);
+  else
+    set_entry(epfd, groupless(0, e.gen));
+}
+
+void epoll_before_exec() {
+  if (!process.attached) return;
+  const int saved = errno;
+  for (int fd = 0; fd <= highest_epoll_fd(); ++fd) {
+    const Entry e = peek(fd);
+    if (e.kind != Kind::epoll || e.slot == 0 || instances[e.slot - 1].kept) continue;
+    const int flags = libc.fcntl(fd, F_GETFD);
+    if (flags >= 0 && (flags & FD_CLOEXEC) == 0) keep_group(fd, e.slot - 1);
+  }
+  errno = saved;
 }
 
 }  // namespace mw::shim

@@ -7,9 +7,15 @@
 // or to sleep; a sleeper is woken through one eventfd, the group's bell, which stands in the
 // kernel's instance.
 //
-// INVARIANTS  A registration belongs to (group, descriptor, socket); it ends with EPOLL_CTL_DEL, or
-// when
-//             a process that uses the instance closes its last descriptor of the socket.
+// A process that gets an instance from elsewhere finds its group again in the kernel object: the
+// bell's registration carries the number, and the driver, who can read it, gives out the bell.
+//
+// INVARIANTS  A registration belongs to (group, descriptor, open file); it ends with EPOLL_CTL_DEL,
+//             or with the last descriptor of the socket in any process. Whoever closes the last one
+//             of his process removes it if nobody else can have the socket. Else he leaves it, and
+//             keeps a witness: an epoll set with the placeholder, in which the kernel shows it as
+//             writable as long as somebody has it. Nothing is reported of a socket that this
+//             process has closed and whose witness says that it is gone.
 // THREADS     Any. Registrations are guarded by SessionSlot::watch_lock.
 #pragma once
 
@@ -23,17 +29,29 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event);
 // timeout_ns < 0: no limit. Returns the count or -errno.
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask);
 
-// For poll() on an epoll descriptor of the given group.
-bool epoll_has_events(uint32_t group);
+// For poll() on an epoll descriptor of the given group: whether it is readable.
+bool epoll_is_readable(int epfd, uint32_t group);
 bool epoll_prepare_sleep(uint32_t group);
 void epoll_wake(uint32_t group);
 
 // Adds a socket to the news of the groups that watch it, as the INS does.
 void epoll_add_news(const Sock& s);
-void epoll_forget_socket(uint32_t slot, uint32_t gen);
-void epoll_forget_instance(int epfd, uint32_t group);
+// Before this process closes its last descriptor of a socket.
+void epoll_last_close(int fd, const Entry& e);
+void epoll_forget_instance(uint32_t group);
 void epoll_count_reference(uint32_t group, int delta);
 void epoll_socket_became_listener(const Sock& s);
 void epoll_after_fork();
+
+// An instance that this process made.
+void epoll_created(int epfd);
+// Asks the kernel whether a descriptor that is no socket is an epoll instance.
+bool epoll_is_instance(int fd);
+// What an instance that came from elsewhere is.
+Entry epoll_find(int epfd);
+// An instance is about to be passed to another process.
+void epoll_leaves(int epfd, const Entry& e);
+// This process is about to become another program, or to start one.
+void epoll_before_exec();
 
 }  // namespace mw::shim

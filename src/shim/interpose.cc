@@ -129,7 +129,8 @@ void forget_received(const msghdr* m) {
 }
 
 int close_one(int fd) {
-  const Entry e = peek(fd);
+  // The last close of a socket ends its registrations, also in instances that came from elsewhere.
+  const Entry e = process.found_instance ? look_up(fd) : peek(fd);
   if (e.kind == Kind::hidden) {
     errno = EBADF;
     return -1;
@@ -282,7 +283,11 @@ MW_EXPORT ssize_t sendto(int fd, const void* p, size_t n, int flags, const socka
 }
 MW_EXPORT ssize_t sendmsg(int fd, const msghdr* m, int flags) {
   return dispatch(
-      fd, [&] { return libc.sendmsg(fd, m, flags); },
+      fd,
+      [&] {
+        note_passed(m);
+        return libc.sendmsg(fd, m, flags);
+      },
       [&](const Sock& s) -> ssize_t {
         if (m == nullptr) return -EFAULT;
         return sock_sendmsg(s, m, flags);
@@ -290,7 +295,12 @@ MW_EXPORT ssize_t sendmsg(int fd, const msghdr* m, int flags) {
 }
 MW_EXPORT int sendmmsg(int fd, mmsghdr* v, unsigned n, int flags) {
   return dispatch(
-      fd, [&] { return libc.sendmmsg(fd, v, n, flags); },
+      fd,
+      [&] {
+        for (unsigned i = 0; i < std::min(n, 1024u) && is_buffer(v + i, sizeof *v); ++i)
+          note_passed(&v[i].msg_hdr);
+        return libc.sendmmsg(fd, v, n, flags);
+      },
       [&](const Sock& s) -> int {
         unsigned sent = 0;
         for (; sent < n; ++sent) {
@@ -534,7 +544,7 @@ MW_EXPORT int select(int n, fd_set* r, fd_set* w, fd_set* x, timeval* timeout) {
 }
 MW_EXPORT int epoll_create1(int flags) noexcept {
   const int fd = libc.epoll_create1(flags);
-  if (fd >= 0 && !in_vfork_child()) set_entry(fd, {Kind::epoll, 0, 0});
+  if (fd >= 0 && !in_vfork_child()) epoll_created(fd);
   return fd;
 }
 MW_EXPORT int epoll_create(int size) noexcept {
@@ -592,22 +602,26 @@ MW_EXPORT int getnameinfo(const sockaddr* a, socklen_t len, char* host, socklen_
   environment_with_us(env, static_cast<char**>(alloca(environment_room(env) * sizeof(char*))))
 
 MW_EXPORT int execve(const char* path, char* const* argv, char* const* env) noexcept {
+  epoll_before_exec();
   return libc.execve(path, argv, MW_OUR_ENVIRONMENT(env));
 }
 MW_EXPORT int execv(const char* path, char* const* argv) noexcept {
   return execve(path, argv, environ);
 }
 MW_EXPORT int execvpe(const char* file, char* const* argv, char* const* env) noexcept {
+  epoll_before_exec();
   return libc.execvpe(file, argv, MW_OUR_ENVIRONMENT(env));
 }
 MW_EXPORT int execvp(const char* file, char* const* argv) noexcept {
   return execvpe(file, argv, environ);
 }
 MW_EXPORT int fexecve(int fd, char* const* argv, char* const* env) noexcept {
+  epoll_before_exec();
   return libc.fexecve(fd, argv, MW_OUR_ENVIRONMENT(env));
 }
 MW_EXPORT int execveat(int fd, const char* path, char* const* argv, char* const* env,
                        int flags) noexcept {
+  epoll_before_exec();
   return libc.execveat(fd, path, argv, MW_OUR_ENVIRONMENT(env), flags);
 }
 
@@ -651,12 +665,18 @@ MW_EXPORT int execle(const char* path, const char* first, ...) noexcept {
 MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                           const posix_spawnattr_t* attributes, char* const* argv,
                           char* const* env) noexcept {
-  return libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+  epoll_before_exec();
+  const int rc = libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+  note_copies();
+  return rc;
 }
 MW_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                            const posix_spawnattr_t* attributes, char* const* argv,
                            char* const* env) noexcept {
-  return libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+  epoll_before_exec();
+  const int rc = libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+  note_copies();
+  return rc;
 }
 
 // ---- syscall() ----

@@ -68,7 +68,7 @@ bool judge(pollfd* fds, Item* items, nfds_t n) {
     uint32_t mask = 0;
     if (items[i].watch == Watch::token)
       mask = poll_mask(sock_of(fds[i].fd, items[i].entry));
-    else if (epoll_has_events(items[i].entry.slot - 1))
+    else if (epoll_is_readable(fds[i].fd, items[i].entry.slot - 1))
       mask = POLLIN | POLLRDNORM;
     fds[i].revents = static_cast<short>(mask & static_cast<uint16_t>(fds[i].events | kAlways));
     any |= fds[i].revents != 0;
@@ -83,22 +83,15 @@ void fill_native(pollfd* native, const pollfd* fds, const Item* items, nfds_t n,
     native[i] = {fds[i].fd, fds[i].events, 0};
     if (items[i].entry.kind == Kind::socket && items[i].watch == Watch::kernel)
       native[i].events &= ~(POLLOUT | POLLWRNORM | POLLWRBAND);  // a listener is never writable
-    if (items[i].watch == Watch::token) {
-      native[i].events = POLLIN;
-      if (!sleep) native[i].fd = -1;
-    }
+    if (items[i].watch == Watch::token) native[i].events = POLLIN;
+    if (items[i].watch != Watch::kernel && !sleep) native[i].fd = -1;
     if (items[i].entry.kind == Kind::hidden) native[i].fd = kTableSize + 1;  // EBADF: POLLNVAL
   }
 }
 
 void take_kernel_answers(pollfd* fds, const pollfd* native, const Item* items, nfds_t n) {
   for (nfds_t i = 0; i < n; ++i)
-    if (items[i].watch != Watch::token) {
-      if (items[i].watch == Watch::group)
-        fds[i].revents = static_cast<short>(fds[i].revents | (native[i].revents & kAlways));
-      else
-        fds[i].revents = native[i].revents;
-    }
+    if (items[i].watch == Watch::kernel) fds[i].revents = native[i].revents;
 }
 
 int count_ready(const pollfd* fds, nfds_t n) {
@@ -164,7 +157,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
   bool ordinary = false;
   for (nfds_t i = 0; i < n; ++i) {
     items[i] = classify(fds[i].fd);
-    ordinary |= items[i].watch != Watch::token && fds[i].fd >= 0;
+    ordinary |= items[i].watch == Watch::kernel && fds[i].fd >= 0;
     fds[i].revents = 0;
   }
   const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
@@ -175,13 +168,9 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     if (ready || timeout_ns == 0) {
       if (ordinary) {
         fill_native(native.get(), fds, items.get(), n, false);
-        // An epoll descriptor's own registrations count as well as its group's.
         const int k = native_poll(native.get(), n, 0, nullptr);
         if (k < 0) return k;
         take_kernel_answers(fds, native.get(), items.get(), n);
-        for (nfds_t i = 0; i < n; ++i)
-          if (items[i].watch == Watch::group)
-            fds[i].revents = static_cast<short>(fds[i].revents | native[i].revents);
       }
       return count_ready(fds, n);
     }
@@ -212,11 +201,6 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     if (woken) {
       take_kernel_answers(fds, native.get(), items.get(), n);
       judge(fds, items.get(), n);
-      for (nfds_t i = 0; i < n; ++i)
-        if (items[i].watch == Watch::group && fds[i].revents == 0 && native[i].revents != 0) {
-          pollfd one{fds[i].fd, fds[i].events, 0};
-          if (libc.poll(&one, 1, 0) > 0) fds[i].revents = one.revents;
-        }
       if (const int ready_now = count_ready(fds, n); ready_now > 0) return ready_now;
     }
     if (deadline != 0 && now_ns() >= deadline) {

@@ -12,14 +12,14 @@
 
 #include <cstring>
 
+#include "base/received_fds.h"
 #include "shim/epoll.h"
 #include "shim/stdio.h"
-#include "transport/local/control.h"
-#include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
 
 extern "C" {
 [[gnu::visibility("hidden"), gnu::tls_model("initial-exec")]] thread_local int mw_in_vfork = 0;
+[[gnu::visibility("hidden")]] uint32_t mw_descriptor_copies = 1;
 [[gnu::visibility("hidden")]] void mw_set_errno(int error) {
   errno = error;
 }
@@ -33,8 +33,13 @@ namespace {
 
 // fd -> Entry in one word: kind (4 bits) | slot (20 bits) | gen (32 bits).
 uint64_t* table = nullptr;
-// slot -> descriptors of this process that name it.
-uint16_t* slot_references = nullptr;
+// What this process knows of a slot.
+struct SlotUse {
+  uint64_t gen_and_count;  // of the newest socket there that we saw: gen << 32 | descriptors
+  uint32_t origin;         // descriptor_copies() when it came to be; 0: others may have it
+};
+SlotUse* slot_use = nullptr;
+int highest_epoll = -1;
 
 char preload_env[4200];
 char session_env[256];
@@ -58,9 +63,18 @@ Entry unpack(uint64_t w) {
 
 void count_reference(const Entry& e, int delta) {
   if (e.kind == Kind::epoll && e.slot != 0) epoll_count_reference(e.slot - 1, delta);
-  if (e.kind == Kind::socket && slot_references != nullptr)
-    std::atomic_ref(slot_references[e.slot])
-        .fetch_add(static_cast<uint16_t>(delta), std::memory_order_relaxed);
+  if (e.kind != Kind::socket || slot_use == nullptr) return;
+  std::atomic_ref word(slot_use[e.slot].gen_and_count);
+  uint64_t old = word.load(std::memory_order_relaxed);
+  for (;;) {
+    const auto gen = static_cast<uint32_t>(old >> 32);
+    const bool same = gen == e.gen;
+    // A descriptor of an earlier socket there.
+    if (!same && (delta < 0 || (gen != 0 && static_cast<int32_t>(e.gen - gen) < 0))) return;
+    const uint64_t fresh =
+        (same ? old : uint64_t{e.gen} << 32) + static_cast<uint64_t>(int64_t{delta});
+    if (word.compare_exchange_weak(old, fresh, std::memory_order_relaxed)) return;
+  }
 }
 
 void complain(const char* what) {
@@ -114,20 +128,6 @@ int connect_to_driver() {
   return hide(fd);
 }
 
-Result<ReceivedMessage> ask_driver(int fd, AttachReply& reply) {
-  AttachRequest request{};
-  request.type = AttachType::attach;
-  request.version = MW_PROTOCOL_VERSION;
-  copy_token(request.token);
-  if (auto sent = send_message(fd, bytes_of(request), {}, 0); !sent) return sent.error();
-  auto answer = receive_message(fd, writable_bytes_of(reply), 0);
-  if (!answer) return answer.error();
-  if (answer->bytes != sizeof reply || reply.type != AttachType::attach)
-    return Error{Fault::peer, 0, "answer to attach"};
-  if (reply.status != 0) return Error{Fault::sys, static_cast<int>(reply.status), "attach"};
-  return answer;
-}
-
 bool attach_locked() {
   if (process.attached) return true;
   if (session_name[0] == 0) {
@@ -144,7 +144,7 @@ bool attach_locked() {
     return false;
   }
   AttachReply reply{};
-  auto answer = ask_driver(fd, reply);
+  auto answer = ask_driver(fd, AttachType::attach, {}, reply);
   if (!answer || answer->fd_count < 4 || answer->fd_count != 3 + reply.geometry.workers ||
       reply.geometry.workers > MW_MAX_WORKERS) {
     unhide_and_close(fd);
@@ -185,8 +185,10 @@ Entry probe(int fd) {
   timeval t{};
   socklen_t len = sizeof t;
   // The raw call: `fd` may be anything, and this must not recurse into our own getsockopt.
-  if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &t, &len) < 0)
-    return errno == EBADF ? Entry{} : ordinary;
+  if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &t, &len) < 0) {
+    if (errno == EBADF) return Entry{};
+    return errno == ENOTSOCK && epoll_is_instance(fd) ? epoll_find(fd) : ordinary;
+  }
   const auto slot = static_cast<uint32_t>(t.tv_sec & ((1 << kIdentitySlotBits) - 1));
   const auto gen = static_cast<uint64_t>(t.tv_sec) >> kIdentitySlotBits;
   if (t.tv_usec != kIdentityMark || gen == 0 || gen > UINT32_MAX) return ordinary;
@@ -196,10 +198,12 @@ Entry probe(int fd) {
       domain != AF_UNIX)
     return ordinary;
   if (!attach() || slot >= process.channel.geometry().slots) return ordinary;
+  note_origin(slot, 0);
   return {Kind::socket, slot, static_cast<uint32_t>(gen)};
 }
 
 void after_fork_in_child() {
+  note_copies();
   process.pid = static_cast<uint32_t>(::getpid());
   cached_tid = 0;
   attach_lock = 0;
@@ -211,19 +215,20 @@ void after_fork_in_child() {
   process.pid = static_cast<uint32_t>(::getpid());
   for (int& bell : process.bells) bell = -1;
   const size_t table_bytes = kTableSize * sizeof(uint64_t);
-  void* memory = ::mmap(nullptr, table_bytes + MW_MAX_SLOTS * sizeof(uint16_t),
+  void* memory = ::mmap(nullptr, table_bytes + MW_MAX_SLOTS * sizeof(SlotUse),
                         PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED) {
     log_line("mwshim", "no memory for the descriptor table; the program is not protected");
     ::_exit(126);  // never fall back to the host's stack
   }
-  slot_references = reinterpret_cast<uint16_t*>(static_cast<char*>(memory) + table_bytes);
+  slot_use = reinterpret_cast<SlotUse*>(static_cast<char*>(memory) + table_bytes);
   if (const char* s = ::getenv("MWCOMMS_SESSION"); s != nullptr && parse_session(s))
     snprintf(session_env, sizeof session_env, "MWCOMMS_SESSION=%s", s);
   if (const char* p = ::getenv("LD_PRELOAD"))
     snprintf(preload_env, sizeof preload_env, "LD_PRELOAD=%s", p);
   table = static_cast<uint64_t*>(memory);
-  ::pthread_atfork(nullptr, nullptr, after_fork_in_child);
+  // Counted after the fact: what appeared before it, in any thread, counts as copied.
+  ::pthread_atfork(nullptr, note_copies, after_fork_in_child);
   adopt_standard_streams();
 }
 
@@ -247,7 +252,7 @@ bool attach_as_this_process() {
   const int fd = connect_to_driver();
   if (fd < 0) return false;
   AttachReply reply{};
-  if (!ask_driver(fd, reply)) {
+  if (!ask_driver(fd, AttachType::attach, {}, reply)) {
     unhide_and_close(fd);
     return false;
   }
@@ -276,6 +281,8 @@ Entry look_up(int fd) {
 
 void set_entry(int fd, Entry e) {
   if (fd < 0 || fd >= kTableSize || table == nullptr) return;
+  if (e.kind == Kind::epoll && fd > StdAtomics::load_relaxed(highest_epoll))
+    StdAtomics::store_relaxed(highest_epoll, fd);
   const uint64_t old = std::atomic_ref(table[fd]).exchange(pack(e), std::memory_order_acq_rel);
   count_reference(e, 1);
   count_reference(unpack(old), -1);
@@ -290,13 +297,57 @@ void copy_entry(int old, int fresh) {
 void forget(int fd) {
   const Entry e = peek(fd);
   if (e.kind == Kind::unknown || e.kind == Kind::kernel) return;
-  if (e.kind == Kind::socket && references(e.slot) == 1) epoll_forget_socket(e.slot, e.gen);
-  if (e.kind == Kind::epoll && e.slot != 0) epoll_forget_instance(fd, e.slot - 1);
+  if (e.kind == Kind::socket && references(e.slot, e.gen) == 1) epoll_last_close(fd, e);
+  if (e.kind == Kind::epoll && e.slot != 0) epoll_forget_instance(e.slot - 1);
   set_entry(fd, Entry{});
 }
 
-uint32_t references(uint32_t slot) {
-  return std::atomic_ref(slot_references[slot]).load(std::memory_order_relaxed);
+uint32_t references(uint32_t slot, uint32_t gen) {
+  const uint64_t use = StdAtomics::load_relaxed(slot_use[slot].gen_and_count);
+  return use >> 32 == gen ? static_cast<uint32_t>(use) : 0;
+}
+
+int highest_epoll_fd() {
+  return StdAtomics::load_relaxed(highest_epoll);
+}
+
+uint32_t descriptor_copies() {
+  return StdAtomics::load_acquire(mw_descriptor_copies);
+}
+void note_copies() {
+  StdAtomics::fetch_add(mw_descriptor_copies, 1u);
+}
+void note_origin(uint32_t slot, uint32_t then) {
+  StdAtomics::store_relaxed(slot_use[slot].origin, then);
+}
+bool is_nobody_elses(uint32_t slot) {
+  return StdAtomics::load_relaxed(slot_use[slot].origin) == descriptor_copies();
+}
+
+void note_passed(const msghdr* m) {
+  if (!is_buffer(m, sizeof *m) || m->msg_control == nullptr || m->msg_controllen == 0 ||
+      !is_buffer(m->msg_control, m->msg_controllen))
+    return;
+  each_passed_fd(*m, [](int fd) {
+    const Entry e = look_up(fd);
+    if (e.kind == Kind::socket) note_origin(e.slot, 0);
+    if (e.kind == Kind::epoll) epoll_leaves(fd, e);
+  });
+}
+
+Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<const int> fds,
+                                   AttachReply& reply) {
+  AttachRequest request{};
+  request.type = what;
+  request.version = MW_PROTOCOL_VERSION;
+  memcpy(request.token, session_token, sizeof session_token);
+  if (auto sent = send_message(connection, bytes_of(request), fds, 0); !sent) return sent.error();
+  auto answer = receive_message(connection, writable_bytes_of(reply), 0);
+  if (!answer) return answer.error();
+  if (answer->bytes != sizeof reply || reply.type != what)
+    return Error{Fault::peer, 0, "answer of the driver"};
+  if (reply.status != 0) return Error{Fault::sys, static_cast<int>(reply.status), "driver"};
+  return answer;
 }
 
 int hide(int fd) {
@@ -415,10 +466,6 @@ int identify(int fd, uint32_t slot, uint32_t gen) {
   t.tv_sec = static_cast<time_t>(static_cast<uint64_t>(gen) << kIdentitySlotBits | slot);
   t.tv_usec = kIdentityMark;
   return libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) < 0 ? -errno : 0;
-}
-
-void copy_token(uint8_t out[16]) {
-  memcpy(out, session_token, sizeof session_token);
 }
 
 const char* preload_setting() {

@@ -10,9 +10,11 @@
 #pragma once
 
 #include <sys/resource.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <cstdint>
+#include <span>
 
 #include "abi/mw_region.h"
 #include "base/log.h"
@@ -20,6 +22,8 @@
 #include "ring/channel.h"
 #include "shim/libc_calls.h"
 #include "shim/shared_lock.h"
+#include "transport/local/control.h"
+#include "transport/local/fd_message.h"
 #include "transport/local/session_region.h"
 
 namespace mw::shim {
@@ -29,7 +33,7 @@ enum class Kind : uint8_t { unknown = 0, kernel = 1, socket = 2, epoll = 3, hidd
 struct Entry {
   Kind kind = Kind::unknown;
   uint32_t slot = 0;  // socket: slot; epoll: 0, or 1 + group
-  uint32_t gen = 0;   // socket
+  uint32_t gen = 0;   // socket; epoll without a group: see epoll.cc
 };
 
 constexpr int kTableSize = 1 << 20;
@@ -52,6 +56,8 @@ struct Process {
   // settle().
   bool talks_to_itself = false;
   bool unsettled = false;  // something was sent since the last settle()
+  // An epoll instance came by exec or SCM_RIGHTS; it may watch sockets that we never looked at.
+  bool found_instance = false;
 };
 extern Process process;
 
@@ -69,8 +75,20 @@ void copy_entry(int old, int fresh);
 // Forgets fd before it is closed or replaced; drops the epoll registrations when it was the last
 // one.
 void forget(int fd);
-// Descriptors of this process that name the slot.
-uint32_t references(uint32_t slot);
+// Descriptors of this process that name the socket.
+uint32_t references(uint32_t slot, uint32_t gen);
+// No descriptor that names an epoll instance is above this one.
+int highest_epoll_fd();
+
+// How often descriptors of this process went to another one as a whole (fork and its kin), plus 1.
+// A socket for which that has not happened since it came to be, and which was not passed on by
+// itself, is nobody else's. `then`: descriptor_copies() before the socket's descriptor existed.
+uint32_t descriptor_copies();
+void note_copies();
+void note_origin(uint32_t slot, uint32_t then);
+bool is_nobody_elses(uint32_t slot);
+// A message with descriptors is about to leave.
+void note_passed(const msghdr* m);
 
 // The soft limit on descriptors while the hard one stands in for it; the guard puts it back.
 class FileLimit {
@@ -122,8 +140,10 @@ inline bool is_hidden(int fd) {
 // True in a child of vfork(), which shares our memory but not our descriptors (vfork.S).
 bool in_vfork_child();
 
-// The session's secret, which goes with every request to the driver.
-void copy_token(uint8_t out[16]);
+// One request to the driver about these descriptors, with the session's secret, over attach_fd (for
+// attach itself: over `connection`). Errors: sys (its answer's status), peer, shutdown.
+Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<const int> fds,
+                                   AttachReply& reply);
 
 // Writes the identity of a socket into its placeholder. 0 or -errno.
 int identify(int fd, uint32_t slot, uint32_t gen);

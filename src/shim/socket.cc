@@ -213,7 +213,7 @@ void discard_tokens(const Sock& s) {
 }
 
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
-                 uint32_t flags) {
+                 uint32_t flags, uint32_t then) {
   SessionSlot& mine = process.session.slot(slot);
   std::memset(static_cast<void*>(&mine), 0, sizeof mine);
   mine.domain = static_cast<uint16_t>(domain);
@@ -228,6 +228,7 @@ int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int 
   A::store_relaxed(shared.rx_head, MW_INDEX_START);
   A::store_relaxed(shared.tx_tail, MW_INDEX_START);
   if (const int rc = identify(fd, slot, gen); rc < 0) return rc;
+  note_origin(slot, then);
   set_entry(fd, {Kind::socket, slot, gen});
   return 0;
 }

@@ -86,9 +86,9 @@ inline int64_t deadline_after_us(int64_t us) {
 }
 
 // Initialises region B's part of a new socket and its placeholder's identity, and enters it in the
-// table.
+// table. `then`: see note_origin().
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
-                 uint32_t flags);
+                 uint32_t flags, uint32_t then);
 
 // After the reader made room: the INS may have stopped reading because the ring was full.
 void offer_room(const Sock& s);

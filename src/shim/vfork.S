@@ -2,7 +2,8 @@
  *
  * The child shares our descriptor table (memory) but not our descriptors (kernel), so what it closes or
  * duplicates must not be noted: interpose.cc asks mw_in_vfork. The flag is the calling thread's own; it is
- * set until the parent goes on, which is when the child has ended or become another program.
+ * set until the parent goes on, which is when the child has ended or become another program; then it has
+ * copies of our descriptors, which mw_descriptor_copies counts.
  * The return address has to be kept in a register: the child reuses this stack frame. */
 	.text
 	.globl	vfork
@@ -21,6 +22,7 @@ vfork:
 	testq	%rax, %rax
 	je	1f			/* the child */
 	movl	$0, %fs:(%rdx)
+	lock incl	mw_descriptor_copies(%rip)
 	cmpq	$-4095, %rax
 	jae	2f
 1:	ret

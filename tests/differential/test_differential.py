@@ -10,11 +10,8 @@ import pytest
 from mwtest import netns
 from script import Runner, variants
 
-# What is known to differ, and why. An entry that prints the same after all fails: it has to go.
-KNOWN = {
-    "epoll_fork": "close() in one process ends the registrations of all in an epoll set that they share",
-    "exec_epoll": "an epoll set that survives exec is unknown to the new program's library",
-}
+# What is known to differ (script: reason). An entry that prints the same after all fails: it has to go.
+KNOWN = {}
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.sock"))
 CASES = [(path, variant) for path in SCRIPTS for variant in variants(path)]

@@ -157,7 +157,8 @@ class World {
     s.rx_tail = s.tx_head = MW_INDEX_START;
     s.state = state;
     s.gen = kGen;
-    require(adopt_socket(pair[0], i, kGen, AF_INET, type, 0, flags | kSlotNonblock) == 0);
+    require(adopt_socket(pair[0], i, kGen, AF_INET, type, 0, flags | kSlotNonblock,
+                         descriptor_copies()) == 0);
   }
   Sock sock(uint32_t i) { return sock_of(app_[i].get(), {Kind::socket, i, kGen}); }
   uint32_t some_socket(Input& in) { return 1 + in.below(3); }

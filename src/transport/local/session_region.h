@@ -38,10 +38,12 @@ struct SessionHeader {
   uint32_t epoch;      // grows by one with each INS that attached
   uint32_t first_gen;  // slots with a generation below (modulo 2^32) belong to dead INSs
   uint32_t next_process;
-  uint8_t pad[64];
+  uint32_t groups_made;  // grows by one with each group: who shares an epoll instance looks again
+  uint8_t pad[60];
 };
 
-// One epoll registration of a socket.
+// One epoll registration of a socket. It belongs to the open file, as in the kernel: it ends with
+// EPOLL_CTL_DEL, or with the last descriptor of the socket in any process (src/shim/epoll.cc).
 struct SessionWatch {
   uint32_t group;   // 0: free; else 1 + group
   int32_t fd;       // the descriptor it was registered with: part of the key, as in the kernel
@@ -95,13 +97,33 @@ struct SessionCall {
 };
 
 // A group is an epoll instance whose sockets announce themselves in group_news. The driver hands
-// out ids and frees a group when the read end of its life pipe is gone from every process.
+// out ids and frees a group when the read end of its life pipe is gone from every process, and with
+// it, if the instance was passed on, the instance itself.
 struct SessionGroup {
   uint32_t in_use;
   uint16_t serial;  // counts the instances that had this number
-  uint16_t reserved0;
+  uint16_t flags;   // kGroup*
   uint32_t reserved[2];
 };
+constexpr uint16_t kGroupNested = 1;  // stands in another epoll instance: always rung for
+
+// What a group's doorbell is registered with in the kernel's epoll instance: so the instance itself
+// tells which group it is, to whoever has it by exec, fork or SCM_RIGHTS. No application has such
+// data by accident.
+constexpr uint64_t kBellMark = 0x6d77'6265ull << 32;
+constexpr uint64_t bell_data(uint32_t group, uint16_t serial) {
+  return kBellMark | uint64_t{serial} << 16 | group;
+}
+constexpr bool is_bell_data(uint64_t data) {
+  return data >> 32 == kBellMark >> 32;
+}
+constexpr uint32_t bell_group(uint64_t data) {
+  return static_cast<uint32_t>(data & 0xffff);
+}
+constexpr uint16_t bell_serial(uint64_t data) {
+  return static_cast<uint16_t>(data >> 16 & 0xffff);
+}
+static_assert(MW_MAX_GROUPS <= 0xffff);
 
 struct SessionLayout {
   uint64_t slots, calls, groups, bytes;
