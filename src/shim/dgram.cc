@@ -56,6 +56,20 @@ size_t scatter(const RingBytes& ring, uint32_t at, uint32_t n, const iovec* iov,
   return done;
 }
 
+// Whether all that deliver() and the copy of the data write to is the program's to be written.
+bool has_room(const msghdr& m, const mw_dgram_head& h) {
+  size_t left = h.data_len;
+  for (size_t i = 0; i < m.msg_iovlen && left != 0; ++i) {
+    const size_t n = std::min(m.msg_iov[i].iov_len, left);
+    if (!is_room(m.msg_iov[i].iov_base, n)) return false;
+    left -= n;
+  }
+  return (m.msg_name == nullptr ||
+          is_room(m.msg_name, std::min<size_t>(m.msg_namelen, h.name_len))) &&
+         (m.msg_control == nullptr ||
+          is_room(m.msg_control, std::min<size_t>(m.msg_controllen, h.control_len)));
+}
+
 // Delivers a record as recvmsg() does. `take` copies `n` bytes from offset `from` behind the head.
 template <class Copy>
 ssize_t deliver(const mw_dgram_head& h, msghdr* m, int flags, size_t copied, Copy&& control) {
@@ -87,6 +101,7 @@ uint32_t first_datagram_bytes(const Sock& s) {
 
 ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
   if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+  if (!is_buffer(m->msg_iov, m->msg_iovlen * sizeof *m->msg_iov)) return -EFAULT;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   int64_t deadline = 0;
   if (!blocking) settle();
@@ -98,14 +113,16 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
       Record r;
       const int there = oldest(s, r);
       if (there < 0) return there;
-      for (size_t i = 0; there == 1 && i < m->msg_iovlen; ++i)
-        if (!is_buffer(m->msg_iov[i].iov_base, m->msg_iov[i].iov_len)) return -EFAULT;
       if (there == 1) {
         const RingBytes ring = process.channel.rx(s.index);
-        const size_t copied =
-            scatter(ring, r.at + r.head.control_len, r.head.data_len, m->msg_iov, m->msg_iovlen);
-        const ssize_t n = deliver(r.head, m, flags, copied,
-                                  [&](void* to, uint32_t fits) { ring.copy_out(r.at, to, fits); });
+        // A datagram that the program has no memory for is lost, as in the kernel.
+        ssize_t n = -EFAULT;
+        if (has_room(*m, r.head)) {
+          const size_t copied =
+              scatter(ring, r.at + r.head.control_len, r.head.data_len, m->msg_iov, m->msg_iovlen);
+          n = deliver(r.head, m, flags, copied,
+                      [&](void* to, uint32_t fits) { ring.copy_out(r.at, to, fits); });
+        }
         if ((flags & MSG_PEEK) == 0) {
           A::store_relaxed(s.mine.rx_head, s.mine.rx_head + r.bytes);
           A::store_release(s.slot.rx_head, s.mine.rx_head);
@@ -170,6 +187,7 @@ ssize_t send_datagram(const Sock& s, const msghdr* m, int flags, uint32_t total)
 
 ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+  if (!is_buffer(m->msg_iov, m->msg_iovlen * sizeof *m->msg_iov)) return -EFAULT;
   size_t total = 0;
   for (size_t i = 0; i < m->msg_iovlen; ++i) {
     if (!is_buffer(m->msg_iov[i].iov_base, m->msg_iov[i].iov_len)) return -EFAULT;
@@ -178,6 +196,7 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (m->msg_name != nullptr && m->msg_namelen > 128) return -EINVAL;
   if (m->msg_name != nullptr && !is_memory(m->msg_name, m->msg_namelen)) return -EFAULT;
   if (m->msg_controllen > 1024) return -ENOBUFS;
+  if (m->msg_control != nullptr && !is_buffer(m->msg_control, m->msg_controllen)) return -EFAULT;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   if (!s.datagram()) {
     // Urgent data, or data with the connect: the last byte is what matters, and it goes inline.
@@ -212,6 +231,8 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
 }
 
 ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
+  if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
+  if (!is_buffer(m->msg_iov, m->msg_iovlen * sizeof *m->msg_iov)) return -EFAULT;
   size_t total = 0;
   for (size_t i = 0; i < m->msg_iovlen; ++i) total += m->msg_iov[i].iov_len;
   constexpr uint32_t kControlRoom = 512;
@@ -244,6 +265,7 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   std::memcpy(as_record.name, at, head.name_len);
   const char* control = at + head.name_len;
   const char* data = control + head.control_len;
+  if (!has_room(*m, as_record)) return -EFAULT;
   size_t copied = 0;
   for (size_t i = 0; i < m->msg_iovlen && copied < head.data_len; ++i) {
     const size_t k = std::min<size_t>(m->msg_iov[i].iov_len, head.data_len - copied);

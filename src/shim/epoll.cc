@@ -439,7 +439,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
   settle();
   for (;;) {
     const Entry e = instance_of(epfd);
-    if (e.kind != Kind::epoll || e.slot == 0 || max <= 0 || !is_buffer(out, sizeof *out)) {
+    if (e.kind != Kind::epoll || e.slot == 0 || max <= 0 || !is_room(out, sizeof *out)) {
       // No protected socket in it, so far: the bell of a group that is made while we sleep ends
       // this wait.
       const int n = kernel_wait(epfd, out, max, timeout_ns, mask);

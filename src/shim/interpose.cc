@@ -72,8 +72,11 @@ int64_t to_ns(const timespec* t) {
   return t == nullptr ? -1 : t->tv_sec * 1'000'000'000 + t->tv_nsec;
 }
 
-bool bad_time(const timespec* t) {
-  return t != nullptr && (t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1'000'000'000);
+// What the kernel says to a time limit: 0 or the errno.
+int fault_of(const timespec* t) {
+  if (t == nullptr) return 0;
+  if (!is_buffer(t, sizeof *t)) return EFAULT;
+  return t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1'000'000'000 ? EINVAL : 0;
 }
 
 msghdr message_of(void* data, size_t n, iovec& iov, void* name, socklen_t name_len) {
@@ -89,7 +92,7 @@ msghdr message_of(void* data, size_t n, iovec& iov, void* name, socklen_t name_l
 ssize_t receive_from(const Sock& s, void* data, size_t n, int flags, sockaddr* from,
                      socklen_t* len) {
   iovec iov;
-  if (from != nullptr && len == nullptr) return -EFAULT;
+  if (from != nullptr && !is_room(len, sizeof *len)) return -EFAULT;
   msghdr m = message_of(data, n, iov, from, from != nullptr ? *len : 0);
   const ssize_t got = sock_recvmsg(s, &m, flags);
   if (got >= 0 && from != nullptr) *len = m.msg_namelen;
@@ -111,6 +114,7 @@ ssize_t read_socket(const Sock& s, void* data, size_t n) {
 
 ssize_t vector_call(const Sock& s, const iovec* iov, int count, bool sending) {
   if (count < 0 || count > IOV_MAX) return -EINVAL;
+  if (!is_buffer(iov, static_cast<size_t>(count) * sizeof *iov)) return -EFAULT;
   size_t total = 0;
   for (int i = 0; i < count; ++i) {
     if (iov[i].iov_len > static_cast<size_t>(SSIZE_MAX) - total) return -EINVAL;
@@ -241,7 +245,7 @@ MW_EXPORT ssize_t recvmsg(int fd, msghdr* m, int flags) {
         return n;
       },
       [&](const Sock& s) -> ssize_t {
-        if (m == nullptr) return -EFAULT;
+        if (!is_room(m, sizeof *m)) return -EFAULT;
         return sock_recvmsg(s, m, flags);
       });
 }
@@ -255,12 +259,13 @@ MW_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec* time
         return got;
       },
       [&](const Sock& s) -> int {
-        if (bad_time(timeout)) return -EINVAL;
+        if (const int error = fault_of(timeout); error != 0) return -error;
         const int64_t deadline = timeout != nullptr ? now_ns() + to_ns(timeout) : 0;
         unsigned got = 0;
         while (got < n) {
           int f = flags & ~MSG_WAITFORONE;
           if (got > 0 && (flags & MSG_WAITFORONE) != 0) f |= MSG_DONTWAIT;
+          if (!is_room(v + got, sizeof *v)) return got > 0 ? static_cast<int>(got) : -EFAULT;
           const ssize_t k = sock_recvmsg(s, &v[got].msg_hdr, f);
           if (k < 0) return got > 0 ? static_cast<int>(got) : static_cast<int>(k);
           v[got++].msg_len = static_cast<unsigned>(k);
@@ -289,7 +294,7 @@ MW_EXPORT ssize_t sendmsg(int fd, const msghdr* m, int flags) {
         return libc.sendmsg(fd, m, flags);
       },
       [&](const Sock& s) -> ssize_t {
-        if (m == nullptr) return -EFAULT;
+        if (!is_buffer(m, sizeof *m)) return -EFAULT;
         return sock_sendmsg(s, m, flags);
       });
 }
@@ -304,6 +309,7 @@ MW_EXPORT int sendmmsg(int fd, mmsghdr* v, unsigned n, int flags) {
       [&](const Sock& s) -> int {
         unsigned sent = 0;
         for (; sent < n; ++sent) {
+          if (!is_room(v + sent, sizeof *v)) return sent > 0 ? static_cast<int>(sent) : -EFAULT;
           const ssize_t k = sock_sendmsg(s, &v[sent].msg_hdr, flags);
           if (k < 0) return sent > 0 ? static_cast<int>(sent) : static_cast<int>(k);
           v[sent].msg_len = static_cast<unsigned>(k);
@@ -481,17 +487,18 @@ MW_EXPORT int __dprintf_chk(int fd, int, const char* format, ...) {
 // ---- waiting ----
 namespace {
 // The C library declares poll's array as written only; the compiler then thinks that we may not
-// look.
+// look. What the kernel refuses anyway is left to it.
 bool concerns_us(pollfd* fds, nfds_t n) {
   asm("" : "+r"(fds) : : "memory");
-  return poll_concerns_us(fds, n);
+  return n <= static_cast<nfds_t>(kTableSize) && is_room(fds, n * sizeof *fds) &&
+         poll_concerns_us(fds, n);
 }
 }  // namespace
 MW_EXPORT int ppoll(pollfd* fds, nfds_t n, const timespec* timeout, const sigset_t* mask) {
   release_held();
   if (!concerns_us(fds, n)) return libc.ppoll(fds, n, timeout, mask);
-  if (bad_time(timeout)) {
-    errno = EINVAL;
+  if (const int error = fault_of(timeout); error != 0) {
+    errno = error;
     return -1;
   }
   const int saved = errno;
@@ -515,8 +522,8 @@ MW_EXPORT int __ppoll_chk(pollfd* fds, nfds_t n, const timespec* timeout, const 
 MW_EXPORT int pselect(int n, fd_set* r, fd_set* w, fd_set* x, const timespec* timeout,
                       const sigset_t* mask) {
   if (!select_concerns_us(n, r, w, x)) return libc.pselect(n, r, w, x, timeout, mask);
-  if (bad_time(timeout)) {
-    errno = EINVAL;
+  if (const int error = fault_of(timeout); error != 0) {
+    errno = error;
     return -1;
   }
   const int saved = errno;
@@ -526,6 +533,10 @@ MW_EXPORT int select(int n, fd_set* r, fd_set* w, fd_set* x, timeval* timeout) {
   if (!select_concerns_us(n, r, w, x)) return libc.select(n, r, w, x, timeout);
   int64_t ns = -1;
   if (timeout != nullptr) {
+    if (!is_room(timeout, sizeof *timeout)) {
+      errno = EFAULT;
+      return -1;
+    }
     if (timeout->tv_sec < 0 || timeout->tv_usec < 0) {
       errno = EINVAL;
       return -1;
@@ -568,12 +579,23 @@ MW_EXPORT int epoll_wait(int epfd, epoll_event* out, int max, int timeout) {
 }
 MW_EXPORT int epoll_pwait2(int epfd, epoll_event* out, int max, const timespec* timeout,
                            const sigset_t* mask) {
-  if (bad_time(timeout)) {
-    errno = EINVAL;
+  if (const int error = fault_of(timeout); error != 0) {
+    errno = error;
     return -1;
   }
   const int saved = errno;
   return finish(shim_epoll_wait(epfd, out, max, to_ns(timeout), mask), saved);
+}
+
+// ---- memory ----
+// What the data path knows about pages ends where the program changes them.
+MW_EXPORT int munmap(void* at, size_t n) noexcept {
+  forget_pages(at, n);
+  return static_cast<int>(libc.syscall(SYS_munmap, at, n));
+}
+MW_EXPORT int mprotect(void* at, size_t n, int protection) noexcept {
+  forget_pages(at, n);
+  return static_cast<int>(libc.syscall(SYS_mprotect, at, n, protection));
 }
 
 // ---- confinement ----

@@ -212,6 +212,11 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
 
 bool select_concerns_us(int n, const fd_set* r, const fd_set* w, const fd_set* x) {
   constexpr int kBits = 8 * sizeof(unsigned long);
+  if (n > kTableSize) return false;
+  for (const fd_set* s : {r, w, x})  // what is not there the kernel refuses
+    if (n > 0 && s != nullptr &&
+        !is_room(const_cast<fd_set*>(s), static_cast<size_t>(n + kBits - 1) / kBits * sizeof(long)))
+      return false;
   const auto words = [](const fd_set* s) { return reinterpret_cast<const unsigned long*>(s); };
   for (int i = 0; i * kBits < n; ++i) {
     unsigned long bits = 0;

@@ -42,9 +42,25 @@ class IovCursor {
   size_t at_ = 0;
 };
 
+// How many of the next n bytes of the application's memory can be copied: all of them, or whole
+// units of what the kernel copies at a time.
+template <class Check>
+uint32_t good_bytes(IovCursor at, uint32_t n, Check&& check) {
+  uint32_t units = 0;
+  for (uint32_t seen = 0; seen < n;) {
+    const iovec piece = at.piece(std::min(n - seen, units + kCopyUnit - seen));
+    if (!check(piece.iov_base, piece.iov_len)) return units;
+    seen += static_cast<uint32_t>(piece.iov_len);
+    if (seen - units == kCopyUnit) units = seen;
+    at.advance(piece.iov_len);
+  }
+  return n;
+}
+
 // What the kernel would refuse without touching anything. -errno, or the number of bytes.
 ssize_t iov_bytes(const iovec* iov, size_t count) {
   if (count > IOV_MAX) return -EMSGSIZE;
+  if (!is_buffer(iov, count * sizeof *iov)) return -EFAULT;
   size_t total = 0;
   for (size_t i = 0; i < count; ++i) {
     if (iov[i].iov_len > SSIZE_MAX - total) return -EINVAL;
@@ -72,13 +88,8 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   if (n == 0) return 0;
   const RingBytes ring = process.channel.rx(s.index);
   if (!truncate) {
-    IovCursor look = to;
-    for (uint32_t seen = 0; seen < n;) {
-      const iovec piece = look.piece(n - seen);
-      if (!is_buffer(piece.iov_base, piece.iov_len)) return -EFAULT;
-      seen += static_cast<uint32_t>(piece.iov_len);
-      look.advance(piece.iov_len);
-    }
+    n = good_bytes(to, n, is_room);
+    if (n == 0) return -EFAULT;
     for (uint32_t done = 0; done < n;) {
       const iovec piece = to.piece(n - done);
       ring.copy_out(head + done, piece.iov_base, static_cast<uint32_t>(piece.iov_len));
@@ -142,7 +153,7 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
       n = take_bytes(s, to, static_cast<size_t>(total - got), peek, truncate,
                      peek ? static_cast<uint32_t>(got) : 0);
     }
-    if (n < 0) return n;
+    if (n < 0) return got > 0 ? got : n;
     if (n > 0 && !peek) offer_room(s);
     got += n;
     if (total == 0 && readable_bytes(s) != 0) return 0;
@@ -259,14 +270,14 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
 ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags) {
   const ssize_t total = iov_bytes(iov, count);
   if (total < 0) return total;
-  for (size_t i = 0; i < count; ++i)
-    if (!is_buffer(iov[i].iov_base, iov[i].iov_len)) return -EFAULT;
   IovCursor from(iov, count);
   return send_loop(s, static_cast<size_t>(total), false, flags,
                    [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
+                     const uint32_t n = good_bytes(from, room, is_buffer);
+                     if (n == 0) return -EFAULT;
                      uint32_t done = 0;
-                     while (done < room && !from.done()) {
-                       const iovec piece = from.piece(room - done);
+                     while (done < n) {
+                       const iovec piece = from.piece(n - done);
                        ring.copy_in(tail + done, piece.iov_base,
                                     static_cast<uint32_t>(piece.iov_len));
                        done += static_cast<uint32_t>(piece.iov_len);

@@ -212,4 +212,41 @@ void* bad_pointer() {
   return page;
 }
 
+namespace {
+
+char* map_pages(int protection) {
+  return static_cast<char*>(
+      mmap(nullptr, 4 * 4096, protection, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+}
+
+}  // namespace
+
+void* page_pointer() {
+  static char* const pages = map_pages(PROT_READ | PROT_WRITE);
+  return pages;
+}
+
+bool odd_pointer(std::string_view word, void** out) {
+  static char* const hole = [] {
+    char* const pages = map_pages(PROT_READ | PROT_WRITE);
+    mprotect(pages + 4096, 4096, PROT_NONE);
+    return pages + 4096 - kHoleStart;
+  }();
+  static char* const read_only = map_pages(PROT_READ);
+  if (word == "NULL") {
+    *out = nullptr;
+  } else if (word == "BAD") {
+    *out = bad_pointer();
+  } else if (word == "HOLE") {
+    *out = hole;
+  } else if (word == "READONLY") {
+    *out = read_only;
+  } else if (word == "PAGE") {
+    *out = page_pointer();
+  } else {
+    return false;
+  }
+  return true;
+}
+
 }  // namespace sockagent

@@ -90,5 +90,12 @@ std::string describe_poll_bits(unsigned bits);
 
 // Never mapped readable: what a wild pointer of a script points to.
 void* bad_pointer();
+// Where a word of a script points: NULL, BAD, HOLE (kHoleStart good bytes, a page that is not, good
+// ones again), READONLY, PAGE (two pages whose protection `protect` sets). False: it is another
+// word.
+bool odd_pointer(std::string_view word, void** out);
+void* page_pointer();
+constexpr std::size_t kHoleStart = 100;
+constexpr std::size_t kPageLength = 8192;
 
 }  // namespace sockagent

@@ -41,17 +41,15 @@ void note_time(const Call& call, Reply& reply, Clock::time_point start) {
   reply.field("steps", static_cast<long>(elapsed / kTimeStep));
 }
 
-// The bytes of a sending call: a literal, NULL or BAD (with len=N).
+// The bytes of a sending call: a literal, or an odd pointer (with len=N).
 struct Outgoing {
   std::string bytes;
-  const void* pointer = nullptr;
+  void* pointer = nullptr;
   std::size_t length = 0;
 
   Outgoing(const Call& call, std::size_t i) {
     const std::string& word = call.text(i);
-    if (word == "BAD") {
-      pointer = bad_pointer();
-    } else if (word != "NULL") {
+    if (!odd_pointer(word, &pointer)) {
       bytes = parse_bytes(word);
       pointer = bytes.data();
     }
@@ -91,6 +89,14 @@ void do_sendto(const Call& call, Reply& reply) {
   });
 }
 
+// The length of an odd pointer in a vector: HOLE reaches into its hole.
+constexpr std::size_t kOddLength = 200;
+
+// What the vector of a call is at: vector=BAD.
+iovec* vector_of(const Call& call, std::vector<iovec>& list) {
+  return call.has("vector") ? static_cast<iovec*>(bad_pointer()) : list.data();
+}
+
 // writev FD BYTES...; the word `empty` is an iovec of length 0 and NULL base.
 struct OutgoingVector {
   std::vector<std::string> pieces;
@@ -98,13 +104,14 @@ struct OutgoingVector {
 
   OutgoingVector(const Call& call, std::size_t first) {
     for (std::size_t i = first; i < call.size(); ++i) {
-      pieces.push_back(call.text(i) == "empty" || call.text(i) == "BAD"
-                           ? std::string()
-                           : parse_bytes(call.text(i)));
+      void* odd = nullptr;
+      const bool plain = call.text(i) != "empty" && !odd_pointer(call.text(i), &odd);
+      pieces.push_back(plain ? parse_bytes(call.text(i)) : std::string());
     }
     for (std::size_t i = 0; i < pieces.size(); ++i) {
-      if (call.text(first + i) == "BAD") {
-        list.push_back({bad_pointer(), 16});
+      void* odd = nullptr;
+      if (odd_pointer(call.text(first + i), &odd)) {
+        list.push_back({odd, kOddLength});
       } else {
         list.push_back({pieces[i].empty() ? nullptr : pieces[i].data(), pieces[i].size()});
       }
@@ -115,14 +122,14 @@ struct OutgoingVector {
 void do_writev(const Call& call, Reply& reply) {
   OutgoingVector out(call, 1);
   const int count = static_cast<int>(call.option("count", static_cast<long>(out.list.size())));
-  reply.call([&] { return ::writev(fd_of(call), out.list.data(), count); });
+  reply.call([&] { return ::writev(fd_of(call), vector_of(call, out.list), count); });
 }
 
 // sendmsg FD BYTES... [addr=A] [flags=F] [pass=FD] [pktinfo=IPV4]
 void do_sendmsg(const Call& call, Reply& reply) {
   OutgoingVector out(call, 1);
   msghdr message{};
-  message.msg_iov = out.list.data();
+  message.msg_iov = vector_of(call, out.list);
   message.msg_iovlen = out.list.size();
   Address address;
   if (call.has("addr")) {
@@ -186,7 +193,9 @@ void print_received(Reply& reply, const std::string& buffer, long result) {
 void* target(const Call& call, std::string& buffer) {
   const auto found = call.options.find("buf");
   if (found == call.options.end()) return buffer.data();
-  return found->second == "NULL" ? nullptr : bad_pointer();
+  void* pointer = nullptr;
+  if (!odd_pointer(found->second, &pointer)) throw ScriptError("no such pointer");
+  return pointer;
 }
 
 // A kind of receiving call with FD LENGTH; the result's bytes are printed.
@@ -272,12 +281,14 @@ struct IncomingVector {
 
   IncomingVector(const Call& call, std::size_t first) {
     for (std::size_t i = first; i < call.size(); ++i) {
-      pieces.emplace_back(call.text(i) == "BAD" ? 0 : static_cast<std::size_t>(call.number(i)),
-                          '\0');
+      void* odd = nullptr;
+      const bool plain = !odd_pointer(call.text(i), &odd);
+      pieces.emplace_back(plain ? static_cast<std::size_t>(call.number(i)) : 0, '\0');
     }
     for (std::size_t i = 0; i < pieces.size(); ++i) {
-      if (call.text(first + i) == "BAD") {
-        list.push_back({bad_pointer(), 16});
+      void* odd = nullptr;
+      if (odd_pointer(call.text(first + i), &odd)) {
+        list.push_back({odd, kOddLength});
       } else {
         list.push_back({pieces[i].data(), pieces[i].size()});
       }
@@ -294,7 +305,8 @@ struct IncomingVector {
 void do_readv(const Call& call, Reply& reply) {
   IncomingVector in(call, 1);
   const int count = static_cast<int>(call.option("count", static_cast<long>(in.list.size())));
-  const long result = reply.call([&] { return ::readv(fd_of(call), in.list.data(), count); });
+  const long result =
+      reply.call([&] { return ::readv(fd_of(call), vector_of(call, in.list), count); });
   print_received(reply, in.joined(), result);
 }
 
@@ -322,7 +334,7 @@ void print_control(msghdr& message, Reply& reply) {
 void do_recvmsg(const Call& call, Reply& reply) {
   IncomingVector in(call, 1);
   msghdr message{};
-  message.msg_iov = in.list.data();
+  message.msg_iov = vector_of(call, in.list);
   message.msg_iovlen = in.list.size();
   sockaddr_storage from{};
   const auto capacity = static_cast<socklen_t>(call.option("alen", sizeof from));

@@ -51,13 +51,13 @@ void print_pollfds(const std::vector<pollfd>& list, Reply& reply) {
   }
 }
 
-// poll FD:EVENTS... MILLISECONDS [timed=1]
+// poll FD:EVENTS... MILLISECONDS [timed=1] [list=BAD]
 void do_poll(const Call& call, Reply& reply) {
   std::vector<pollfd> list = parse_pollfds(call, call.size() - 1);
   const auto start = Clock::now();
-  const long result = reply.call([&] {
-    return ::poll(list.data(), list.size(), static_cast<int>(call.number(call.size() - 1)));
-  });
+  pollfd* const given = call.has("list") ? static_cast<pollfd*>(bad_pointer()) : list.data();
+  const long result = reply.call(
+      [&] { return ::poll(given, list.size(), static_cast<int>(call.number(call.size() - 1))); });
   note_time(call, reply, start);
   if (result >= 0) print_pollfds(list, reply);
 }

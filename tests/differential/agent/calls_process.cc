@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
@@ -126,6 +127,15 @@ void do_await_signal(const Call&, Reply& reply) {
   reply.field("count", g_signals.exchange(0));
 }
 
+// protect MODE: what may be done with the memory at PAGE.
+void do_protect(const Call& call, Reply& reply) {
+  const std::string& mode = call.text(0);
+  const int protection = mode == "none"   ? PROT_NONE
+                         : mode == "read" ? PROT_READ
+                                          : PROT_READ | PROT_WRITE;
+  reply.call([&] { return ::mprotect(page_pointer(), kPageLength, protection); });
+}
+
 void do_limit_files(const Call& call, Reply& reply) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
@@ -150,6 +160,7 @@ void add_process_calls(Table& table) {
                 {"tkill", do_tkill},
                 {"signals", do_signals},
                 {"await_signal", do_await_signal},
+                {"protect", do_protect},
                 {"limit_files", do_limit_files},
                 {"main_thread", do_getpid_same}});
 }
