@@ -20,13 +20,17 @@ from pathlib import Path
 
 from mwtest import build, netns
 
-REPLY_SECONDS = 10
+# Bounds for what hangs; a starved machine needs far less. An agent's own patience is shorter.
+REPLY_SECONDS = 90
+_QUIET_SECONDS = 60
+_END_SECONDS = 30
 _LINE = re.compile(r"(?:(?P<actor>[a-z]+\d*)(?P<mark>&?): *)?"
                    r"(?:(?P<out>[a-z]\w*(?:,[a-z]\w*)*) = )?(?P<call>.*)")
 _MAKES_PROCESS = ("fork", "vfork_exec", "spawn")
 _NAMES_ADDRESS = ("getsockname", "getpeername", "recvfrom")
-# Before a blocked call counts as blocked, its thread must be seen asleep this often in a row.
+# All threads of a run must be seen asleep this often in a row before it counts as quiet.
 _ASLEEP_SAMPLES = 8
+_SAMPLE_SECONDS = 0.005
 
 
 @dataclass(frozen=True)
@@ -187,14 +191,14 @@ class Runner:
             os.write(process.requests, b"quit\n")
         for child in self._children:
             try:
-                child.wait(5)
+                child.wait(_END_SECONDS)
             except subprocess.TimeoutExpired:
                 self.transcript.append("STOPPED the process did not end")
             try:
                 os.killpg(child.pid, 9)
             except ProcessLookupError:
                 pass  # the group has ended, as it should
-            child.wait(5)
+            child.wait(_END_SECONDS)
         for process in self._processes.values():
             os.close(process.requests)
             os.close(process.replies)
@@ -242,25 +246,61 @@ class Runner:
         os.write(self._processes[name].requests, line.encode())
         return name, identity
 
+    def _all_asleep(self) -> bool:
+        """Whether no thread of this run, whichever program it belongs to, has anything to do."""
+        pids = [child.pid for child in self._children]
+        while pids:
+            tasks = Path(f"/proc/{pids.pop()}/task")
+            try:
+                for task in tasks.iterdir():
+                    if (task / "stat").read_text().rpartition(")")[2].split()[0] not in "SZ":
+                        return False
+                    pids += (task / "children").read_text().split()
+            except (FileNotFoundError, ProcessLookupError):
+                return False  # one has just ended
+        return True
+
+    def _quiet(self, waiting=lambda: True) -> bool:
+        """Waits until all threads sleep; false as soon as `waiting` is."""
+        asleep = 0
+        limit = time.monotonic() + _QUIET_SECONDS
+        while asleep < _ASLEEP_SAMPLES:
+            if not waiting():
+                return False
+            if time.monotonic() > limit:
+                raise ScriptFailure("the processes do not come to rest")
+            time.sleep(_SAMPLE_SECONDS)
+            asleep = asleep + 1 if self._all_asleep() else 0
+        return True
+
     def _blocked(self, actor: str) -> str:
-        """Whether the call in flight sleeps: its thread is seen asleep, with no reply."""
+        """Whether the call in flight sleeps: everything does, and there is no reply.
+
+        That its own thread sleeps is not enough: it may wait for an INS that has no processor.
+        """
         name, identity, _ = self._pending[actor]
         process = self._processes[name]
-        asleep = 0
-        limit = time.monotonic() + 2
-        while time.monotonic() < limit and asleep < _ASLEEP_SAMPLES:
-            self._pump(name, 0.005)
-            if identity in process.lines:
-                return "no"
-            if identity not in process.threads:
-                continue
-            pid, tid = process.threads[identity]
-            try:
-                state = Path(f"/proc/{pid}/task/{tid}/stat").read_text().rpartition(")")[2].split()[0]
-            except FileNotFoundError:
-                return "gone"
-            asleep = asleep + 1 if state == "S" else 0
-        return "yes" if asleep == _ASLEEP_SAMPLES else "busy"
+
+        def waiting() -> bool:
+            while self._pump(name, 0):
+                pass
+            return identity not in process.lines
+
+        # The last look comes after the last sample.
+        return "yes" if self._quiet(waiting) and waiting() else "no"
+
+    def _fill(self, actor: str, words: list) -> str:
+        """Repeats `fill` until everything between the two ends is full and at rest."""
+        total = 0
+        while True:
+            reply = self._reply(*self._send(actor, words))
+            more = re.fullmatch(r"full=1 hidden=(\d+)", reply)
+            if more is None:
+                return reply
+            total += int(more[1])
+            if int(more[1]) == 0:
+                return f"full=1 hidden={total}"
+            self._quiet()
 
     # -- lines
 
@@ -335,13 +375,16 @@ class Runner:
             resolved = [call] + [self._resolve(word) for word in words[1:] if word != "!"]
             if call == "exec":
                 resolved.append(self._where(actor)[0])
-            name, identity = self._send(actor, resolved)
-            if dies:
-                continue
-            if match["mark"]:
-                self._pending[actor] = (name, identity, match["out"])
-                continue
-            reply = self._reply(name, identity)
+            if call == "fill":
+                reply = self._fill(actor, resolved)
+            else:
+                name, identity = self._send(actor, resolved)
+                if dies:
+                    continue
+                if match["mark"]:
+                    self._pending[actor] = (name, identity, match["out"])
+                    continue
+                reply = self._reply(name, identity)
             if call in _MAKES_PROCESS and not reply.startswith("= -1"):
                 self._reply(words[1], 0)
             self._record(number, line, reply)

@@ -14,12 +14,14 @@ from pathlib import Path
 
 _PREFIX = "mwt"
 _CLONE_NEWNET = 0x40000000
+_IP_SECONDS = 120  # a bound for a hang; removing a namespace waits for the kernel
 _libc = ctypes.CDLL(None, use_errno=True)
 _counter = itertools.count()
 
 
 def _ip(*words: str, check: bool = True) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, timeout=20)
+    done = subprocess.run(["ip", *words], capture_output=True, text=True,
+                          timeout=_IP_SECONDS)
     if check and done.returncode != 0:
         raise RuntimeError(f"ip {' '.join(words)}: {done.stderr.strip()} (root is needed)")
     return done.stdout

@@ -90,6 +90,17 @@ void Reply::add(long result, int error) {
   }
 }
 
+void note_time(const Call& call, Reply& reply, Clock::time_point start) {
+  if (!call.has("timed")) return;
+  // The kernel counts some time limits in ticks: one that begins within a tick ends early by less.
+  constexpr auto kTick = std::chrono::milliseconds(11);
+  const auto elapsed = Clock::now() - start;
+  const auto due = std::chrono::milliseconds(call.option("timed", 0));
+  reply.field("took", elapsed + kTick < due       ? "less"
+                      : elapsed > due + kPatience ? "too-much"
+                                                  : "enough");
+}
+
 Call parse_call(std::string_view line) {
   Call call;
   while (!line.empty()) {

@@ -10,6 +10,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <chrono>
 #include <map>
 #include <stdexcept>
 #include <string>
@@ -17,6 +18,12 @@
 #include <vector>
 
 namespace sockagent {
+
+using Clock = std::chrono::steady_clock;
+// How long a call waits for what ought to come at once: a bound for the broken case, far above what
+// a starved machine needs.
+constexpr auto kPatience = std::chrono::seconds(30);
+constexpr int kPatienceMilliseconds = 30'000;
 
 // A malformed script; the text becomes the reply, so that the author sees it.
 struct ScriptError : std::runtime_error {
@@ -68,6 +75,10 @@ void add_control_calls(Table& table);  // socket, bind, listen, options, names, 
 void add_data_calls(Table& table);     // send, recv and their families, sendfile, stdio ...
 void add_event_calls(Table& table);    // poll, select, epoll
 void add_process_calls(Table& table);  // fork, exec, signals, limits
+
+// For `timed=MILLISECONDS`: whether a call that had to end after that time ended before it, about
+// then, or long after. How long after depends on the machine's load.
+void note_time(const Call& call, Reply& reply, Clock::time_point start);
 
 Call parse_call(std::string_view line);     // Errors: ScriptError.
 long parse_number(std::string_view words);  // Errors: ScriptError on an unknown name.

@@ -9,7 +9,6 @@
 
 #include <algorithm>
 #include <array>
-#include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -28,17 +27,8 @@ int __poll_chk(pollfd*, nfds_t, int, size_t);
 namespace sockagent {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-constexpr auto kTimeStep = std::chrono::milliseconds(200);
-
 int fd_of(const Call& call) {
   return static_cast<int>(call.number(0));
-}
-
-void note_time(const Call& call, Reply& reply, Clock::time_point start) {
-  if (!call.has("timed")) return;
-  const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
-  reply.field("steps", static_cast<long>(elapsed / kTimeStep));
 }
 
 // The bytes of a sending call: a literal, or an odd pointer (with len=N).
@@ -409,7 +399,7 @@ void do_sendall(const Call& call, Reply& reply) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
       pollfd one{fd_of(call), POLLOUT, 0};
-      ::poll(&one, 1, 5000);
+      ::poll(&one, 1, kPatienceMilliseconds);
       continue;
     }
     if (n < 0) {
@@ -433,7 +423,7 @@ void do_recvall(const Call& call, Reply& reply) {
     if (n < 0 && errno == EINTR) continue;
     if (n < 0 && errno == EAGAIN) {
       pollfd one{fd_of(call), POLLIN, 0};
-      ::poll(&one, 1, 5000);
+      ::poll(&one, 1, kPatienceMilliseconds);
       continue;
     }
     if (n <= 0) {
@@ -466,13 +456,14 @@ void do_histogram(const Call& call, Reply& reply) {
 }
 
 // fill FD: sends until the socket refuses. How much fits depends on buffers, and is returned only
-// as `filled`, for a later `drain` of the peer to check in full.
+// as `hidden`, for a later `drain` of the peer to check in full. The runner repeats the call, each
+// time when nothing moves any more, until it adds nothing.
 void do_fill(const Call& call, Reply& reply) {
   const std::string chunk(4096, 'f');
-  const auto limit = Clock::now() + std::chrono::seconds(5);
+  const auto limit = Clock::now() + kPatience;
   auto idle_since = Clock::now();
   long total = 0;
-  // Full means refused for a while: the stack drains the sender's buffer meanwhile.
+  // Refused for a while, since the kernel drains the sender's buffer meanwhile.
   while (Clock::now() - idle_since < std::chrono::milliseconds(100) && Clock::now() < limit) {
     const ssize_t n = ::send(fd_of(call), chunk.data(), chunk.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
     if (n > 0) {
@@ -485,7 +476,7 @@ void do_fill(const Call& call, Reply& reply) {
       ::usleep(500);
     }
   }
-  reply.field("full", total > 0 && Clock::now() < limit);
+  reply.field("full", Clock::now() < limit);
   reply.field("hidden", total);
 }
 
@@ -496,7 +487,7 @@ void do_drain(const Call& call, Reply& reply) {
   char chunk[65536];
   while (left > 0) {
     pollfd one{fd_of(call), POLLIN, 0};
-    if (::poll(&one, 1, 3000) <= 0) break;
+    if (::poll(&one, 1, kPatienceMilliseconds) <= 0) break;
     const ssize_t n = ::recv(
         fd_of(call), chunk, std::min<std::size_t>(sizeof chunk, static_cast<std::size_t>(left)), 0);
     if (n <= 0) break;
@@ -510,7 +501,8 @@ void do_drain(const Call& call, Reply& reply) {
 // until FD REQUEST VALUE: repeats an int-valued ioctl until it gives VALUE, prints the last.
 void do_until(const Call& call, Reply& reply) {
   int value = 0;
-  for (int i = 0; i < 5000; ++i) {
+  const auto limit = Clock::now() + kPatience;
+  while (Clock::now() < limit) {
     if (::ioctl(fd_of(call), static_cast<unsigned long>(call.number(1)), &value) < 0) break;
     if (value == call.number(2)) break;
     ::usleep(500);

@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 
 #include "call.h"
@@ -15,19 +14,8 @@
 namespace sockagent {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-// Times are printed in steps that a busy machine does not blur.
-constexpr auto kTimeStep = std::chrono::milliseconds(200);
-constexpr auto kAwaitLimit = std::chrono::seconds(3);
 // Without the NORM and BAND aliases, which few programs ask for; a script may name them.
 constexpr unsigned kEveryBit = POLLIN | POLLPRI | POLLOUT | POLLRDHUP;
-
-void note_time(const Call& call, Reply& reply, Clock::time_point start) {
-  if (!call.has("timed")) return;
-  const auto elapsed = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - start);
-  reply.field("steps", static_cast<long>(elapsed / kTimeStep));
-}
 
 // FD:EVENTS, or FD alone for every event.
 std::vector<pollfd> parse_pollfds(const Call& call, std::size_t end) {
@@ -51,7 +39,7 @@ void print_pollfds(const std::vector<pollfd>& list, Reply& reply) {
   }
 }
 
-// poll FD:EVENTS... MILLISECONDS [timed=1] [list=BAD]
+// poll FD:EVENTS... MILLISECONDS [timed=MILLISECONDS] [list=BAD]
 void do_poll(const Call& call, Reply& reply) {
   std::vector<pollfd> list = parse_pollfds(call, call.size() - 1);
   const auto start = Clock::now();
@@ -84,7 +72,7 @@ void do_await(const Call& call, Reply& reply) {
              0};
   const auto wanted = static_cast<short>(call.number(1));
   const auto unwanted = static_cast<short>(call.option("not", 0));
-  const auto limit = Clock::now() + kAwaitLimit;
+  const auto limit = Clock::now() + kPatience;
   do {
     if (::poll(&one, 1, 0) < 0) one.revents = 0;
     if ((one.revents & wanted) == wanted && (one.revents & unwanted) == 0) break;
@@ -134,7 +122,7 @@ void print_sets(const Sets& all, Reply& reply) {
   }
 }
 
-// select MILLISECONDS [r=..] [w=..] [e=..] [nfds=N] [timed=1]
+// select MILLISECONDS [r=..] [w=..] [e=..] [nfds=N] [timed=MILLISECONDS]
 void do_select(const Call& call, Reply& reply) {
   Sets all = parse_sets(call);
   const long milliseconds = call.number(0);
@@ -186,7 +174,7 @@ void print_events(std::vector<epoll_event>& events, long count, Reply& reply) {
   }
 }
 
-// epoll_wait EP MAXIMUM MILLISECONDS [timed=1] [mask=1] [events=BAD]
+// epoll_wait EP MAXIMUM MILLISECONDS [timed=MILLISECONDS] [mask=1] [events=BAD]
 void do_epoll_wait(const Call& call, Reply& reply) {
   const int maximum = static_cast<int>(call.number(1));
   std::vector<epoll_event> events(static_cast<std::size_t>(std::max(1, maximum)));
@@ -209,7 +197,7 @@ void do_epoll_gather(const Call& call, Reply& reply) {
   const auto data = static_cast<std::uint64_t>(call.number(1));
   const auto wanted = static_cast<std::uint32_t>(call.number(2));
   std::uint32_t seen = 0;
-  const auto limit = Clock::now() + kAwaitLimit;
+  const auto limit = Clock::now() + kPatience;
   while ((seen & wanted) != wanted && Clock::now() < limit) {
     epoll_event events[16];
     const int count = ::epoll_wait(static_cast<int>(call.number(0)), events, 16, 100);

@@ -121,9 +121,10 @@ void do_signals(const Call&, Reply& reply) {
   reply.field("count", g_signals.exchange(0));
 }
 
-// getsig: how many arrive within a second, waiting for the first.
+// await_signal: waits for the first, prints how many there were.
 void do_await_signal(const Call&, Reply& reply) {
-  for (int i = 0; i < 2000 && g_signals.load() == 0; ++i) ::usleep(500);
+  const auto limit = Clock::now() + kPatience;
+  while (g_signals.load() == 0 && Clock::now() < limit) ::usleep(500);
   reply.field("count", g_signals.exchange(0));
 }
 
