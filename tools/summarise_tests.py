@@ -19,7 +19,7 @@ def count(path: str) -> tuple:
     skipped = [c for c in cases if c not in failed and
                (c.find("skipped") is not None or c.get("status") in ("notrun", "disabled"))]
     for case in failed:
-        print(f"FAILED {case.get('classname', '')}::{case.get('name', '')}", file=sys.stderr)
+        print(f"FAILED {path}: {case.get('classname', '')}::{case.get('name', '')}", file=sys.stderr)
     return len(cases) - len(failed) - len(skipped), len(failed), len(skipped)
 
 

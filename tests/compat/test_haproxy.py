@@ -34,7 +34,7 @@ backend app
     webserver.check_parallel(box, 8080, "/3200", wanted)
     body = bytes(range(256)) * 8192
     with box.namespace.entered():
-        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", 8080, timeout=60)
         connection.request("POST", "/", body)
         assert connection.getresponse().read() == hashlib.sha256(body).hexdigest().encode()
         connection.close()

@@ -17,7 +17,7 @@ def test_java_http(box):
     webserver.check_parallel(box, 8000, "/page", b"java says hello")
     body = bytes(range(256)) * 8192
     with box.namespace.entered():
-        connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", 8000, timeout=60)
         connection.request("POST", "/echo", body)
         assert connection.getresponse().read() == body
         connection.close()

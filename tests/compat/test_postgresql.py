@@ -20,7 +20,7 @@ def _start(box, data: Path):
                                                 "-c", f"unix_socket_directories={box.directory}/socket",
                                                 "-c", "listen_addresses=127.0.0.1,::1"))
     box.wait_port(5432, server)
-    wait_for(lambda: _query(box, "select 1", check=False).returncode == 0, 20, "queries work", server)
+    wait_for(lambda: _query(box, "select 1", check=False).returncode == 0, 120, "queries work", server)
     return server
 
 

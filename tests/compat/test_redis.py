@@ -92,7 +92,7 @@ def test_save_under_load(box):
         saves = 0
         while not load.done() or saves == 0:
             assert redis("BGSAVE").startswith(b"Background saving")
-            wait_for(lambda: b"rdb_bgsave_in_progress:0" in redis("INFO", "persistence"), 30, "BGSAVE",
+            wait_for(lambda: b"rdb_bgsave_in_progress:0" in redis("INFO", "persistence"), 120, "BGSAVE",
                      server)
             assert b"rdb_last_bgsave_status:ok" in redis("INFO", "persistence")
             saves += 1
@@ -100,7 +100,7 @@ def test_save_under_load(box):
     count = redis("DBSIZE")
     redis.close()
     server.process.send_signal(signal.SIGTERM)
-    server.process.wait(20)
+    server.process.wait(60)
     box.run(["redis-check-rdb", box.directory / "dump.rdb"])
 
     _start(box)

@@ -24,7 +24,7 @@ def check_missing(box, port: int) -> None:
 def check_keep_alive(box, port: int, path: str, wanted: bytes, requests: int = 50) -> None:
     """Many requests on one connection."""
     with box.namespace.entered():
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         for _ in range(requests):
             connection.request("GET", path)
             response = connection.getresponse()
@@ -43,7 +43,7 @@ def load(box, port: int, requests: int, clients: int, path: str = "/", keep_aliv
     """ApacheBench without protection; returns (complete, failed)."""
     flags = ["-k"] if keep_alive else []
     text = box.run(["ab", "-q", *flags, "-n", requests, "-c", clients,
-                    f"http://127.0.0.1:{port}{path}"], seconds=90).stdout.decode()
+                    f"http://127.0.0.1:{port}{path}"], seconds=180).stdout.decode()
     complete = int(re.search(r"Complete requests:\s+(\d+)", text)[1])
     failed = int(re.search(r"Failed requests:\s+(\d+)", text)[1])
     assert "Non-2xx" not in text, text

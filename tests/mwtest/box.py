@@ -13,7 +13,9 @@ from pathlib import Path
 
 from . import build, netns, proc
 
-READY_SECONDS = 30
+# Bounds for what hangs: a busy machine needs a fraction.
+READY_SECONDS = 120
+CLIENT_SECONDS = 60
 
 
 class Box:
@@ -50,7 +52,7 @@ class Box:
         self._background.append(background)
         return background
 
-    def run(self, words: list, protected: bool = False, seconds: float = 60, check: bool = True,
+    def run(self, words: list, protected: bool = False, seconds: float = 180, check: bool = True,
             env: dict = None):
         """Runs a command to its end; returns it with its output as bytes."""
         return proc.run(self._command(words, protected, None), seconds, check,
@@ -58,7 +60,7 @@ class Box:
 
     # -- clients, inside the namespace and never protected
 
-    def connect(self, port: int, host: str = "127.0.0.1", seconds: float = 20) -> socket.socket:
+    def connect(self, port: int, host: str = "127.0.0.1", seconds: float = CLIENT_SECONDS) -> socket.socket:
         with self.namespace.entered():
             return socket.create_connection((host, port), seconds)
 
@@ -66,16 +68,25 @@ class Box:
         """Waits until the server accepts."""
         def accepts() -> bool:
             try:
-                self.connect(port, host, 2).close()
+                self.connect(port, host, 5).close()
             except (ConnectionRefusedError, TimeoutError):
                 return False
             return True
         proc.wait_for(accepts, READY_SECONDS, f"port {port} accepts", background)
 
+    def wait_listening(self, port: int, background: proc.Background) -> None:
+        """Waits until something listens, without a connection that the server would serve."""
+        def listens() -> bool:
+            with self.namespace.entered():
+                rows = [row.split() for name in ("tcp", "tcp6")
+                        for row in Path(f"/proc/thread-self/net/{name}").read_text().splitlines()[1:]]
+            return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
+        proc.wait_for(listens, READY_SECONDS, f"port {port} is listened on", background)
+
     def get(self, path: str, port: int, host: str = "127.0.0.1", headers: dict = None) -> tuple:
         """One HTTP request; returns (status, body)."""
         with self.namespace.entered():
-            connection = http.client.HTTPConnection(host, port, timeout=20)
+            connection = http.client.HTTPConnection(host, port, timeout=CLIENT_SECONDS)
             try:
                 connection.request("GET", path, headers=headers or {})
                 response = connection.getresponse()

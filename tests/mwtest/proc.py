@@ -37,7 +37,7 @@ class Background:
         except ProcessLookupError:
             pass  # the whole group has ended
 
-    def stop(self, seconds: float = 10) -> int:
+    def stop(self, seconds: float = 60) -> int:
         """TERM to the first process, then KILL to the group; returns the exit status."""
         if self.alive():
             self.process.terminate()
@@ -46,7 +46,7 @@ class Background:
             except subprocess.TimeoutExpired:
                 self._signal_group(signal.SIGKILL)
         self._signal_group(signal.SIGKILL)
-        status = self.process.wait(10)
+        status = self.process.wait(60)
         self._output.close()
         return status
 
@@ -95,7 +95,7 @@ def wait_for(condition, seconds: float, what: str, background: Background = None
         time.sleep(0.02)
 
 
-def end_group(process: subprocess.Popen, seconds: float = 5) -> None:
+def end_group(process: subprocess.Popen, seconds: float = 60) -> None:
     """Ends a process that leads its group, first with TERM, and whatever is left of the group."""
     if process.poll() is None:
         process.terminate()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from mwtest import build, proc
+from mwtest import build, clock, host, proc
 
 BASE = Path("/run/mwcomms")
 
 
 def output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
 
 
 def links() -> list:
@@ -48,13 +48,12 @@ def host_state() -> dict:
             "forwarding": forwarding()}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def mw() -> str:
     if os.geteuid() != 0:
         pytest.skip("isolated networks need root")
-    path = str(build.program("mw"))
-    proc.run([path, "clean"], 60)
-    return path
+    with host.own_host():
+        yield str(build.program("mw"))
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def unchanged(mw):
     """The host looks the same afterwards; gives the state before."""
     before = host_state()
     yield before
-    proc.run([mw, "clean"], 60)
+    proc.run([mw, "clean"], 120)
     assert host_state() == before
 
 
@@ -71,7 +70,7 @@ class Session:
 
     def __init__(self, background: proc.Background) -> None:
         self.background = background
-        self.name, self.record = proc.wait_for(self._find, 20, "mw run serves", background)
+        self.name, self.record = proc.wait_for(self._find, 60, "mw run serves", background)
 
     def _find(self):
         for name, record in sessions().items():
@@ -126,9 +125,12 @@ Server(("::", int(sys.argv[1])), Handler).serve_forever()
 
 
 @pytest.fixture
-def free_port():
-    """A TCP port of the host that nobody has."""
-    import socket
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
+def free_port() -> int:
+    """A port of the host that nobody has: nobody else is here, and connections do not start from it."""
+    return 18080
+
+
+@pytest.fixture
+def fair_clock():
+    with clock.FairClock() as one:
+        yield one

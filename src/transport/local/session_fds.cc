@@ -1,9 +1,11 @@
 #include "transport/local/session_fds.h"
 
 #include <sys/eventfd.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 
+#include <cstdio>
 #include <cstring>
 
 #include "ring/channel.h"
@@ -25,6 +27,17 @@ Result<UniqueFd> listen_abstract(const std::string& name) {
     return Error{Fault::sys, errno, "bind of the attach socket"};
   if (::listen(fd.get(), 1024) < 0) return Error{Fault::sys, errno, "listen for attaching"};
   return fd;
+}
+
+// Not to be guessed, so that nobody takes it beforehand; nor do two sessions share it that have the
+// same name in different network namespaces.
+Result<std::string> make_attach_name(const std::string& session) {
+  uint64_t number = 0;
+  if (::getrandom(&number, sizeof number, 0) != sizeof number)
+    return Error{Fault::sys, errno, "getrandom"};
+  char text[17];
+  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(number));
+  return "mwcomms/" + session + "/" + text;
 }
 
 }  // namespace
@@ -53,7 +66,9 @@ Result<SessionFds> make_session_fds(const std::string& session, const mw_geometr
   session_header->geometry = geometry;
   session_header->state = kSessionStarting;
 
-  out.attach_name = "mwcomms/" + session + "/attach";
+  auto name = make_attach_name(session);
+  if (!name) return name.error();
+  out.attach_name = *name;
   auto attach = listen_abstract(out.attach_name);
   if (!attach) return attach.error();
   int pair[2];
