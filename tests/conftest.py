@@ -1,5 +1,6 @@
-"""Makes tests/mwtest importable, and removes what a killed test run left behind."""
+"""Makes tests/mwtest importable, removes what a killed test run left behind, and has the fixtures for `mw run`."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -7,7 +8,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from mwtest import netns  # noqa: E402  (needs the path above)
+from mwtest import build, clock, host, netns, proc  # noqa: E402  (needs the path above)
+from mwtest.session import Session, host_state  # noqa: E402
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -19,4 +21,70 @@ def no_leftovers():
 @pytest.fixture
 def namespace():
     with netns.Namespace() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def mw() -> str:
+    if os.geteuid() != 0:
+        pytest.skip("isolated networks need root")
+    with host.own_host():
+        yield str(build.program("mw"))
+
+
+@pytest.fixture
+def unchanged(mw):
+    """The host looks the same afterwards; gives the state before."""
+    before = host_state()
+    yield before
+    proc.run([mw, "clean"], 120)
+    assert host_state() == before
+
+
+@pytest.fixture
+def start(mw, tmp_path):
+    """start(arguments...) -> Session, ended after the test."""
+    running = []
+
+    def begin(*arguments: str) -> Session:
+        background = proc.Background([mw, "run", *arguments], tmp_path / f"mw{len(running)}.log")
+        running.append(background)
+        return Session(background)
+
+    yield begin
+    for background in running:
+        background.stop()
+
+
+@pytest.fixture
+def server(tmp_path) -> list:
+    """A small HTTP server that says who asks and what it was told to say: [...command, PORT, TEXT]."""
+    path = tmp_path / "server.py"
+    path.write_text("""
+import http.server, socket, sys
+class Server(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_INET6
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{sys.argv[2]} {self.client_address[0]}".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def log_message(self, *_):
+        pass
+Server(("::", int(sys.argv[1])), Handler).serve_forever()
+""")
+    return ["/usr/bin/python3", str(path)]
+
+
+@pytest.fixture
+def free_port() -> int:
+    """A port of the host that nobody has: nobody else is here, and connections do not start from it."""
+    return 18080
+
+
+@pytest.fixture
+def fair_clock():
+    with clock.FairClock() as one:
         yield one

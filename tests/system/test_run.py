@@ -11,9 +11,9 @@ import urllib.request
 
 import pytest
 
-from conftest import host_state, output, sessions
 from mwtest import proc
 from mwtest.netns import Namespace
+from mwtest.session import host_state, output, sessions
 
 
 def run(mw, *arguments, seconds=120):

@@ -1,13 +1,11 @@
-"""Fixtures for tests of `mw run`: the host's state must be the same after every test as before it."""
+"""`mw run` as tests see it: its sessions, and the state of the host that it must leave as it was."""
 
 import os
 import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
-from mwtest import build, clock, host, proc
+from . import proc
 
 BASE = Path("/run/mwcomms")
 
@@ -48,23 +46,6 @@ def host_state() -> dict:
             "forwarding": forwarding()}
 
 
-@pytest.fixture(scope="module")
-def mw() -> str:
-    if os.geteuid() != 0:
-        pytest.skip("isolated networks need root")
-    with host.own_host():
-        yield str(build.program("mw"))
-
-
-@pytest.fixture
-def unchanged(mw):
-    """The host looks the same afterwards; gives the state before."""
-    before = host_state()
-    yield before
-    proc.run([mw, "clean"], 120)
-    assert host_state() == before
-
-
 class Session:
     """A running `mw run`, known by its record."""
 
@@ -85,52 +66,3 @@ class Session:
 
     def pid(self, who: str) -> int:
         return int(self.refresh()[who].split()[0])
-
-
-@pytest.fixture
-def start(mw, tmp_path):
-    """start(arguments...) -> Session, ended after the test."""
-    running = []
-
-    def begin(*arguments: str) -> Session:
-        background = proc.Background([mw, "run", *arguments], tmp_path / f"mw{len(running)}.log")
-        running.append(background)
-        return Session(background)
-
-    yield begin
-    for background in running:
-        background.stop()
-
-
-@pytest.fixture
-def server(tmp_path) -> list:
-    """A small HTTP server that says who asks and what it was told to say: [...command, PORT, TEXT]."""
-    path = tmp_path / "server.py"
-    path.write_text("""
-import http.server, socket, sys
-class Server(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_INET6
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        body = f"{sys.argv[2]} {self.client_address[0]}".encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-    def log_message(self, *_):
-        pass
-Server(("::", int(sys.argv[1])), Handler).serve_forever()
-""")
-    return ["/usr/bin/python3", str(path)]
-
-
-@pytest.fixture
-def free_port() -> int:
-    """A port of the host that nobody has: nobody else is here, and connections do not start from it."""
-    return 18080
-
-
-@pytest.fixture
-def fair_clock():
-    with clock.FairClock() as one:
-        yield one
