@@ -43,11 +43,12 @@ def unchanged(mw):
 
 @pytest.fixture
 def start(mw, tmp_path):
-    """start(arguments...) -> Session, ended after the test."""
+    """start(arguments...) -> Session, ended after the test; `limits` are bash's ulimit's."""
     running = []
 
-    def begin(*arguments: str) -> Session:
-        background = proc.Background([mw, "run", *arguments], tmp_path / f"mw{len(running)}.log")
+    def begin(*arguments: str, limits: str = "-c 0") -> Session:
+        words = ["bash", "-c", f'ulimit {limits}; exec "$@"', "bash", mw, "run", *arguments]
+        background = proc.Background(words, tmp_path / f"mw{len(running)}.log")
         running.append(background)
         return Session(background)
 

@@ -1,5 +1,6 @@
 // mw - the command that users type: run a program behind an isolated network stack, list and clean
 // sessions, say what keeps it from working.
+#include <signal.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -41,11 +42,18 @@ mw::Programs programs() {
 Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, unsigned workers) {
   mw_geometry geometry = mw::kDefaultGeometry;
   geometry.workers = workers;
+  // A limit of file sizes holds for shared memory too: an error, not a signal that kills.
+  struct sigaction ignore {};
+  struct sigaction before {};
+  ignore.sa_handler = SIG_IGN;
+  ::sigaction(SIGXFSZ, &ignore, &before);
   auto made = mw::make_session_fds(session, geometry);
+  ::sigaction(SIGXFSZ, &before, nullptr);
   if (!made) {
     return Failure{"make the session's shared memory",
                    std::string(made.error().where) + ": " + mw::errno_text(made.error().err),
-                   "free memory or raise the limit of open files"};
+                   "free memory, or raise the limits of open files, file size and address space "
+                   "(ulimit -n, -f, -v)"};
   }
   mw::SessionDescriptors out;
   const auto hand_over = [&out](const char* option, mw::UniqueFd fd) {

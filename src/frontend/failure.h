@@ -24,6 +24,10 @@ struct Failure {
   }
 };
 
+// What to do when something cannot be written to a file system.
+inline constexpr const char* kWriteRemedy =
+    "check that file system: it must be writable by you and have room";
+
 // "No such file or directory" for ENOENT.
 std::string errno_text(int err);
 

@@ -167,12 +167,12 @@ Outcome<Done> write_text_atomically(const std::string& path, const std::string& 
   const std::string step = "write " + path;
   const std::string temporary = path + ".new";
   const UniqueFd fd{::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600)};
-  if (!fd) return Failure{step, errno_text(errno), "check the folder's permissions and free space"};
+  if (!fd) return Failure{step, errno_text(errno), kWriteRemedy};
   const ssize_t n = ::write(fd.get(), text.data(), text.size());
   if (n != static_cast<ssize_t>(text.size())) {
     const int err = n < 0 ? errno : ENOSPC;
     ::unlink(temporary.c_str());
-    return Failure{step, errno_text(err), "free some space in that file system"};
+    return Failure{step, errno_text(err), kWriteRemedy};
   }
   if (::rename(temporary.c_str(), path.c_str()) < 0) return Failure{step, errno_text(errno), ""};
   return Done{};
@@ -240,6 +240,50 @@ Outcome<pid_t> spawn(const SpawnRequest& request) {
 
 namespace {
 
+std::string one_line(std::string text) {
+  while (!text.empty() && text.back() == '\n') text.pop_back();
+  std::replace(text.begin(), text.end(), '\n', ' ');
+  return text;
+}
+
+}  // namespace
+
+Outcome<Done> check_preload(const std::string& library, const std::string& program) {
+  const std::string step = "load " + library;
+  if (library.find_first_of(" :") != std::string::npos) {
+    return Failure{step, "LD_PRELOAD is cut at the space or colon in its path",
+                   "build or install MwComms elsewhere"};
+  }
+  int said[2];
+  if (::pipe2(said, O_CLOEXEC) < 0) return Failure{step, "pipe2: " + errno_text(errno), ""};
+  const UniqueFd said_in{said[0]};
+  UniqueFd said_out{said[1]};
+  const pid_t pid = ::fork();
+  if (pid < 0) return Failure{step, "fork: " + errno_text(errno), ""};
+  if (pid == 0) {
+    ::setenv("LD_PRELOAD", library.c_str(), 1);
+    if (::dup2(said_out.get(), STDERR_FILENO) < 0 || ::dup2(said_out.get(), STDOUT_FILENO) < 0)
+      ::_exit(1);
+    ::execlp(program.c_str(), program.c_str(), static_cast<char*>(nullptr));
+    ::_exit(1);
+  }
+  said_out.reset();
+  std::string why;
+  char piece[512];
+  for (ssize_t n = 0; (n = ::read(said_in.get(), piece, sizeof piece)) != 0;) {
+    if (n > 0) why.append(piece, static_cast<size_t>(n));
+    if (n < 0 && errno != EINTR) break;
+  }
+  int status = 0;
+  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
+  }
+  if (why.empty() && WIFEXITED(status) && WEXITSTATUS(status) == 0) return Done{};
+  return Failure{step, why.empty() ? program + " does not run with it" : one_line(why),
+                 "build or install MwComms completely"};
+}
+
+namespace {
+
 // Feeds `input` to one pipe while it empties two others, until both have ended.
 void converse(UniqueFd to, const std::string& input, const UniqueFd& out, const UniqueFd& err,
               std::string* out_text, std::string* err_text) {
@@ -266,12 +310,6 @@ void converse(UniqueFd to, const std::string& input, const UniqueFd& out, const 
       if ((n < 0 && errno != EAGAIN) || sent == input.size()) to.reset();
     }
   }
-}
-
-std::string one_line(std::string text) {
-  while (!text.empty() && text.back() == '\n') text.pop_back();
-  std::replace(text.begin(), text.end(), '\n', ' ');
-  return text;
 }
 
 }  // namespace

@@ -43,6 +43,10 @@ struct SpawnRequest {
 
 Outcome<pid_t> spawn(const SpawnRequest& request);
 
+// Whether the dynamic linker really preloads this library: what cannot be loaded it leaves out with
+// a warning, and the program would run without. `program` is one that says nothing and succeeds.
+Outcome<Done> check_preload(const std::string& library, const std::string& program);
+
 // Runs a well-known tool to its end with `input` on stdin. The outcome is its stdout; a status
 // other than 0 is a Failure that quotes its stderr.
 Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,

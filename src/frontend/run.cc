@@ -248,6 +248,7 @@ int run_session(const RunRequest& request) {
     if (::access(program->c_str(), R_OK) == 0) continue;
     return fail({"find " + *program, errno_text(errno), "build or install MwComms completely"});
   }
+  if (auto done = check_preload(request.programs.shim, "true"); !done) return fail(done.failure());
   auto token = make_token();
   if (!token) return fail(token.failure());
   const HeldSignals signals;

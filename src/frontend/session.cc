@@ -144,7 +144,7 @@ Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
                    "remove that folder"};
   }
   UniqueFd fd{::openat(folder.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
-  if (!fd) return Failure{step, errno_text(errno), "free some space in that file system"};
+  if (!fd) return Failure{step, errno_text(errno), kWriteRemedy};
   while (::flock(fd.get(), LOCK_EX) < 0) {
     if (errno != EINTR) return Failure{step, "flock: " + errno_text(errno), ""};
   }
@@ -164,8 +164,7 @@ Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& 
   const std::string folder = session_folder(base, record.name);
   for (const char* sub : {"", "/mw", "/mw/pvm"}) {
     if (::mkdir((folder + sub).c_str(), 0700) < 0) {
-      return Failure{"make " + folder + sub, errno_text(errno),
-                     "free some space in that file system"};
+      return Failure{"make " + folder + sub, errno_text(errno), kWriteRemedy};
     }
     if (*sub != '\0') continue;
     if (auto saved = save(base, record); !saved) return saved.failure();
