@@ -37,6 +37,7 @@ def own_host():
         for path in ("/run/mwcomms", "/run/netns"):
             Path(path).mkdir(mode=0o755, exist_ok=True)
             _run("mount", "-t", "tmpfs", "-o", "mode=755", "own-host", path)
+        _run("mount", "-t", "sysfs", "own-host", "/sys")  # shows the interfaces of this network only
         _run("ip", "link", "set", "lo", "up")
         _run("ip", "link", "add", "outside", "type", "veth", "peer", "name", "nowhere")
         _run("ip", "address", "add", "192.0.2.10/24", "dev", "outside")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import host_state
+from mwtest.session import host_state
 from mwtest import build, proc
 
 
