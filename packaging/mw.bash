@@ -23,6 +23,10 @@ _mw_sessions() {
   "${words[0]}" ps 2>/dev/null | sed -n 's/^\([a-z0-9-]*\)  .*/\1/p'
 }
 
+_mw_sockets() {
+  "${words[0]}" flows 2>/dev/null | sed -n 's/.* \([0-9]*:[0-9]*\)$/\1/p'
+}
+
 _mw() {
   local cur prev words cword i
   _init_completion -n : || return
@@ -45,6 +49,10 @@ _mw() {
       [[ -z $(_mw_values "$command" "${words[i]}") ]] || ((++i))
     done
   fi
+  if [[ $prev == -s || $prev == --session ]]; then
+    mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur")
+    return
+  fi
   local values
   [[ $prev != -* ]] || values=$(_mw_values "$command" "$prev")
   if [[ -n ${values-} ]]; then
@@ -58,5 +66,6 @@ _mw() {
   case $command in
     run | doctor) _command_offset "$cword" ;;
     ps) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
+    close | get | set) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
   esac
 } && complete -F _mw mw

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "cli/doctor.h"
 #include "cli/exit_status.h"
+#include "cli/flows.h"
 #include "cli/sessions_json.h"
 #include "frontend/run.h"
 #include "frontend/session.h"
@@ -98,6 +99,7 @@ struct RunArguments {
   unsigned stacks = 1;
   unsigned workers = 1;
   bool verbose = false;
+  std::string netflow, netflow_role, token_file, read_token_file, certificate, key;
 };
 
 CLI::App* add_run(CLI::App* app, RunArguments* args) {
@@ -117,6 +119,20 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
   run->add_option("--workers", args->workers, "Worker threads of the INS")
       ->type_name("W")
       ->check(CLI::Range(1, 16));
+  run->add_option("--netflow", args->netflow,
+                  "Where engines connect besides the session's local socket (default: a free port "
+                  "of 127.0.0.1); none: nowhere")
+      ->type_name("ADDRESS:PORT");
+  run->add_option("--netflow-role", args->netflow_role, "What engines may do at most")
+      ->check(CLI::IsMember({"act", "read"}));
+  run->add_option("--netflow-token-file", args->token_file, "Token of engines that may act")
+      ->check(CLI::ExistingFile);
+  run->add_option("--netflow-read-token-file", args->read_token_file,
+                  "Token of engines that may look")
+      ->check(CLI::ExistingFile);
+  run->add_option("--netflow-certificate", args->certificate, "For TLS, with a token")
+      ->check(CLI::ExistingFile);
+  run->add_option("--netflow-key", args->key, "For TLS, with a token")->check(CLI::ExistingFile);
   run->add_flag("-v,--verbose", args->verbose, "Say what runs where");
   run->prefix_command();
   run->footer(
@@ -156,6 +172,18 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
   request.command = std::move(command);
   request.workers = args.workers;
   request.verbose = args.verbose;
+  for (const auto& [option, value, is_file] :
+       {std::tuple{"--netflow", &args.netflow, false},
+        std::tuple{"--netflow-role", &args.netflow_role, false},
+        std::tuple{"--netflow-token-file", &args.token_file, true},
+        std::tuple{"--netflow-read-token-file", &args.read_token_file, true},
+        std::tuple{"--netflow-certificate", &args.certificate, true},
+        std::tuple{"--netflow-key", &args.key, true}}) {
+    if (value->empty()) continue;
+    request.driver_options.insert(
+        request.driver_options.end(),
+        {option, is_file ? std::filesystem::absolute(*value).string() : *value});
+  }
   request.base = mw::default_base();
   request.programs = programs();
   request.descriptors = make_descriptors;
@@ -192,6 +220,7 @@ int main(int argc, char** argv) {
   doctor->prefix_command();
   doctor->footer("mw doctor [--json] [--] [PROGRAM [ARG]...]");
   CLI::App* clean = app.add_subcommand("clean", "Remove what dead sessions left behind");
+  const mw::FlowCommands flows(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
   // What stands behind the first "--" is the command's, whatever it looks like.
@@ -220,6 +249,7 @@ int main(int argc, char** argv) {
   if (dashes != words.end()) return usage_error(app, "only run and doctor take a command");
   if (*ps) return ps_command(only, json);
   if (*clean) return mw::clean_sessions(mw::default_base());
+  if (flows.given()) return flows.run();
   if (*version) std::puts("mw " MW_VERSION);
   return 0;
 }

@@ -11,7 +11,7 @@
 namespace mw {
 namespace {
 
-constexpr uint32_t kFeatures = 0;  // none is defined yet
+constexpr uint32_t kFeatures = kFeatureTelemetry;
 constexpr int kRetryMs = 20;
 constexpr int kRetries = 500;        // ten seconds from the last sign of life in its folder
 constexpr int kGreetingTicks = 500;  // ten seconds for hello and replay
@@ -64,6 +64,7 @@ Status Driver::start() {
   if (auto s = release_.open_timer(); !s) return s;
   if (auto s = poller_.add(release_.timer_fd(), EPOLLIN, Source::release_timer); !s) return s;
   if (auto s = restore(); !s) return s;
+  if (auto s = start_netflow(); !s) return s;
   processes_.on_group_open = [this](uint32_t g) { tell_group(ControlType::group_open, g); };
   if (auto s = processes_.listen(); !s) return s;
   publish("id", options_.session);
@@ -338,6 +339,7 @@ bool Driver::on_hello_ack(InsLink& ins, std::span<const std::byte> data) {
       (ack.features & ~kFeatures) != 0)
     return false;
   ins.set_phase(InsLink::Phase::replaying);
+  ins.features = ack.features;
   if (survivor_ || memory_.state() == kSessionUp) {
     // It goes on where it was, has its listeners, and announces them by itself.
     start_serving(ins);
@@ -366,6 +368,8 @@ bool Driver::on_listener_up(std::span<const std::byte> data, ReceivedMessage& m)
 void Driver::start_serving(InsLink& ins) {
   ins.set_phase(InsLink::Phase::serving);
   for (const auto& [id, group] : groups_.all()) tell_group(ControlType::group_open, id);
+  start_telemetry(ins);
+  if (ins.phase() != InsLink::Phase::serving) return;
   const ControlSlot go{ControlType::start, 0, 0, 0};
   send_to_ins(bytes_of(go), {});
   if (ins.phase() != InsLink::Phase::serving) return;
@@ -388,6 +392,29 @@ void Driver::start_serving(InsLink& ins) {
       log_line("mwcommsd", "nobody waits for readiness: error %d", errno);
     ::close(options_.ready_fd);
   }
+}
+
+Status Driver::start_netflow() {
+  netflow::ServerOptions o = options_.netflow;
+  if (o.address.empty() && o.unix_path.empty()) return Ok{};
+  auto service = NetflowService::start(o, memory_, options_.session_fd, options_.bell_fds);
+  if (!service) return service.error();
+  netflow_ = std::move(*service);
+  publish("netflow", netflow_->address());
+  return Ok{};
+}
+
+void Driver::start_telemetry(InsLink& ins) {
+  if (!netflow_ || (ins.features & kFeatureTelemetry) == 0) return;
+  auto ends = netflow_->ins_up(ins.id(), ins.who().pid);
+  if (!ends) {
+    log_line("mwcommsd", "%s will not be monitored: %s (error %d)", ins.name().c_str(),
+             ends.error().where, ends.error().err);
+    return;
+  }
+  const ControlSlot message{ControlType::telemetry, 0, 0, 0};
+  const int fds[] = {ends->memory.get(), ends->bell.get(), ends->requests.get()};
+  send_to_ins(bytes_of(message), fds);
 }
 
 void Driver::report_bypass(const ControlSlot& s) {
@@ -431,6 +458,7 @@ void Driver::ins_is_gone() {
     survivor_.reset();
   }
   memory_.ins_lost([this] { groups_.ring_all(); });
+  if (netflow_) netflow_->ins_gone();
   if (auto dropped = store_.drop(kInsKey); !dropped)
     log_line("mwcommsd", "cannot forget the INS: %s", dropped.error().where);
   processes_.sweep_calls();

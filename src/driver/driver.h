@@ -5,7 +5,7 @@
 // side. INVARIANTS  One INS has the region at a time. A successor gets it only when the old one is
 // known to be
 //             dead, because one that merely left its connection could still write there.
-// THREADS     One. Nothing here blocks except in epoll_wait.
+// THREADS     One, besides that of netflow_service.h. Nothing here blocks except in epoll_wait.
 #pragma once
 
 #include <map>
@@ -16,6 +16,7 @@
 #include "driver/groups.h"
 #include "driver/ins_link.h"
 #include "driver/listeners.h"
+#include "driver/netflow_service.h"
 #include "driver/options.h"
 #include "driver/page_release.h"
 #include "driver/poller.h"
@@ -57,6 +58,8 @@ class Driver {
   bool on_listener_up(std::span<const std::byte> data, ReceivedMessage& m);
   bool on_slot_message(InsLink& ins, const ControlSlot& s);
   void start_serving(InsLink& ins);
+  Status start_netflow();
+  void start_telemetry(InsLink& ins);
   void report_bypass(const ControlSlot& s);
   void lose_ins(const char* why);
   void ins_is_gone();
@@ -74,6 +77,7 @@ class Driver {
   Groups groups_;
   Listeners listeners_;
   Processes processes_;
+  std::unique_ptr<NetflowService> netflow_;  // none: it was not to be started
   PageRelease release_;
   UniqueFd retry_timer_;
 

@@ -49,6 +49,7 @@ class InsLink {
   void disconnect();
 
   std::set<uint32_t> awaiting_replay;  // slots
+  uint32_t features = 0;               // agreed in the hello
 
  private:
   struct Waiting {

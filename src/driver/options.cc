@@ -1,6 +1,7 @@
 #include "driver/options.h"
 
 #include <fcntl.h>
+#include <unistd.h>
 
 #include <charconv>
 #include <cstdlib>
@@ -63,6 +64,14 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
   if (name == "--drop-pvm-fd") return assign_fd(value, &o->drop_pvm_fd);
   if (name == "--drop-ins-fd") return assign_fd(value, &o->drop_ins_fd);
   if (name == "--ready-fd") return assign_fd(value, &o->ready_fd);
+  if (name == "--netflow") o->netflow.address = value;
+  if (name == "--netflow-token-file") o->netflow.token_file = value;
+  if (name == "--netflow-read-token-file") o->netflow.read_token_file = value;
+  if (name == "--netflow-certificate") o->netflow.certificate_file = value;
+  if (name == "--netflow-key") o->netflow.key_file = value;
+  if (name == "--netflow-role") o->netflow.read_only = value == "read";
+  if (name.starts_with("--netflow"))
+    return !value.empty() && (name != "--netflow-role" || value == "read" || value == "act");
   if (name != "--bell-fds" && name != "--store-fds") return false;
   auto fds = parse_fds(value);
   if (!fds) return false;
@@ -83,18 +92,26 @@ const char kDriverUsage[] =
     "N\n"
     "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd "
     "N\n"
-    "                [--store-fds N,N]\n"
+    "                [--store-fds N,N] [--netflow ADDRESS:PORT|none] [--netflow-role act|read]\n"
+    "                [--netflow-token-file F] [--netflow-read-token-file F]\n"
+    "                [--netflow-certificate PEM --netflow-key PEM]\n"
     "The driver of one session; `mw run` starts it.\n";
 
 std::optional<DriverOptions> parse_driver_options(std::span<const char* const> args,
                                                   std::string* why) {
   DriverOptions o;
+  o.netflow.address = "127.0.0.1:0";
+  o.netflow.owner = ::geteuid();
   bool have_token = false;
   for (size_t i = 0; i < args.size(); i += 2) {
     *why = args[i];
     if (i + 1 == args.size() || !assign(args[i], args[i + 1], &o)) return std::nullopt;
     have_token = have_token || std::string_view(args[i]) == "--token";
   }
+  if (o.netflow.address == "none")
+    o.netflow.address.clear();
+  else
+    o.netflow.unix_path = o.registry + "/netflow.sock";
   *why = "an argument is missing";
   if (o.registry.empty() || o.session.empty() || !have_token || o.channel_fd < 0 ||
       o.session_fd < 0 || o.attach_fd < 0 || o.drop_pvm_fd < 0 || o.drop_ins_fd < 0 ||

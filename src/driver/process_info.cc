@@ -8,8 +8,6 @@
 #include <algorithm>
 
 namespace mw {
-namespace {
-
 // A process chooses its own name: control characters do not get into our log.
 std::string command_of(uint32_t pid) {
   const std::string path = "/proc/" + std::to_string(pid) + "/comm";
@@ -23,8 +21,6 @@ std::string command_of(uint32_t pid) {
       name.begin(), name.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
   return name;
 }
-
-}  // namespace
 
 Result<ProcessInfo> peer_of(int socket) {
   ucred credentials{};

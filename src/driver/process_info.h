@@ -22,6 +22,7 @@ Result<ProcessInfo> peer_of(int socket);
 bool is_dead(uint32_t pid);
 // True once the process of a pidfd has died.
 bool has_died(int pidfd);
+std::string command_of(uint32_t pid);        // printable; "?" if it cannot be read
 std::string describe(const ProcessInfo& p);  // "nginx[4711]"
 
 }  // namespace mw

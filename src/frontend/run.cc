@@ -162,6 +162,7 @@ SpawnRequest driver_request(const RunRequest& request, Session* session, const s
                 std::to_string(ready_fd)};
   spawn.environment = {"MWCOMMS_TOKEN=" + token};
   const SessionDescriptors& d = session->descriptors();
+  spawn.argv.insert(spawn.argv.end(), request.driver_options.begin(), request.driver_options.end());
   spawn.argv.insert(spawn.argv.end(), d.driver_arguments.begin(), d.driver_arguments.end());
   for (const UniqueFd& fd : d.owned) spawn.keep.push_back(fd.get());
   return spawn;

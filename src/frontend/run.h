@@ -39,6 +39,7 @@ struct RunRequest {
   std::string why_net;  // completes "because ..."
   unsigned workers = 1;
   bool verbose = false;
+  std::vector<std::string> driver_options;  // passed on to mwcommsd as they are
   std::string base;
   Programs programs;
   // The front end knows nothing of the channel; whoever does makes its descriptors.

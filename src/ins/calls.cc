@@ -72,7 +72,7 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   switch (r.op) {
     case MW_OP_BIND:
-      return call_bind(s, r, a);
+      return call_bind(i, s, r, a);
     case MW_OP_LISTEN:
       return call_listen(i, s, r, a);
     case MW_OP_CONNECT:
@@ -98,8 +98,9 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
 }
 
-void Worker::call_bind(Sock& s, const Request& r, Answer& a) {
+void Worker::call_bind(uint32_t i, Sock& s, const Request& r, Answer& a) {
   result(a, ::bind(s.fd, address_of(r), r.in_len));
+  if (a.ret == 0) telemetry_.event(MW_TEL_BIND, i, s);
 }
 
 void Worker::call_listen(uint32_t i, Sock& s, const Request& r, Answer& a) {
@@ -112,6 +113,7 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   do {
     result(a, ::connect(s.fd, address_of(r), r.in_len));
   } while (a.ret < 0 && a.err == EINTR);
+  if (a.ret == 0 || a.err == EINPROGRESS) telemetry_.event(MW_TEL_CONNECT, i, s);
   if (s.kind == SockKind::dgram) {
     if (a.ret == 0)
       set_state(i, s, unspec ? s.state & ~MW_ST_CONNECTED : s.state | MW_ST_CONNECTED);
@@ -205,15 +207,7 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
                                  : LingerMode::wait;
   }
   if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
-  if (level == SOL_SOCKET && name == SO_RCVLOWAT && s.kind == SockKind::stream) {
-    // The mark is the application's; our reading must see every byte. The kernel's clamping counts.
-    int value = 1;
-    socklen_t len = sizeof value;
-    ::getsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
-    s.rcvlowat = static_cast<uint32_t>(value);
-    const int every = 1;
-    ::setsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
-  }
+  if (level == SOL_SOCKET && name == SO_RCVLOWAT) take_rcvlowat(s);
   if (s.kind != SockKind::stream || (s.state & MW_ST_CONNECTED) != 0) return;
   if (r.in_len > sizeof(ReplayOption::value)) return;
   if (s.options == nullptr) s.options = std::make_unique<OptionLog>();
@@ -226,6 +220,18 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   std::memcpy(log.options[at].value, r.payload, r.in_len);
   log.count = std::max(log.count, at + 1);
   if (s.listener != nullptr) announce_listener(i, s);
+}
+
+// The mark was set on the real socket, but it is the application's; our reading must see every
+// byte. The kernel's clamping counts.
+void Worker::take_rcvlowat(Sock& s) {
+  if (s.kind != SockKind::stream) return;
+  int value = 1;
+  socklen_t len = sizeof value;
+  ::getsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
+  s.rcvlowat = static_cast<uint32_t>(value);
+  const int every = 1;
+  ::setsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
 }
 
 void Worker::call_name(Sock& s, bool peer, Answer& a) {

@@ -11,13 +11,16 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/unique_fd.h"
 #include "ins/decode.h"
+#include "ins/peer_address.h"
 #include "ins/slot_table.h"
+#include "ins/telemetry.h"
 #include "ring/channel.h"
 #include "transport/local/control.h"
 #include "transport/local/mapping.h"
@@ -57,7 +60,7 @@ class NoteQueue {
 
 // Worker to control thread.
 struct ControlNote {
-  enum class Kind { listener_up, listener_down, bypass, resolve, stopped };
+  enum class Kind { listener_up, listener_down, bypass, resolve, reply, stopped };
   explicit ControlNote(Kind k, uint32_t about = 0, uint32_t its_gen = 0)
       : kind(k), slot(about), gen(its_gen) {}
   Kind kind;
@@ -67,17 +70,20 @@ struct ControlNote {
   UniqueFd placeholder;                       // listener_up: a duplicate
   std::unique_ptr<Request> request;           // resolve
   uint32_t call = 0;                          // resolve
+  InsReply reply{};
 };
 
 // Control thread to worker.
 struct WorkerNote {
-  enum class Kind { group_open, group_close, adopt, abandon, stop };
+  enum class Kind { group_open, group_close, adopt, abandon, telemetry, request, stop };
   explicit WorkerNote(Kind k, uint32_t about = 0, UniqueFd doorbell = UniqueFd{})
       : kind(k), index(about), bell(std::move(doorbell)) {}
   Kind kind;
   uint32_t index;  // group; slot of a listener that was made again, or of a socket nobody can watch
   uint32_t gen = 0;  // abandon
   UniqueFd bell;
+  std::shared_ptr<TelemetryChannel> telemetry;
+  InsRequest request{};
 };
 
 // Answers to calls. Each cell has at most one call pending, and a call is answered once.
@@ -94,6 +100,41 @@ class CallTable {
  private:
   Channel channel_;
   std::unique_ptr<std::atomic<uint32_t>[]> last_;
+};
+
+// What the driver wants of every socket of this INS.
+class Wishes {
+ public:
+  // The option of new stream sockets from now on.
+  void set_option(const InsRequest& r) {
+    const std::lock_guard hold(lock_);
+    std::erase_if(options_,
+                  [&r](const InsRequest& o) { return o.level == r.level && o.name == r.name; });
+    options_.push_back(r);
+    any_.store(true, std::memory_order_release);
+  }
+  void block(const PeerAddress& a) {
+    const std::lock_guard hold(lock_);
+    blocked_.insert(a);
+    any_.store(true, std::memory_order_release);
+  }
+  void unblock(const PeerAddress& a) {
+    const std::lock_guard hold(lock_);
+    blocked_.erase(a);
+  }
+  // False costs a load, which is all that a new connection pays while nobody wished for anything.
+  bool any() const { return any_.load(std::memory_order_acquire); }
+  bool is_blocked(const PeerAddress& a) const {
+    const std::lock_guard hold(lock_);
+    return blocked_.count(a) != 0;
+  }
+  void apply_to(int stream_socket) const;
+
+ private:
+  std::atomic<bool> any_{false};
+  mutable std::mutex lock_;
+  std::vector<InsRequest> options_;
+  std::set<PeerAddress> blocked_;
 };
 
 struct Stats {
@@ -116,6 +157,7 @@ struct InsContext {
 
   SlotTable slots;
   CallTable calls;
+  Wishes wishes;
   NoteQueue<ControlNote> to_control;
   std::vector<std::unique_ptr<NoteQueue<WorkerNote>>> to_worker;
   std::vector<std::unique_ptr<Stats>> stats;

@@ -20,7 +20,7 @@ namespace {
 using A = StdAtomics;
 
 constexpr size_t kMaxQueued = 4096;
-constexpr uint32_t kFeatures = 0;
+constexpr uint32_t kFeatures = kFeatureTelemetry;
 
 enum : uint64_t {
   kTagListener = 1,
@@ -28,6 +28,7 @@ enum : uint64_t {
   kTagNotes,
   kTagTimer,
   kTagSignals,
+  kTagRequests,
   kTagLookup = uint64_t{1} << 32
 };
 
@@ -139,6 +140,9 @@ int Control::serve() {
         case kTagSignals:
           stop_ = true;
           break;
+        case kTagRequests:
+          on_requests();
+          break;
         default:
           resolver_.on_event(static_cast<int>(events[k].data.u64 & 0xffffffff), events[k].events);
       }
@@ -228,6 +232,8 @@ bool Control::on_message(ReceivedMessage& m) {
     case ControlType::group_close:
       if (m.bytes != sizeof(ControlSlot)) return false;
       return on_group(in_.slot, m);
+    case ControlType::telemetry:
+      return m.bytes == sizeof(ControlSlot) && on_telemetry(m);
     default:
       return false;
   }
@@ -333,6 +339,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   s.backlog = l.backlog;
   s.linger = linger_mode;
   s.state = MW_ST_OPEN | MW_ST_LISTENING;
+  s.made_ns = realtime_ns();
   s.options = std::move(log);
   // The application's side of the slot stays as it is: its processes never learn that there was a
   // change.
@@ -360,6 +367,72 @@ bool Control::on_group(const ControlSlot& c, ReceivedMessage& m) {
                            c.slot, std::move(bell)));
   }
   return true;
+}
+
+// ---- telemetry ----
+
+bool Control::on_telemetry(ReceivedMessage& m) {
+  if (m.fd_count != 3 || !is_eventfd_like(m.fds[1].get()) ||
+      !is_unix(m.fds[2].get(), SOCK_SEQPACKET))
+    return false;
+  auto memory = map_sealed(m.fds[0].get());
+  const uint32_t workers = ins_.channel.geometry().workers;
+  if (!memory || memory->bytes() < MW_TELEMETRY_STRIDE * workers) return false;
+  auto channel = std::make_shared<TelemetryChannel>();
+  channel->memory = std::move(*memory);
+  channel->bell = std::move(m.fds[1]);
+  for (const auto& queue : ins_.to_worker) {
+    WorkerNote note(WorkerNote::Kind::telemetry);
+    note.telemetry = channel;
+    queue->post(std::move(note));
+  }
+  // A driver that was started anew asks through a socket of its own.
+  requests_ = std::move(m.fds[2]);
+  pending_.clear();
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = kTagRequests;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, requests_.get(), &e) == 0;
+}
+
+void Control::on_requests() {
+  for (int k = 0; requests_ && k < 64; ++k) {
+    InsRequest r{};
+    auto m = receive_message(requests_.get(), writable_bytes_of(r), MSG_DONTWAIT);
+    if (!m && m.error().fault == Fault::would_block) return;
+    const bool fits = m && m->bytes == sizeof r && m->fd_count == 0 &&
+                      r.slot < ins_.channel.geometry().slots && pending_.size() < kMaxQueued &&
+                      pending_.count(r.id) == 0;
+    if (!fits) return requests_.reset();
+    ask_workers(r);
+  }
+}
+
+void Control::ask_workers(const InsRequest& r) {
+  const uint32_t workers = ins_.channel.geometry().workers;
+  const bool all = r.op == InsOp::cut_peer || r.op == InsOp::all_option;
+  Pending& p = pending_[r.id];
+  p.left = all ? workers : 1;
+  p.reply.id = r.id;
+  for (uint32_t w = 0; w < workers; ++w) {
+    if (!all && w != r.slot % workers) continue;
+    WorkerNote note(WorkerNote::Kind::request);
+    note.request = r;
+    ins_.to_worker[w]->post(std::move(note));
+  }
+}
+
+// The answer of one worker; the driver gets one when all have given theirs.
+void Control::on_reply(const InsReply& reply) {
+  const auto it = pending_.find(reply.id);
+  if (it == pending_.end()) return;
+  Pending& p = it->second;
+  if (p.reply.status == 0) p.reply = reply;
+  if (--p.left != 0) return;
+  const Status sent = send_message(requests_.get(), bytes_of(p.reply), {}, MSG_DONTWAIT);
+  pending_.erase(it);
+  // The driver reads all the time and has a bounded number of questions.
+  if (!sent) requests_.reset();
 }
 
 template <class T>
@@ -421,6 +494,9 @@ void Control::on_notes() {
         break;
       case ControlNote::Kind::resolve:
         resolver_.lookup(note.call, *note.request);
+        break;
+      case ControlNote::Kind::reply:
+        if (requests_) on_reply(note.reply);
         break;
       case ControlNote::Kind::stopped:
         stop_ = stop_ || ins_.poisoned.load() == nullptr;

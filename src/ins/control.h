@@ -77,6 +77,10 @@ class Control {
   uint32_t adopt_session(const ControlHello& hello, ReceivedMessage& m);
   uint32_t replay(const ControlListener& l, UniqueFd placeholder);
   bool on_group(const ControlSlot& c, ReceivedMessage& m);
+  bool on_telemetry(ReceivedMessage& m);
+  void on_requests();
+  void ask_workers(const InsRequest& r);
+  void on_reply(const InsReply& reply);
   void on_notes();
   void on_tick();
   void publish_listeners();
@@ -101,6 +105,13 @@ class Control {
   bool driver_waits_ = false;  // EPOLLOUT is watched
   std::deque<Outgoing> out_;
   std::map<uint32_t, Listener> listeners_;
+  // The driver's questions about sockets, and how many workers still owe an answer to each.
+  struct Pending {
+    uint32_t left = 0;
+    InsReply reply{};
+  };
+  UniqueFd requests_;
+  std::map<uint32_t, Pending> pending_;
   union {
     ControlType type;
     ControlHello hello;

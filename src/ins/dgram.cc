@@ -100,6 +100,9 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
       if (errno == ENOTCONN || errno == EBADF || turn >= kDatagramsPerTurn) break;
       continue;  // an ICMP error does not stand for a datagram
     }
+    if (ins_.wishes.any() && ins_.wishes.is_blocked(peer_address_of(
+                                 static_cast<const sockaddr*>(m.msg_name), m.msg_namelen)))
+      continue;
     const auto data_len = static_cast<uint32_t>(n);
     // After shutdown for reading an empty queue reads as an empty datagram from nowhere.
     if (n == 0 && m.msg_namelen == 0 && (s.state & MW_ST_RCV_SHUT) != 0) break;
@@ -118,6 +121,8 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     ring.copy_in(s.rx_tail, &head, sizeof head);
     s.rx_tail += padded(static_cast<uint32_t>(sizeof head) + head.control_len + data_len);
     A::store_release(shared.rx_tail, s.rx_tail);
+    s.bytes_in += data_len;
+    telemetry_.event(MW_TEL_RECV, i, s);
     touch(i, s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + data_len,
                             std::memory_order_relaxed);
@@ -166,6 +171,9 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
     A::store_release(shared.tx_head, s.tx_head);
     s.last_tick = tick_;
   }
+  if (n < 0) return;
+  s.bytes_out += static_cast<uint64_t>(n);
+  telemetry_.event(MW_TEL_SEND, i, s);
   if (n > 0)
     stats_.bytes_sent.store(
         stats_.bytes_sent.load(std::memory_order_relaxed) + static_cast<uint64_t>(n),

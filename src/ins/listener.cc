@@ -88,6 +88,13 @@ void Worker::on_listener_event(uint32_t i, Sock& s) {
   accept_some(i, s);
 }
 
+// It came in before its address was blocked, and waited to be accepted.
+bool Worker::is_unwelcome(const mw_addr& peer) const {
+  sockaddr_storage ss{};
+  std::memcpy(&ss, peer.bytes, sizeof peer.bytes);
+  return ins_.wishes.is_blocked(peer_address_of(reinterpret_cast<const sockaddr*>(&ss), peer.len));
+}
+
 bool Worker::room_ahead(uint32_t i, Sock& s) {
   ListenerState& l = *s.listener;
   if (l.ahead < l.limit) return true;
@@ -159,6 +166,16 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     return err == ECONNABORTED || err == EINTR || err == EPROTO || err == EPERM || err == ENETDOWN;
   }
   record.peer.len = std::min<uint32_t>(len, sizeof record.peer.bytes);
+  if (ins_.wishes.any()) {
+    if (is_unwelcome(record.peer)) {
+      const linger now{1, 0};
+      ::setsockopt(real.get(), SOL_SOCKET, SO_LINGER, &now, sizeof now);
+      ins_.slots.release(n);
+      return true;
+    }
+    // It may have come before its listener was told.
+    ins_.wishes.apply_to(real.get());
+  }
   if (l.bound_here)
     record.local = l.local;
   else if (!get_name(real.get(), record.local))
@@ -183,6 +200,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   c.rcvlowat = s.rcvlowat;
   c.state = MW_ST_OPEN | MW_ST_CONNECTED;
   init_shared_slot(n, c);
+  telemetry_.accepted(i, s, n, c, record.local, record.peer);
   // A client that speaks first has often spoken by now: its request is there when the connection
   // is, and nobody waits for it.
   if (ch_.worker_of(n) == index_) stream_rx(n, c);
@@ -193,6 +211,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   const int fds[] = {theirs.get()};
   Status sent = send_message(s.ph, bytes_of(record), fds, MSG_DONTWAIT);
   if (!sent) {
+    telemetry_.event(MW_TEL_CLOSE, n, c);
     c.fd = c.ph = -1;
     give_back();
     // A full queue: look what was taken before the next one. Else the last descriptor is just being

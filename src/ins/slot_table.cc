@@ -3,7 +3,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cerrno>
 #include <new>
 
@@ -15,7 +14,7 @@ SlotTable::~SlotTable() {
   // resident; only listeners that were made again may stand beyond the fresh ones, and they are few
   // and low.
   for (uint32_t w = 0; w < workers_; ++w) {
-    for (uint32_t i = w; i < std::max(parts_[w].fresh, parts_[w].claimed_end); i += workers_) {
+    for (uint32_t i = w; i < used_end(w); i += workers_) {
       Sock& s = socks_[i];
       if (s.gen == 0) continue;
       if (s.fd >= 0) ::close(s.fd);

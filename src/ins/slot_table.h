@@ -12,6 +12,7 @@
 //             being filled.)
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -70,17 +71,22 @@ struct alignas(64) Sock {
   uint32_t tx_head = 0;
   uint32_t state = 0;
   uint32_t flags = 0;
-  uint32_t error_seq = 0;
-  uint32_t oob_mark = 0;
+  uint64_t bytes_in = 0;  // running totals, as the application sees them
+  uint64_t bytes_out = 0;
   uint32_t last_tick = 0;  // when it was last active, in ticks of the worker
-  uint32_t next_free = 0;
-  int32_t backlog = 0;
-  uint32_t rcvlowat = 1;
-  uint32_t tx_high = 0;  // send ring bytes that may be resident
+  uint32_t told = 0;       // the monitoring period in which the driver was told who this is
+  uint32_t error_seq = 0;
   SockKind kind = SockKind::stream;
   uint8_t oob = 0;
   uint8_t domain = 0;
   uint8_t rx_touched = 0;  // the receive ring may have resident pages
+  // Up to here a request's line.
+  uint64_t made_ns = 0;  // CLOCK_REALTIME
+  uint32_t oob_mark = 0;
+  uint32_t next_free = 0;
+  int32_t backlog = 0;
+  uint32_t rcvlowat = 1;
+  uint32_t tx_high = 0;  // send ring bytes that may be resident
   LingerMode linger = LingerMode::off;
   bool in_use = false;  // under the lock of its part
   int32_t protocol = 0;
@@ -124,6 +130,11 @@ class SlotTable {
     return s.live.load(std::memory_order_acquire) == 0 ? nullptr : &s;
   }
   Sock& at(uint32_t slot) { return socks_[slot]; }
+  // All slots of this worker that were ever used are below.
+  uint32_t used_end(uint32_t worker) const {
+    const std::lock_guard hold(parts_[worker].lock);
+    return std::max(parts_[worker].fresh, parts_[worker].claimed_end);
+  }
   uint32_t open_count() const { return open_.load(std::memory_order_relaxed); }
 
  private:

@@ -142,6 +142,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     if (n > 0) {
       const auto got = static_cast<uint32_t>(n);
       s.rx_tail += got;
+      s.bytes_in += got;
       moved += got;
       A::store_release(shared.rx_tail, s.rx_tail);
       news |= kNewsIn;
@@ -182,6 +183,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     break;
   }
   if (moved != 0) {
+    telemetry_.event(MW_TEL_RECV, i, s);
     touch(i, s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
                             std::memory_order_relaxed);
@@ -228,6 +230,7 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     }
     const auto sent = static_cast<uint32_t>(n);
     s.tx_head += sent;
+    s.bytes_out += sent;
     moved += sent;
     left -= sent;
     A::store_release(shared.tx_head, s.tx_head);
@@ -238,6 +241,7 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     if (left != 0 && ring_writable(capacity, capacity - left)) announce(i, kNewsOut);
   }
   if (moved != 0) {
+    telemetry_.event(MW_TEL_SEND, i, s);
     s.last_tick = tick_;
     stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + moved,
                             std::memory_order_relaxed);

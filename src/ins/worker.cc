@@ -118,6 +118,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
       call_news_(ch_.call_news(index)),
       epoll_(ins.epolls[index].get()),
       stats_(*ins.stats[index]),
+      telemetry_(ins.slots, index, ch_.geometry().workers),
       may_spin_(ins.cpus > 1),
       record_cost_(accept_record_cost()),
       group_bells_(ch_.geometry().groups, -1) {
@@ -198,6 +199,7 @@ void Worker::turn(bool may_sleep) {
     turn_local();
     busy = true;
   }
+  busy |= telemetry_.turn(tick_);
   if (busy || retry_now_ || !may_sleep || ++turns_without_events_ > kTurnsWithoutEvents) {
     turn_events(0);
   } else if (!spin()) {
@@ -389,6 +391,12 @@ void Worker::on_notes() {
         reset_and_free(note.index, *s);
         break;
       }
+      case WorkerNote::Kind::telemetry:
+        telemetry_.attach(std::move(note.telemetry));
+        break;
+      case WorkerNote::Kind::request:
+        on_request(note.request);
+        break;
       case WorkerNote::Kind::stop:
         stop_ = true;
         break;
@@ -448,6 +456,10 @@ bool Worker::take_drop() {
 void Worker::init_shared_slot(uint32_t i, Sock& s) {
   s.rx_tail = MW_INDEX_START;
   s.tx_head = MW_INDEX_START;
+  s.bytes_in = 0;
+  s.bytes_out = 0;
+  s.told = 0;
+  s.made_ns = realtime_ns();
   mw_slot& shared = ch_.slot(i);
   A::store_relaxed(shared.tx_tail, MW_INDEX_START);
   A::store_relaxed(shared.rx_head, MW_INDEX_START);
@@ -492,12 +504,14 @@ bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   s.domain = static_cast<uint8_t>(domain);
   s.protocol = r.arg[2];
   s.state = MW_ST_OPEN;
+  if (s.kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s.fd);
   init_shared_slot(i, s);
   const mw_new_socket out{i, s.gen};
   std::memcpy(a.payload, &out, sizeof out);
   a.out_len = sizeof out;
   a.ret = 0;
   a.err = 0;
+  telemetry_.event(MW_TEL_CREATE, i, s);
   // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
   hand_over(i, s, s.kind == SockKind::dgram);
   return true;
@@ -598,6 +612,7 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
   if (s.listener != nullptr || s.fd < 0) return;
   const linger now{1, 0};
   ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  telemetry_.event(MW_TEL_CLOSE, i, s);
   ::close(s.fd);
   s.fd = -1;
   s.flags |= kReadDone;
@@ -626,7 +641,10 @@ void Worker::finish_close(uint32_t i, Sock& s) {
 }
 
 void Worker::free_slot(uint32_t i, Sock& s) {
-  if (s.fd >= 0) ::close(s.fd);
+  if (s.fd >= 0) {
+    telemetry_.event(MW_TEL_CLOSE, i, s);
+    ::close(s.fd);
+  }
   if (s.ph >= 0) bury(s.ph);
   s.fd = -1;
   s.ph = -1;

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "ins/context.h"
+#include "ins/telemetry.h"
 
 namespace mw {
 
@@ -106,20 +107,30 @@ class Worker {
   void accept_some(uint32_t i, Sock& s);
   bool accept_one(uint32_t i, Sock& s);
   bool room_ahead(uint32_t i, Sock& s);
+  bool is_unwelcome(const mw_addr& peer) const;
   void listener_started(uint32_t i, Sock& s, int backlog);
   void announce_listener(uint32_t i, Sock& s);
   void retry_stalled();
   void stall(uint32_t i, Sock& s);
 
+  // request.cc
+  void on_request(const InsRequest& r);
+  void answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& reply);
+  void option_of_all(const InsRequest& r, InsReply& reply);
+  void cut_peer(const InsRequest& r, InsReply& reply);
+  template <class Visit>
+  void each_socket(Visit&& visit);
+
   // calls.cc
   void on_call(uint32_t call);
   void execute(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void call_bind(Sock& s, const Request& r, Answer& a);
+  void call_bind(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_listen(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_connect(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_getsockopt(Sock& s, const Request& r, Answer& a);
   void call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a);
+  static void take_rcvlowat(Sock& s);
   void call_name(Sock& s, bool peer, Answer& a);
   void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
@@ -133,6 +144,7 @@ class Worker {
   ReadySet call_news_;
   const int epoll_;
   Stats& stats_;
+  Telemetry telemetry_;
   bool stop_ = false;
   uint32_t tick_ = 0;
   const bool may_spin_;

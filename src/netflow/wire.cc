@@ -189,6 +189,52 @@ void encode(const Response& r, std::span<uint8_t, kResponseBytes> out) {
   Writer(out).put(kSigResponse).put(r.id).put(r.status).put(r.value0).put(r.value1);
 }
 
+void encode(const Flow& f, std::span<uint8_t, kFlowBytes> out) {
+  std::array<uint8_t, 16> command;
+  std::memcpy(command.data(), f.command.data(), command.size());
+  Writer(out)
+      .put(kSigFlow)
+      .put(static_cast<uint32_t>(kFlowBytes))
+      .put(f.sequence)
+      .put(static_cast<uint64_t>(f.socket))
+      .put(f.type)
+      .put(f.flags)
+      .put(f.session_start)
+      .put(f.last)
+      .put(f.local)
+      .put(f.remote)
+      .put(f.bytes_in)
+      .put(f.bytes_out)
+      .put(f.pid)
+      .put(f.uid)
+      .put(std::span<const uint8_t>(command));
+}
+
+Result<Flow> decode_flow(std::span<const uint8_t> bytes) {
+  if (bytes.size() < kFlowBytes) return Error{Fault::peer, 0, "a flow that is too short"};
+  Reader in(bytes);
+  if (in.take<uint16_t>() != kSigFlow) return Error{Fault::peer, 0, "not a flow"};
+  if (in.take<uint32_t>() != bytes.size()) return Error{Fault::peer, 0, "a flow's length"};
+  Flow f;
+  f.sequence = in.take<uint64_t>();
+  f.socket = static_cast<int64_t>(in.take<uint64_t>());
+  f.type = in.take<uint16_t>();
+  f.flags = in.take<uint16_t>();
+  f.session_start = in.take_timestamp();
+  f.last = in.take_timestamp();
+  f.local = in.take_endpoint();
+  f.remote = in.take_endpoint();
+  f.bytes_in = in.take<uint64_t>();
+  f.bytes_out = in.take<uint64_t>();
+  f.pid = in.take<uint32_t>();
+  f.uid = in.take<uint32_t>();
+  const auto command = in.take_bytes<16>();
+  std::memcpy(f.command.data(), command.data(), command.size());
+  if (!is_address(f.local.address) || !is_address(f.remote.address))
+    return Error{Fault::peer, 0, "a flow's address is none"};
+  return f;
+}
+
 Result<Observation> decode_observation(std::span<const uint8_t, kObservationBytes> bytes) {
   Reader in(bytes);
   if (in.take<uint16_t>() != kSigObservation) return Error{Fault::peer, 0, "not an observation"};

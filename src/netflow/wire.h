@@ -22,9 +22,13 @@ constexpr uint16_t kSigObservation = 0xd310;
 constexpr uint16_t kSigRequest = 0xd320;
 constexpr uint16_t kSigResponse = 0xd32f;
 
+// Sent only to an engine that asked for it; its length follows the signature.
+constexpr uint16_t kSigFlow = 0xd341;
+
 constexpr size_t kObservationBytes = 116;
 constexpr size_t kRequestBytes = 46;
 constexpr size_t kResponseBytes = 26;
+constexpr size_t kFlowBytes = 142;
 
 struct Address {
   uint32_t af = 4;                  // 4 or 6
@@ -91,6 +95,7 @@ enum class Feature : uint16_t {
   keepalive = 0x0006,
   defer_accept = 0x0007,
   nodelay = 0x0008,
+  list = 0x0010,
   is_open = 0x0101,
   owner_running = 0x0102,
   sndbuf = 0x0109,
@@ -129,6 +134,25 @@ struct Response {
   bool operator==(const Response&) const = default;
 };
 
+// A socket that is open, as it stands.
+struct Flow {
+  uint64_t sequence = 0;
+  int64_t socket = 0;
+  uint16_t type = 1;  // 1 stream, 2 datagram
+  uint16_t flags = 0;
+  Timestamp session_start;
+  Timestamp last;  // its last observation
+  Endpoint local;
+  Endpoint remote;
+  uint64_t bytes_in = 0;
+  uint64_t bytes_out = 0;
+  uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
+  uint32_t uid = 0;
+  std::array<char, 16> command{};  // NUL-padded
+  bool operator==(const Flow&) const = default;
+};
+constexpr uint16_t kFlowListener = 1;
+
 // ---- socket identifiers ----
 
 struct SocketId {
@@ -150,7 +174,8 @@ void name_peer(Request& request, const Address& address);
 
 // ---- messages ----
 
-// Bytes of the whole message that starts with these two; 0 for a signature that is unknown.
+// Bytes of the whole message that starts with these two; 0 for a signature that is unknown, and for
+// one whose length follows it.
 size_t message_bytes(uint16_t sig);
 // The signature at the start of a message. `bytes` holds at least two.
 uint16_t signature_of(std::span<const uint8_t> bytes);
@@ -158,10 +183,13 @@ uint16_t signature_of(std::span<const uint8_t> bytes);
 void encode(const Observation& o, std::span<uint8_t, kObservationBytes> out);
 void encode(const Request& r, std::span<uint8_t, kRequestBytes> out);
 void encode(const Response& r, std::span<uint8_t, kResponseBytes> out);
+void encode(const Flow& f, std::span<uint8_t, kFlowBytes> out);
 
 // Errors: peer (another signature, an id where none belongs, an address family that is none).
 Result<Observation> decode_observation(std::span<const uint8_t, kObservationBytes> in);
 Result<Request> decode_request(std::span<const uint8_t, kRequestBytes> in);
 Result<Response> decode_response(std::span<const uint8_t, kResponseBytes> in);
+// Takes longer messages too: what a later version adds stands at the end. Errors: peer.
+Result<Flow> decode_flow(std::span<const uint8_t> in);
 
 }  // namespace mw::netflow

@@ -127,6 +127,39 @@ TEST(Wire, ResponseIsTheSpecificationsBytes) {
   EXPECT_EQ(*back, response);
 }
 
+TEST(Wire, AFlowComesBackAndMayBeLonger) {
+  Flow f;
+  f.sequence = 3;
+  f.socket = encode(SocketId{7, 0x12});
+  f.flags = kFlowListener;
+  f.session_start = {0x65a1b2c3, 42};
+  f.last = {0x65a1b2c4, 1};
+  f.local = {v4(192, 0, 2, 1), 80};
+  f.remote = {v4(0, 0, 0, 0), 0};
+  f.bytes_in = 5;
+  f.bytes_out = 6;
+  f.pid = 77;
+  f.uid = 33;
+  f.command = {'n', 'g', 'i', 'n', 'x'};
+  const auto golden = bytes_of_hex(
+      "d341 0000008e 0000000000000003 5300070000000012 0001 0001"
+      "0000000065a1b2c3 000000000000002a 0000000065a1b2c4 0000000000000001"
+      "00000004 c0000201 000000000000000000000000 0050"
+      "00000004 00000000 000000000000000000000000 0000"
+      "0000000000000005 0000000000000006 0000004d 00000021 6e67696e780000000000000000000000");
+  EXPECT_EQ(encoded<kFlowBytes>(f), golden);
+  auto back = decode_flow(golden);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(*back, f);
+  auto longer = golden;
+  longer.resize(150);
+  EXPECT_FALSE(decode_flow(longer));  // it says 142
+  longer[5] = 150;
+  ASSERT_TRUE(decode_flow(longer));
+  EXPECT_EQ(*decode_flow(longer), f);
+  EXPECT_FALSE(decode_flow(std::span(golden).first(141)));
+}
+
 TEST(Wire, CodesAreTheSpecifications) {
   EXPECT_EQ(static_cast<int>(Feature::monitor_on), 0x0001);
   EXPECT_EQ(static_cast<int>(Feature::monitor_off), 0x0002);

@@ -103,7 +103,7 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
   if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
   if (!is_buffer(m->msg_iov, m->msg_iovlen * sizeof *m->msg_iov)) return -EFAULT;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
-  int64_t deadline = 0;
+  Timeout timeout(s.mine.rcvtimeo_us);
   if (!blocking) settle();
   for (;;) {
     if (const int error = take_error(s); error != 0) return -error;
@@ -134,9 +134,9 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
     if ((state_of(s) & MW_ST_RCV_SHUT) != 0 || (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0)
       return 0;
     if (!blocking) return -EAGAIN;
-    if (deadline == 0) deadline = deadline_after_us(s.mine.rcvtimeo_us);
-    const int rc = wait_for(s, POLLIN, deadline, [&] {
-      return readable_bytes(s) != 0 || error_pending(s) || (state_of(s) & MW_ST_RCV_SHUT) != 0 ||
+    const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
+      return readable_bytes(s) != 0 || error_pending(s) || timeout.changed() ||
+             (state_of(s) & MW_ST_RCV_SHUT) != 0 ||
              (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0;
     });
     if (rc < 0) return rc;
@@ -216,13 +216,13 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
     return rc == -EPIPE ? raise_sigpipe(flags) : rc;
   }
   if (total > 65535) return -EMSGSIZE;
-  int64_t deadline = 0;
+  Timeout timeout(s.mine.sndtimeo_us);
   for (;;) {
     if (const int error = take_error(s); error != 0) return -error;
     const ssize_t n = send_datagram(s, m, flags, static_cast<uint32_t>(total));
     if (n == -EPIPE) return raise_sigpipe(flags);
     if (n != -EAGAIN || !blocking) return n;
-    if (deadline == 0) deadline = deadline_after_us(s.mine.sndtimeo_us);
+    const int64_t deadline = timeout.deadline();
     // The stack's own send buffer is full: it drains in well under a millisecond or not at all.
     if (deadline != 0 && now_ns() >= deadline) return -EAGAIN;
     const timespec brief{0, 200'000};

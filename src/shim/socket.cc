@@ -220,6 +220,7 @@ int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int 
   mine.type = static_cast<uint16_t>(type);
   mine.protocol = static_cast<uint16_t>(protocol);
   mine.flags = flags;
+  mine.owner = process.pid;
   mine.rx_head = MW_INDEX_START;
   mine.tx_tail = MW_INDEX_START;
   A::store_release(mine.gen, gen);

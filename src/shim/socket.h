@@ -85,6 +85,27 @@ inline int64_t deadline_after_us(int64_t us) {
   return us == 0 ? 0 : now_ns() + us * 1000;
 }
 
+// When a blocked call gives up. A timeout that somebody changes while the call waits counts from
+// then.
+class Timeout {
+ public:
+  explicit Timeout(int64_t& shared_us) : shared_us_(shared_us) {}
+  int64_t deadline() {
+    if (changed()) {
+      us_ = StdAtomics::load_relaxed(shared_us_);
+      deadline_ = deadline_after_us(us_);
+    }
+    return deadline_;
+  }
+  // Since deadline() was asked. It belongs to what the call waits for.
+  bool changed() const { return StdAtomics::load_relaxed(shared_us_) != us_; }
+
+ private:
+  int64_t& shared_us_;
+  int64_t us_ = 0;
+  int64_t deadline_ = 0;
+};
+
 // Initialises region B's part of a new socket and its placeholder's identity, and enters it in the
 // table. `then`: see note_origin().
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,

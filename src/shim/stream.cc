@@ -134,17 +134,17 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
   const bool peek = (flags & MSG_PEEK) != 0;
   const bool truncate = (flags & MSG_TRUNC) != 0;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
-  size_t target = 1;
-  if ((flags & MSG_WAITALL) != 0)
-    target = std::max<size_t>(1, static_cast<size_t>(total));
-  else if (const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat); lowat > 1)
-    target = std::min<size_t>(lowat, std::max<size_t>(1, static_cast<size_t>(total)));
   if (is_dead(s)) return -take_error(s);
   if (!blocking) settle();
   IovCursor to(iov, count);
-  int64_t deadline = 0;
+  Timeout timeout(s.mine.rcvtimeo_us);
   ssize_t got = 0;
   for (;;) {
+    // May be changed while we wait.
+    const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat);
+    const size_t whole = std::max<size_t>(1, static_cast<size_t>(total));
+    const size_t target =
+        (flags & MSG_WAITALL) != 0 ? whole : std::min<size_t>(std::max<uint32_t>(1, lowat), whole);
     // The state is read before the ring: bytes that came before the end are seen before the end.
     const bool ended = receiving_ended(s);
     ssize_t n = 0;
@@ -164,10 +164,11 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
       if (const int rc = no_bytes(s); rc <= 0) return rc;
     }
     if (!blocking) return got > 0 ? got : -EAGAIN;
-    if (deadline == 0) deadline = deadline_after_us(s.mine.rcvtimeo_us);
     const auto seen = static_cast<uint32_t>(peek ? got : 0);
-    const int rc = wait_for(s, POLLIN, deadline,
-                            [&] { return readable_bytes(s) != seen || receiving_ended(s); });
+    const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
+      return readable_bytes(s) != seen || receiving_ended(s) || timeout.changed() ||
+             A::load_relaxed(s.mine.rcvlowat) != lowat;
+    });
     if (rc < 0) return got > 0 ? got : rc;
   }
 }
@@ -198,11 +199,11 @@ int cannot_send(const Sock& s, int flags, bool* connecting) {
 }
 
 // Waits for room in the send ring or for a reason why there will be none. 0 or -errno.
-int wait_for_room(const Sock& s, int64_t* deadline) {
-  if (*deadline == 0) *deadline = deadline_after_us(s.mine.sndtimeo_us);
-  return wait_for(s, POLLOUT, *deadline, [&] {
+int wait_for_room(const Sock& s, Timeout& timeout) {
+  return wait_for(s, POLLOUT, timeout.deadline(), [&] {
     const uint32_t state = state_of(s);
     if (error_pending(s) || (state & (MW_ST_SND_SHUT | MW_ST_CLOSED)) != 0) return true;
+    if (timeout.changed()) return true;
     return (state & MW_ST_CONNECTING) == 0 && is_writable(s);
   });
 }
@@ -221,7 +222,7 @@ template <class Fill>
 ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&& fill) {
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   const uint32_t capacity = process.channel.geometry().tx_ring;
-  int64_t deadline = 0;
+  Timeout timeout(s.mine.sndtimeo_us);
   size_t sent = 0;
   for (;;) {
     bool connecting = false;
@@ -260,7 +261,7 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       want_out_event(s);
       return sent > 0 ? static_cast<ssize_t>(sent) : -EAGAIN;
     }
-    if (const int rc = wait_for_room(s, &deadline); rc < 0)
+    if (const int rc = wait_for_room(s, timeout); rc < 0)
       return sent > 0 ? static_cast<ssize_t>(sent) : rc;
   }
 }

@@ -15,6 +15,7 @@
 #include "abi/mw_slot.h"
 #include "ring/byte_ring.h"
 #include "ring/ready_set.h"
+#include "ring/telemetry_ring.h"
 
 // The checker defines new, delete, malloc and free for the code under test, which would break every
 // header after it: so it comes last, and these go. Nothing that is modelled here allocates.

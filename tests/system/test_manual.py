@@ -82,7 +82,7 @@ def test_completes_commands_and_options(complete):
     assert complete("mw", "do") == {"doctor"}
     for command, options in known.items():
         assert complete("mw", command, "--") >= options | {"--help"}
-    assert complete("mw", "run", "--n") == {"--net"}
+    assert complete("mw", "run", "--wo") == {"--workers"}
 
 
 def test_completes_values_and_commands(complete):

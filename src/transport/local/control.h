@@ -27,7 +27,13 @@ enum class ControlType : uint32_t {
   bypass = 10,      // INS to driver: ControlSlot: bytes that nobody expected on a placeholder
   poisoned =
       11,  // INS to driver: ControlSlot: the PVM broke the protocol; the INS ends the session
+  // driver to INS, if kFeatureTelemetry was taken: ControlSlot + memory for the workers' rings, the
+  // driver's doorbell eventfd, and a SEQPACKET socket for InsRequest and InsReply
+  telemetry = 12,
 };
+
+// ControlHello::features
+constexpr uint32_t kFeatureTelemetry = 1;
 
 struct ControlHello {
   ControlType type;
@@ -65,6 +71,39 @@ struct ControlListener {
   uint32_t option_count;
   mw_addr local;
   ReplayOption options[kMaxReplayOptions];  // in the order in which they were set
+};
+
+// ---- the NetFlow thread of the driver, and INS: over a socket of their own ----
+enum class InsOp : uint32_t {
+  option = 1,    // socket: getsockopt, or setsockopt and then getsockopt
+  close = 2,     // socket: resets the connection now; the application sees ECONNRESET
+  cut_peer = 3,  // resets every connection with this peer, and refuses new ones if `write` is set;
+                 // without `write` it is let in again. `value` of the answer: how many were cut
+  all_option = 4,  // option of every stream socket of this INS, and of those to come
+  look_again = 5,  // socket: wakes whoever waits for it, because something beside it changed
+};
+
+constexpr uint32_t kMaxOptionBytes = 16;
+
+struct InsRequest {
+  InsOp op;
+  uint32_t id;
+  uint32_t slot;
+  uint32_t gen;
+  uint32_t write;  // else read
+  int32_t level;
+  int32_t name;
+  uint32_t len;     // of value: to be set, or room for what is read
+  uint16_t family;  // cut_peer; value holds the address
+  uint16_t reserved;
+  uint8_t value[kMaxOptionBytes];
+};
+
+struct InsReply {
+  uint32_t id;
+  uint32_t status;  // 0 or errno
+  uint32_t len;
+  uint8_t value[kMaxOptionBytes];
 };
 
 // ---- shim and driver ----

@@ -78,7 +78,8 @@ struct SessionSlot {
   SessionWatch watches[MW_MAX_WATCHES];
   uint32_t
       sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
-  uint8_t pad[20];
+  uint32_t owner;  // pid of the process that made or accepted it
+  uint8_t pad[16];
 };
 static_assert(sizeof(SessionSlot) == 256);
 

@@ -1,0 +1,77 @@
+/* mw_telemetry.h - what an INS tells the driver about the calls that it executes.
+ * Spec: docs/protocol.md 9. One ring for each worker of the INS, in memory that the application
+ * never sees. The INS writes records and never waits: what does not fit is counted. The driver
+ * reads them. */
+#pragma once
+#include "abi/mw_types.h"
+
+#define MW_TELEMETRY_RECORDS 32768u /* of one ring; a power of two */
+
+/* Indexes count records, modulo 2^32, starting at MW_TELEMETRY_START in a new ring. */
+#define MW_TELEMETRY_START 0xffffff00u
+
+struct mw_telemetry_header {
+  /* The driver's, changed rarely: what the INS looks at for every call. */
+  uint32_t
+      epoch; /* 0: nobody listens. Else the number of the monitoring period, never used before */
+  uint32_t muted; /* 1: nobody keeps up; records of received and sent bytes are counted only */
+  uint8_t pad0[56];
+  /* The driver's. */
+  uint32_t head;
+  uint32_t sleeping; /* 1: ring the doorbell after the next records, and clear this */
+  uint8_t pad1[56];
+  /* The INS's. */
+  uint32_t tail;
+  uint32_t pad2;
+  uint64_t dropped; /* records that were not written, since the ring was made */
+  uint8_t pad3[48];
+};
+MW_STATIC_ASSERT(sizeof(struct mw_telemetry_header) == 192, "frozen since protocol 1");
+
+/* Kinds. 1 to 7 are the NetFlow interface's observations. */
+#define MW_TEL_TOTALS 0u /* the running totals of a socket, unasked */
+#define MW_TEL_CREATE 1u
+#define MW_TEL_BIND 2u
+#define MW_TEL_ACCEPT \
+  3u /* slot: the listener; extra: generation of the new socket, whose WHO came before */
+#define MW_TEL_CONNECT 4u
+#define MW_TEL_RECV 5u
+#define MW_TEL_SEND 6u
+#define MW_TEL_CLOSE 7u
+/* Who a socket is: before its first other record in a period, and again when an endpoint changed.
+ * `now` is when it was made; extra holds MW_TEL_WHO_* bits. */
+#define MW_TEL_WHO 16u
+/* Every socket of this worker that was there when the period `gen` began has been introduced. */
+#define MW_TEL_ALL_TOLD 17u
+
+#define MW_TEL_WHO_DATAGRAM 1u
+#define MW_TEL_WHO_LISTENER 2u
+
+struct mw_telemetry_endpoint {
+  uint16_t family; /* AF_INET, AF_INET6 */
+  uint16_t port;   /* host byte order */
+  uint8_t address[16];
+};
+
+struct mw_telemetry_record {
+  uint32_t kind;
+  uint32_t slot;
+  uint32_t gen;
+  uint32_t extra;
+  uint64_t now; /* CLOCK_REALTIME, nanoseconds */
+  union {
+    struct {
+      uint64_t bytes_in;
+      uint64_t bytes_out;
+      uint8_t pad[24];
+    } event;
+    struct {
+      struct mw_telemetry_endpoint local;
+      struct mw_telemetry_endpoint remote;
+    } who;
+  } u;
+};
+MW_STATIC_ASSERT(sizeof(struct mw_telemetry_record) == 64, "one cache line");
+
+#define MW_TELEMETRY_STRIDE \
+  (MW_PAGE + (uint64_t)sizeof(struct mw_telemetry_record) * MW_TELEMETRY_RECORDS)

@@ -1,0 +1,21 @@
+// clock.h - the two clocks that are asked for.
+#pragma once
+
+#include <cstdint>
+#include <ctime>
+
+namespace mw {
+
+inline int64_t monotonic_ms() {
+  timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC, &t);
+  return int64_t{t.tv_sec} * 1000 + t.tv_nsec / 1'000'000;
+}
+
+inline uint64_t realtime_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_REALTIME, &t);
+  return static_cast<uint64_t>(t.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(t.tv_nsec);
+}
+
+}  // namespace mw

@@ -1,0 +1,93 @@
+#include "driver/flow_table.h"
+
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <type_traits>
+
+namespace mw {
+namespace {
+
+bool endpoint_of(const mw_telemetry_endpoint& e, netflow::Endpoint& out) {
+  if (e.family != AF_INET && e.family != AF_INET6) return false;
+  out = {};
+  out.port = e.port;
+  out.address.af = e.family == AF_INET ? 4 : 6;
+  std::memcpy(out.address.bytes.data(), e.address, e.family == AF_INET ? 4 : 16);
+  return true;
+}
+
+}  // namespace
+
+void FlowTable::Freed::operator()(Flow* p) const {
+  std::free(p);
+}
+
+FlowTable::FlowTable(uint32_t slots, uint32_t workers, uint16_t ins)
+    : slots_(slots),
+      workers_(workers),
+      ins_(ins),
+      flows_(static_cast<Flow*>(std::calloc(slots, sizeof(Flow)))) {
+  static_assert(std::is_trivially_destructible_v<Flow> && std::is_trivially_copyable_v<Flow>);
+  if (flows_ == nullptr) std::abort();
+}
+
+Status FlowTable::introduce(const mw_telemetry_record& r) {
+  Flow& flow = flows_[r.slot];
+  netflow::Endpoint local;
+  netflow::Endpoint remote;
+  const auto known = slot_of_.find(r.gen);
+  if (!endpoint_of(r.u.who.local, local) || !endpoint_of(r.u.who.remote, remote) ||
+      (known != slot_of_.end() && known->second != r.slot))
+    return Error{Fault::peer, 0, "a telemetry record's identity"};
+  if (flow.gen == 0) {
+    if (workers_ > 1 && std::find(buried_.begin(), buried_.end(), r.gen) != buried_.end())
+      return Ok{};
+    flow = {};
+    flow.gen = r.gen;
+    slot_of_.emplace(r.gen, r.slot);
+  }
+  flow.bits = r.extra;
+  flow.made_ns = r.now;
+  flow.local = local;
+  flow.remote = remote;
+  return Ok{};
+}
+
+void FlowTable::erase(uint32_t slot) {
+  slot_of_.erase(flows_[slot].gen);
+  buried_[next_buried_++ % kBuried] = flows_[slot].gen;
+  flows_[slot].gen = 0;
+}
+
+void FlowTable::forget(uint32_t epoch) {
+  for (const auto& [number, slot] : slot_of_) flows_[slot].gen = 0;
+  slot_of_.clear();
+  told_ = 0;
+  epoch_ = epoch;
+}
+
+const Flow* FlowTable::find(uint32_t number, uint32_t* slot) const {
+  const auto it = slot_of_.find(number);
+  if (it == slot_of_.end()) return nullptr;
+  *slot = it->second;
+  return &flows_[it->second];
+}
+
+netflow::Observation FlowTable::observation(const Flow& flow, uint32_t kind,
+                                            uint64_t now_ns) const {
+  netflow::Observation o;
+  o.kind = static_cast<netflow::ObservationKind>(kind);
+  o.session_start = netflow::timestamp_of(flow.made_ns);
+  o.now = netflow::timestamp_of(now_ns);
+  o.socket = number_of(flow);
+  o.local = flow.local;
+  o.remote = flow.remote;
+  o.bytes_in = flow.bytes_in;
+  o.bytes_out = flow.bytes_out;
+  return o;
+}
+
+}  // namespace mw

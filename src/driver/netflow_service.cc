@@ -1,0 +1,264 @@
+#include "driver/netflow_service.h"
+
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/log.h"
+
+namespace mw {
+namespace {
+
+constexpr const char* kWho = "mwcommsd";
+constexpr uint64_t kTagNotes = 1;
+constexpr uint64_t kTagServer = 2;
+constexpr uint64_t kTagTelemetry = 3;
+constexpr uint64_t kTagReplies = 4;
+
+// How often the rings are read while there is something in them.
+constexpr int64_t kDrainMs = 4;
+constexpr uint32_t kObservationsPerBatch = 512;
+constexpr int64_t kRetryMs = 10;
+
+// The network namespace of a process, if it is another one than ours and we may enter it.
+UniqueFd foreign_netns(uint32_t pid) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/ns/net";
+  UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  struct stat theirs {};
+  struct stat ours {};
+  if (!fd || ::fstat(fd.get(), &theirs) < 0 || ::stat("/proc/self/ns/net", &ours) < 0 ||
+      theirs.st_ino == ours.st_ino)
+    return UniqueFd{};
+  return fd;
+}
+
+}  // namespace
+
+Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::ServerOptions& options,
+                                                              SessionMemory& memory, int session_fd,
+                                                              std::vector<int> worker_bells) {
+  auto server = netflow::Server::make(options);
+  if (!server) return server.error();
+  std::unique_ptr<NetflowService> s{
+      new NetflowService(std::move(*server), memory, session_fd, std::move(worker_bells))};
+  s->epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
+  s->notes_bell_ = UniqueFd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+  if (!s->epoll_ || !s->notes_bell_ || !s->watch(s->notes_bell_.get(), kTagNotes) ||
+      !s->watch(s->server_->event_fd(), kTagServer))
+    return Error{Fault::sys, errno, "descriptors for NetFlow"};
+  NetflowService* const self = s.get();
+  s->thread_ = std::thread([self] { self->run(); });
+  return s;
+}
+
+NetflowService::NetflowService(std::unique_ptr<netflow::Server> server, SessionMemory& memory,
+                               int session_fd, std::vector<int> worker_bells)
+    : memory_(memory),
+      session_fd_(session_fd),
+      worker_bells_(std::move(worker_bells)),
+      server_(std::move(server)),
+      address_(server_->address()) {
+  server_->on_request = [this](EngineId engine, const netflow::Request& r) {
+    on_request(engine, r);
+  };
+  server_->on_listening = [this] { follow_engines(); };
+}
+
+NetflowService::~NetflowService() {
+  if (!thread_.joinable()) return;
+  stop_ = true;
+  const uint64_t one = 1;
+  (void)!::write(notes_bell_.get(), &one, sizeof one);
+  thread_.join();
+}
+
+// ---- the driver's thread ----
+
+void NetflowService::post(Note note) {
+  {
+    const std::lock_guard hold(lock_);
+    notes_.push_back(std::move(note));
+  }
+  const uint64_t one = 1;
+  (void)!::write(notes_bell_.get(), &one, sizeof one);  // a full counter wakes as well
+}
+
+Result<InsTelemetry::TheirEnds> NetflowService::ins_up(uint32_t id, uint32_t pid) {
+  auto ends = InsTelemetry::make(id, memory_.geometry(), worker_bells_, foreign_netns(pid));
+  if (!ends) return ends.error();
+  post({Note::Kind::ins_up, std::move(ends->ours)});
+  return std::move(ends->theirs);
+}
+
+void NetflowService::ins_gone() {
+  post({Note::Kind::ins_gone, nullptr});
+}
+
+// ---- its own ----
+
+bool NetflowService::watch(int fd, uint64_t tag) {
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = tag;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &e) == 0;
+}
+
+void NetflowService::run() {
+  while (!stop_) {
+    epoll_event events[16];
+    const int n = ::epoll_wait(epoll_.get(), events, 16, timeout_ms(monotonic_ms()));
+    for (int k = 0; k < n; ++k) {
+      switch (events[k].data.u64) {
+        case kTagNotes:
+          on_notes();
+          break;
+        case kTagServer:
+          server_->handle_events();
+          break;
+        case kTagTelemetry: {
+          uint64_t rings = 0;
+          if (!ins_) break;
+          (void)!::read(ins_->bell(), &rings, sizeof rings);
+          ins_->wake();
+          if (!reading_) next_drain_ms_ = 0;
+          reading_ = true;
+          break;
+        }
+        case kTagReplies:
+          if (!ins_) break;
+          if (const Status sound = ins_->on_replies(); !sound)
+            drop_ins(sound.error().fault == Fault::shutdown ? nullptr : sound.error().where);
+          break;
+        case kTagNft:
+          blocks_.on_end();
+          watch_blocks();
+      }
+    }
+    follow_engines();
+    if (ins_ && reading_ && monotonic_ms() >= next_drain_ms_) drain();
+    if (!deferred_.empty()) retry_deferred();
+  }
+}
+
+int NetflowService::timeout_ms(int64_t now) const {
+  if (!deferred_.empty()) return kRetryMs;
+  if (!ins_ || !reading_) return -1;
+  return static_cast<int>(std::max<int64_t>(0, next_drain_ms_ - now));
+}
+
+void NetflowService::on_notes() {
+  uint64_t count = 0;
+  (void)!::read(notes_bell_.get(), &count, sizeof count);
+  std::vector<Note> notes;
+  {
+    const std::lock_guard hold(lock_);
+    notes.swap(notes_);
+  }
+  for (Note& note : notes) {
+    switch (note.kind) {
+      case Note::Kind::ins_up:
+        adopt_ins(std::move(note.ins));
+        break;
+      case Note::Kind::ins_gone:
+        if (ins_) drop_ins(nullptr);
+        break;
+    }
+  }
+}
+
+void NetflowService::adopt_ins(std::unique_ptr<InsTelemetry> ins) {
+  if (ins_) drop_ins(nullptr);
+  ins_ = std::move(ins);
+  if (!watch(ins_->bell(), kTagTelemetry) || !watch(ins_->requests(), kTagReplies)) {
+    drop_ins("its telemetry cannot be watched");
+    return;
+  }
+  epoch_ = InsTelemetry::kFirstEpoch;
+  last_epoch_ = std::max(last_epoch_, epoch_);
+  epoch_since_ms_ = monotonic_ms();
+  muted_ = false;
+  reading_ = true;
+  next_drain_ms_ = 0;
+  renew_wishes();
+  follow_engines();
+}
+
+// Its sockets are gone, or nothing that it says about them is believed any more.
+void NetflowService::drop_ins(const char* why) {
+  if (why != nullptr)
+    log_line(kWho, "NetFlow: nothing more is taken from INS %u: %s", ins_->id(), why);
+  const std::unique_ptr<InsTelemetry> gone = std::move(ins_);
+  gone->fail_all(ECONNRESET);
+  gone->flows().close_all(realtime_ns(), [this](const netflow::Observation& o) { put(o); });
+  send_batch();
+  reading_ = false;
+  epoch_ = 0;
+}
+
+// Turns the INS's reports on and off as engines come, go and fall behind.
+void NetflowService::follow_engines() {
+  if (!ins_) return;
+  const bool wanted = server_->engines() != 0;
+  if (wanted != (epoch_ != 0)) {
+    if (wanted && ++last_epoch_ == 0) ++last_epoch_;
+    epoch_ = wanted ? last_epoch_ : 0;
+    epoch_since_ms_ = monotonic_ms();
+    muted_ = false;
+    ins_->flows().forget(epoch_);
+    (void)ins_->newly_dropped();
+    ins_->set_muted(false);
+    // Before the INS may report, so that it finds a sleeper.
+    reading_ = wanted && !ins_->prepare_sleep();
+    ins_->set_epoch(epoch_);
+  }
+  if (epoch_ == 0) return;
+  const bool mute = !server_->anyone_keeps_up();
+  if (mute == muted_) return;
+  muted_ = mute;
+  ins_->set_muted(mute);
+}
+
+void NetflowService::drain() {
+  auto records = ins_->drain([this](const netflow::Observation& o) { put(o); });
+  send_batch();
+  if (!records) return drop_ins(records.error().where);
+  if (const uint64_t lost = ins_->newly_dropped(); lost != 0) server_->count_missed(lost);
+  next_drain_ms_ = monotonic_ms() + kDrainMs;
+  if (*records == 0) reading_ = !ins_->prepare_sleep();
+}
+
+void NetflowService::put(const netflow::Observation& o) {
+  // Nobody would get it: it is not made.
+  if (server_->listening() == 0) return;
+  if (batch_ == nullptr) {
+    batch_ = std::make_shared<netflow::Batch>();
+    batch_->bytes.resize(kObservationsPerBatch * netflow::kObservationBytes);
+  }
+  uint8_t* const at = batch_->bytes.data() + batch_->messages * netflow::kObservationBytes;
+  netflow::encode(o,
+                  std::span<uint8_t, netflow::kObservationBytes>(at, netflow::kObservationBytes));
+  if (++batch_->messages == kObservationsPerBatch) send_batch();
+}
+
+void NetflowService::send_batch() {
+  if (batch_ == nullptr || batch_->messages == 0) return;
+  batch_->bytes.resize(batch_->messages * netflow::kObservationBytes);
+  server_->broadcast(batch_);
+  batch_.reset();
+}
+
+void NetflowService::retry_deferred() {
+  const int64_t now = monotonic_ms();
+  for (const Deferred& d : std::exchange(deferred_, {})) {
+    const bool may_wait = now < d.until_ms;
+    const bool list = d.asked.request.name == static_cast<uint16_t>(netflow::Feature::list);
+    const bool done = list ? on_list(d.asked, may_wait) : on_socket_request(d.asked, may_wait);
+    if (!done) deferred_.push_back(d);
+  }
+}
+
+}  // namespace mw

@@ -1,0 +1,132 @@
+// netflow_service.h - the NetFlow interface's thread: telemetry in, observations out; requests in,
+// wishes to the INS out.
+//
+// It is a thread of its own so that engines and nft never delay what the driver is there for: an
+// attach, the replacement of an INS. The two meet in notes only.
+//
+// TRUST       Engines: netflow/server.h. The INS: ins_telemetry.h. What stands in the session
+// region
+//             is the application's word: a process that it names as a socket's owner is signalled
+//             only if it has this session's region mapped.
+// INVARIANTS  While no engine is connected the INS reports nothing and this thread sleeps.
+// THREADS     Public functions: the driver's thread. The rest: its own.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <set>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "driver/address_blocks.h"
+#include "driver/ins_telemetry.h"
+#include "driver/session_state.h"
+#include "netflow/server.h"
+
+namespace mw {
+
+class NetflowService {
+ public:
+  // Errors: as Server::make().
+  static Result<std::unique_ptr<NetflowService>> start(const netflow::ServerOptions& options,
+                                                       SessionMemory& memory, int session_fd,
+                                                       std::vector<int> worker_bells);
+  ~NetflowService();
+  NetflowService(const NetflowService&) = delete;
+  NetflowService& operator=(const NetflowService&) = delete;
+
+  const std::string& address() const { return address_; }
+
+  // An INS serves now; what is returned goes to it. Errors: sys.
+  Result<InsTelemetry::TheirEnds> ins_up(uint32_t id, uint32_t pid);
+  void ins_gone();
+
+ private:
+  static constexpr uint64_t kTagNft = 5;
+  static constexpr size_t kMaxDeferred = 1024;
+  // A socket that was there before the first engine came is known after this time.
+  static constexpr int64_t kIntroductionMs = 500;
+  struct Note {
+    enum class Kind { ins_up, ins_gone } kind;
+    std::unique_ptr<InsTelemetry> ins;
+  };
+  using EngineId = netflow::Server::EngineId;
+  struct Asked {
+    EngineId engine;
+    netflow::Request request;
+  };
+  struct Deferred {
+    Asked asked;
+    int64_t until_ms;
+  };
+  struct OptionFeature;
+
+  NetflowService(std::unique_ptr<netflow::Server> server, SessionMemory& memory, int session_fd,
+                 std::vector<int> worker_bells);
+  void post(Note note);
+  void run();
+  int timeout_ms(int64_t now) const;
+  bool watch(int fd, uint64_t tag);
+
+  // netflow_service.cc
+  void on_notes();
+  void adopt_ins(std::unique_ptr<InsTelemetry> ins);
+  void drop_ins(const char* why);
+  void follow_engines();
+  void drain();
+  void put(const netflow::Observation& o);
+  void send_batch();
+  void retry_deferred();
+
+  // netflow_requests.cc
+  void on_request(EngineId engine, const netflow::Request& r);
+  void answer(const Asked& a, uint32_t err, uint64_t value0 = 0, uint64_t value1 = 0);
+  void defer(const Asked& a);
+  bool on_socket_request(const Asked& a, bool may_wait);
+  void on_option(const Asked& a, const OptionFeature& f, uint32_t slot, uint32_t number);
+  void on_session_value(const Asked& a, uint32_t slot, uint32_t number);
+  void on_owner(const Asked& a, uint32_t slot, uint32_t number);
+  UniqueFd process_of_session(uint32_t pid) const;
+  void on_congestion(const Asked& a);
+  void on_delack(const Asked& a);
+  void on_address_block(const Asked& a);
+  bool on_list(const Asked& a, bool may_wait);
+  bool may_be_introduced() const;
+  void watch_blocks();
+  void wish(const InsRequest& request);
+  void renew_wishes();
+
+  SessionMemory& memory_;
+  const int session_fd_;                 // borrowed
+  const std::vector<int> worker_bells_;  // borrowed
+  std::unique_ptr<netflow::Server> server_;
+  std::string address_;
+
+  UniqueFd epoll_;
+  UniqueFd notes_bell_;
+  std::mutex lock_;
+  std::vector<Note> notes_;
+  std::atomic<bool> stop_{false};
+
+  // From here on the thread's own.
+  std::unique_ptr<InsTelemetry> ins_;
+  uint32_t epoch_ = 0;       // of the INS's rings; 0: off
+  uint32_t last_epoch_ = 0;  // grows
+  int64_t epoch_since_ms_ = 0;
+  bool muted_ = false;
+  uint64_t flow_sequence_ = 0;
+  bool reading_ = false;  // the rings are read by time, not by doorbell
+  int64_t next_drain_ms_ = 0;
+  std::shared_ptr<netflow::Batch> batch_;
+  std::vector<Deferred> deferred_;
+  AddressBlocks blocks_;
+  // In force, and wanted of the next INS too.
+  std::set<std::array<uint8_t, 17>> blocked_;
+  std::vector<InsRequest> wishes_;
+  std::thread thread_;  // last: everything above is there when it starts
+};
+
+}  // namespace mw

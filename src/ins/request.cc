@@ -1,0 +1,146 @@
+// request.cc - what the driver wants of a socket, or of all (docs/protocol.md 9). Each answer is
+// given after the wish is in force, and carries what the kernel then says.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "ins/options.h"
+#include "ins/worker.h"
+
+namespace mw {
+namespace {
+
+InsReply failed(const InsRequest& r, int err) {
+  InsReply reply{};
+  reply.id = r.id;
+  reply.status = static_cast<uint32_t>(err);
+  return reply;
+}
+
+// Sets the option if the request says so, and reads it back. Returns 0 or errno.
+int set_and_read(int fd, const InsRequest& r, InsReply& reply) {
+  if (r.write != 0 && ::setsockopt(fd, r.level, r.name, r.value, r.len) < 0) return errno;
+  socklen_t len = sizeof reply.value;
+  if (::getsockopt(fd, r.level, r.name, reply.value, &len) < 0) return errno;
+  reply.len = std::min<uint32_t>(len, sizeof reply.value);
+  return 0;
+}
+
+}  // namespace
+
+void Wishes::apply_to(int stream_socket) const {
+  const std::lock_guard hold(lock_);
+  // A wish that held for the others holds here too, or the kernel has changed its mind.
+  for (const InsRequest& o : options_)
+    (void)::setsockopt(stream_socket, o.level, o.name, o.value, o.len);
+}
+
+template <class Visit>
+void Worker::each_socket(Visit&& visit) {
+  const uint32_t end = ins_.slots.used_end(index_);
+  for (uint32_t i = index_; i < end; i += ch_.geometry().workers) {
+    Sock* s = ins_.slots.find(i);
+    if (s != nullptr && s->fd >= 0) visit(i, *s);
+  }
+}
+
+void Worker::on_request(const InsRequest& r) {
+  InsReply reply{};
+  reply.id = r.id;
+  switch (r.op) {
+    case InsOp::option:
+    case InsOp::close:
+    case InsOp::look_again: {
+      Sock* s = ins_.slots.find(r.slot);
+      if (s == nullptr || s->gen != r.gen || s->fd < 0)
+        reply = failed(r, EBADF);
+      else if (r.op == InsOp::option)
+        answer_option(r.slot, *s, r, reply);
+      else if (r.op == InsOp::look_again)
+        announce(r.slot, kNewsAll);
+      else if (s->listener != nullptr)
+        reply = failed(r, EOPNOTSUPP);
+      else if ((s->flags & kLingering) != 0)
+        reset_and_free(r.slot, *s);
+      else
+        abort_socket(r.slot, *s);
+      break;
+    }
+    case InsOp::cut_peer:
+      cut_peer(r, reply);
+      break;
+    case InsOp::all_option:
+      option_of_all(r, reply);
+      break;
+    default:
+      reply = failed(r, EINVAL);
+  }
+  ControlNote note(Kind::reply);
+  note.reply = reply;
+  ins_.to_control.post(std::move(note));
+}
+
+void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& reply) {
+  if (r.len > sizeof r.value || option_is_refused(r.level, r.name, r.write != 0)) {
+    reply = failed(r, EINVAL);
+    return;
+  }
+  if (const int err = set_and_read(s.fd, r, reply); err != 0) {
+    reply = failed(r, err);
+    return;
+  }
+  if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s.kind == SockKind::stream) {
+    if (r.write != 0) take_rcvlowat(s);
+    std::memcpy(reply.value, &s.rcvlowat, sizeof s.rcvlowat);
+  }
+  // What the application may have been waiting for can be true now.
+  if (r.write != 0) announce(i, kNewsAll);
+}
+
+void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
+  int err = 0;
+  bool any = false;
+  each_socket([&](uint32_t, Sock& s) {
+    if (s.kind != SockKind::stream || err != 0) return;
+    err = set_and_read(s.fd, r, reply);
+    any = true;
+  });
+  if (!any) {
+    // Nothing is there to ask: one that is made for it is as good as those to come.
+    const UniqueFd fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    if (!fd) err = errno;
+    if (fd && r.write == 0) ins_.wishes.apply_to(fd.get());
+    if (fd) err = set_and_read(fd.get(), r, reply);
+  }
+  if (err != 0)
+    reply = failed(r, err);
+  else if (r.write != 0)
+    ins_.wishes.set_option(r);
+}
+
+void Worker::cut_peer(const InsRequest& r, InsReply& reply) {
+  PeerAddress peer;
+  peer.family = r.family;
+  std::memcpy(peer.bytes.data(), r.value, peer.bytes.size());
+  if (r.write == 0) return ins_.wishes.unblock(peer);
+  ins_.wishes.block(peer);
+  uint32_t cut = 0;
+  each_socket([&](uint32_t i, Sock& s) {
+    sockaddr_storage ss{};
+    socklen_t len = sizeof ss;
+    auto* const name = reinterpret_cast<sockaddr*>(&ss);
+    if (s.kind != SockKind::stream || s.listener != nullptr ||
+        ::getpeername(s.fd, name, &len) < 0 || peer_address_of(name, len) != peer)
+      return;
+    ++cut;
+    if ((s.flags & kLingering) != 0) return reset_and_free(i, s);
+    abort_socket(i, s);
+  });
+  reply.len = sizeof cut;
+  std::memcpy(reply.value, &cut, sizeof cut);
+}
+
+}  // namespace mw

@@ -1,0 +1,80 @@
+// telemetry.h - a worker's reports to the driver about the calls that it executes (docs/protocol.md
+// 9).
+//
+// Nobody listening costs a load and a branch for each call; running totals are kept always.
+//
+// TRUST       The memory is the driver's. It holds nothing that the INS believes: a period's number
+//             that changes at will costs reports and no more.
+// INVARIANTS  A socket's first report in a period follows one that says who it is. Where that did
+//             not fit, the socket's other reports are dropped (and counted) until it does.
+// THREADS     The worker's.
+#pragma once
+
+#include <memory>
+
+#include "base/clock.h"
+#include "base/unique_fd.h"
+#include "ins/slot_table.h"
+#include "ring/telemetry_ring.h"
+#include "transport/local/mapping.h"
+
+namespace mw {
+
+// What the driver sent to report into: shared by the workers, each of which has a ring of its own.
+struct TelemetryChannel {
+  Mapping memory;
+  UniqueFd bell;
+};
+
+class Telemetry {
+ public:
+  Telemetry(SlotTable& slots, uint32_t worker, uint32_t workers)
+      : slots_(slots), worker_(worker), workers_(workers) {}
+
+  // Reports go there from now on.
+  void attach(std::shared_ptr<TelemetryChannel> channel);
+
+  bool on() const { return writer_.epoch() != 0; }
+  // A call of this socket was executed. kind: MW_TEL_*.
+  void event(uint32_t kind, uint32_t slot, Sock& s) {
+    if (on()) [[unlikely]]
+      report(kind, slot, s);
+  }
+  // A listener's new connection, not yet handed to its worker.
+  void accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s, const mw_addr& local,
+                const mw_addr& peer) {
+    if (on()) [[unlikely]]
+      report_accepted(listener, l, slot, s, local, peer);
+  }
+
+  // Once a turn, before the worker may sleep: rings for the driver, and introduces the sockets that
+  // were there before the period began, some at a time. True: there are more.
+  bool turn(uint32_t tick) {
+    if (!writer_.unannounced() && writer_.epoch() == scanned_epoch_) [[likely]]
+      return false;
+    return do_turn(tick);
+  }
+
+ private:
+  void report(uint32_t kind, uint32_t slot, Sock& s);
+  void report_accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s, const mw_addr& local,
+                       const mw_addr& peer);
+  bool introduce(uint32_t slot, Sock& s, uint32_t epoch);
+  bool push_who(uint32_t slot, Sock& s, const mw_telemetry_endpoint& local,
+                const mw_telemetry_endpoint& remote);
+  bool push_event(uint32_t kind, uint32_t slot, const Sock& s, uint32_t extra);
+  bool do_turn(uint32_t tick);
+  bool scan(uint32_t tick);
+
+  SlotTable& slots_;
+  const uint32_t worker_;
+  const uint32_t workers_;
+  std::shared_ptr<TelemetryChannel> channel_;
+  TelemetryWriter writer_;
+  uint32_t scanned_epoch_ = 0;  // the period in which every socket of ours was introduced
+  uint32_t scan_epoch_ = 0;     // the one that scan_at_ belongs to
+  uint32_t scan_at_ = 0;
+  uint32_t scan_pause_ = 0;  // the tick in which there was no room to go on
+};
+
+}  // namespace mw

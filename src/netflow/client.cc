@@ -1,0 +1,116 @@
+#include "netflow/client.h"
+
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/clock.h"
+
+namespace mw::netflow {
+namespace {
+
+// No message of the server is longer; one that says so has lost its framing.
+constexpr size_t kLongestMessage = 65536;
+
+template <class Message>
+Status keep(Result<Message> message, std::deque<Message>& in) {
+  if (!message) return message.error();
+  in.push_back(*message);
+  return Ok{};
+}
+
+}  // namespace
+
+Result<Client> Client::connect(const std::string& path, int timeout_ms) {
+  // Through the folder's descriptor, so that a long path fits.
+  const size_t slash = path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
+  const UniqueFd dir{::open(folder.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  if (!dir) return Error{Fault::sys, errno, "opening the session's folder"};
+  const std::string name = "/proc/self/fd/" + std::to_string(dir.get()) + "/" +
+                           (slash == std::string::npos ? path : path.substr(slash + 1));
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  if (name.size() >= sizeof a.sun_path) return Error{Fault::limit, 0, "the path is too long"};
+  std::memcpy(a.sun_path, name.c_str(), name.size() + 1);
+  UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (!fd) return Error{Fault::sys, errno, "socket"};
+  if (::connect(fd.get(), reinterpret_cast<const sockaddr*>(&a), sizeof a) < 0)
+    return Error{Fault::sys, errno, "connecting to the session"};
+  return Client(std::move(fd), timeout_ms);
+}
+
+// Takes whole messages off the front of what came.
+Status Client::decode() {
+  size_t at = 0;
+  while (pending_.size() - at >= 6) {
+    const std::span<const uint8_t> left = std::span<const uint8_t>(pending_).subspan(at);
+    const uint16_t sig = signature_of(left);
+    size_t length = message_bytes(sig);
+    if (sig == kSigFlow)
+      length = size_t{left[2]} << 24 | size_t{left[3]} << 16 | size_t{left[4]} << 8 | left[5];
+    if (length < 6 || length > kLongestMessage || sig == kSigRequest)
+      return Error{Fault::peer, 0, "the server sent something that is no message"};
+    if (left.size() < length) break;
+    Status kept = Ok{};
+    if (sig == kSigObservation)
+      kept = keep(decode_observation(left.first<kObservationBytes>()), observations_);
+    else if (sig == kSigResponse)
+      kept = keep(decode_response(left.first<kResponseBytes>()), responses_);
+    else if (auto flow = decode_flow(left.first(length)); flow)
+      flows_.push_back(*flow);
+    else
+      kept = flow.error();
+    if (!kept) return kept;
+    at += length;
+  }
+  pending_.erase(pending_.begin(), pending_.begin() + static_cast<long>(at));
+  return Ok{};
+}
+
+Status Client::read(int timeout_ms) {
+  pollfd p{socket_.get(), POLLIN, 0};
+  const int ready = ::poll(&p, 1, timeout_ms);
+  if (ready < 0 && errno != EINTR) return Error{Fault::sys, errno, "poll"};
+  if (ready <= 0) return Error{Fault::would_block, ready < 0 ? EINTR : ETIMEDOUT, "poll"};
+  uint8_t room[65536];
+  const ssize_t n = ::recv(socket_.get(), room, sizeof room, 0);
+  if (n < 0) return Error{Fault::sys, errno, "recv"};
+  if (n == 0) return Error{Fault::shutdown, 0, "the server closed the connection"};
+  pending_.insert(pending_.end(), room, room + n);
+  return decode();
+}
+
+Result<Observation> Client::next(int timeout_ms) {
+  while (observations_.empty())
+    if (const Status got = read(timeout_ms); !got) return got.error();
+  const Observation first = observations_.front();
+  observations_.pop_front();
+  return first;
+}
+
+Result<Response> Client::ask(Request request) {
+  request.id = next_id_++;
+  std::array<uint8_t, kRequestBytes> bytes;
+  encode(request, bytes);
+  if (::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(bytes.size()))
+    return Error{Fault::shutdown, errno, "sending a request"};
+  const int64_t deadline = timeout_ms_ < 0 ? -1 : monotonic_ms() + timeout_ms_;
+  for (;;) {
+    const auto it = std::find_if(responses_.begin(), responses_.end(),
+                                 [&](const Response& r) { return r.id == request.id; });
+    if (it != responses_.end()) {
+      const Response found = *it;
+      responses_.erase(it);
+      return found;
+    }
+    const int64_t left = deadline < 0 ? -1 : std::max<int64_t>(0, deadline - monotonic_ms());
+    if (const Status got = read(static_cast<int>(left)); !got) return got.error();
+  }
+}
+
+}  // namespace mw::netflow

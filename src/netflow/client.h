@@ -1,0 +1,57 @@
+// client.h - an engine's end of the NetFlow interface, for C++: one connection, blocking.
+//
+//   auto engine = mw::netflow::Client::connect("/run/mwcomms/nginx-0/netflow.sock", 5000);
+//   if (!engine) return 1;
+//   while (auto seen = engine->next(-1)) {
+//     if (seen->kind != mw::netflow::ObservationKind::accept) continue;
+//     mw::netflow::Request r;  // resets every connection
+//     r.flags = mw::netflow::kRequestWrite;
+//     r.name = static_cast<uint16_t>(mw::netflow::Feature::is_open);
+//     mw::netflow::name_socket(r, *mw::netflow::decode_socket(static_cast<int64_t>(seen->extra)));
+//     engine->ask(r);
+//   }
+//
+// THREADS     One at a time.
+#pragma once
+
+#include <deque>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "base/result.h"
+#include "base/unique_fd.h"
+#include "netflow/wire.h"
+
+namespace mw::netflow {
+
+class Client {
+ public:
+  // The path of a session's local socket. An answer is waited for `timeout_ms`, -1: for ever.
+  // Errors: limit (the path is too long), sys.
+  static Result<Client> connect(const std::string& path, int timeout_ms);
+
+  // The next observation. Errors: would_block (none came in time), shutdown (the server is gone),
+  // peer (it does not speak this protocol), sys.
+  Result<Observation> next(int timeout_ms);
+  // Sends the request with an id of its own and waits for its answer; what is observed meanwhile is
+  // kept for next(). Errors: as next().
+  Result<Response> ask(Request request);
+  // The flow messages that came since the last time: they precede the answer to Feature::list.
+  std::vector<Flow> take_flows() { return std::exchange(flows_, {}); }
+
+ private:
+  Client(UniqueFd socket, int timeout_ms) : socket_(std::move(socket)), timeout_ms_(timeout_ms) {}
+  Status read(int timeout_ms);
+  Status decode();
+
+  UniqueFd socket_;
+  int timeout_ms_;
+  std::vector<uint8_t> pending_;
+  std::deque<Observation> observations_;
+  std::deque<Response> responses_;
+  std::vector<Flow> flows_;
+  uint32_t next_id_ = 1;
+};
+
+}  // namespace mw::netflow

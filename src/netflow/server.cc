@@ -1,0 +1,530 @@
+#include "netflow/server.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+
+#include <algorithm>
+#include <cinttypes>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "netflow/peer.h"
+
+namespace mw::netflow {
+namespace {
+
+constexpr const char* kWho = "mwcommsd";
+constexpr uint64_t kTagTcp = 1;
+constexpr uint64_t kTagUnix = 2;
+constexpr int kAcceptsPerTurn = 64;
+constexpr int kEventsPerTurn = 64;
+constexpr size_t kReadAtOnce = 4096;
+constexpr int kPieces = 16;
+constexpr int64_t kStrangerMs = 10'000;
+
+struct SocketAddress {
+  sockaddr_storage bytes{};
+  socklen_t len = 0;
+  sockaddr* get() { return reinterpret_cast<sockaddr*>(&bytes); }
+};
+
+// "127.0.0.1:0", "[::1]:4711". False: it is none.
+bool parse_address(const std::string& text, SocketAddress& out) {
+  const size_t colon = text.rfind(':');
+  if (colon == std::string::npos || colon + 1 == text.size()) return false;
+  unsigned long port = 0;
+  for (size_t i = colon + 1; i < text.size(); ++i) {
+    if (text[i] < '0' || text[i] > '9' || port > 65535) return false;
+    port = port * 10 + static_cast<unsigned long>(text[i] - '0');
+  }
+  if (port > 65535) return false;
+  std::string host = text.substr(0, colon);
+  sockaddr_in in{};
+  sockaddr_in6 in6{};
+  if (::inet_pton(AF_INET, host.c_str(), &in.sin_addr) == 1) {
+    in.sin_family = AF_INET;
+    in.sin_port = htons(static_cast<uint16_t>(port));
+    std::memcpy(&out.bytes, &in, sizeof in);
+    out.len = sizeof in;
+    return true;
+  }
+  if (host.size() < 2 || host.front() != '[' || host.back() != ']') return false;
+  host = host.substr(1, host.size() - 2);
+  if (::inet_pton(AF_INET6, host.c_str(), &in6.sin6_addr) != 1) return false;
+  in6.sin6_family = AF_INET6;
+  in6.sin6_port = htons(static_cast<uint16_t>(port));
+  std::memcpy(&out.bytes, &in6, sizeof in6);
+  out.len = sizeof in6;
+  return true;
+}
+
+std::string text_of(const SocketAddress& a) {
+  char host[INET6_ADDRSTRLEN] = "?";
+  if (a.bytes.ss_family == AF_INET) {
+    sockaddr_in in{};
+    std::memcpy(&in, &a.bytes, sizeof in);
+    ::inet_ntop(AF_INET, &in.sin_addr, host, sizeof host);
+    return std::string(host) + ":" + std::to_string(ntohs(in.sin_port));
+  }
+  if (a.bytes.ss_family != AF_INET6) return "a local socket";
+  sockaddr_in6 in6{};
+  std::memcpy(&in6, &a.bytes, sizeof in6);
+  ::inet_ntop(AF_INET6, &in6.sin6_addr, host, sizeof host);
+  return "[" + std::string(host) + "]:" + std::to_string(ntohs(in6.sin6_port));
+}
+
+bool is_loopback(const SocketAddress& a) {
+  if (a.bytes.ss_family == AF_INET) {
+    sockaddr_in in{};
+    std::memcpy(&in, &a.bytes, sizeof in);
+    return ntohl(in.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
+  }
+  sockaddr_in6 in6{};
+  std::memcpy(&in6, &a.bytes, sizeof in6);
+  return IN6_IS_ADDR_LOOPBACK(&in6.sin6_addr) != 0;
+}
+
+Error sys(const char* where) {
+  return {Fault::sys, errno, where};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Server>> Server::make(const ServerOptions& options) {
+  std::unique_ptr<Server> server{new Server(options)};
+  if (const Status started = server->start(); !started) return started.error();
+  return server;
+}
+
+Server::~Server() = default;
+
+Status Server::start() {
+  epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
+  if (!epoll_) return sys("epoll_create1 for engines");
+  if (!options_.address.empty())
+    if (Status listening = listen_tcp(); !listening) return listening;
+  if (!options_.unix_path.empty())
+    if (Status listening = listen_unix(); !listening) return listening;
+  return Ok{};
+}
+
+Status Server::listen_tcp() {
+  SocketAddress a;
+  if (!parse_address(options_.address, a))
+    return Error{Fault::limit, 0, "the NetFlow address is not ADDRESS:PORT"};
+  tcp_over_tls_ = !options_.token_file.empty() || !options_.read_token_file.empty();
+  if (!is_loopback(a) && !tcp_over_tls_)
+    return Error{Fault::limit, 0,
+                 "NetFlow beyond this host's loopback needs a token file, a certificate and a key"};
+  if (tcp_over_tls_) {
+    for (const auto& [path, token] : {std::pair{&options_.token_file, &token_},
+                                      std::pair{&options_.read_token_file, &read_token_}}) {
+      if (path->empty()) continue;
+      auto read = netflow::read_token(*path);
+      if (!read) return read.error();
+      *token = *read;
+    }
+    auto tls = TlsServer::make(options_.certificate_file, options_.key_file);
+    if (!tls) return tls.error();
+    tls_ = std::move(*tls);
+  }
+  tcp_ = UniqueFd{::socket(a.bytes.ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!tcp_) return sys("socket for engines");
+  const int on = 1;
+  ::setsockopt(tcp_.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (a.bytes.ss_family == AF_INET6)
+    ::setsockopt(tcp_.get(), IPPROTO_IPV6, IPV6_V6ONLY, &on, sizeof on);
+  if (::bind(tcp_.get(), a.get(), a.len) < 0) return sys("bind of the NetFlow address");
+  if (::listen(tcp_.get(), 128) < 0) return sys("listen for engines");
+  a.len = sizeof a.bytes;
+  if (::getsockname(tcp_.get(), a.get(), &a.len) < 0) return sys("getsockname");
+  address_ = text_of(a);
+  if (!watch(tcp_.get(), EPOLLIN, kTagTcp, EPOLL_CTL_ADD)) return sys("epoll_ctl for engines");
+  return Ok{};
+}
+
+Status Server::listen_unix() {
+  // Through the folder's descriptor, so that a long path fits.
+  const size_t slash = options_.unix_path.rfind('/');
+  const std::string folder = slash == std::string::npos ? "." : options_.unix_path.substr(0, slash);
+  const std::string name = options_.unix_path.substr(slash + 1);
+  const UniqueFd dir{::open(folder.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)};
+  if (!dir) return sys("opening the folder of the NetFlow socket");
+  if (::unlinkat(dir.get(), name.c_str(), 0) < 0 && errno != ENOENT)
+    return sys("removing an old NetFlow socket");
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  const int n =
+      std::snprintf(a.sun_path, sizeof a.sun_path, "/proc/self/fd/%d/%s", dir.get(), name.c_str());
+  if (n < 0 || n >= static_cast<int>(sizeof a.sun_path))
+    return Error{Fault::limit, 0, "the name of the NetFlow socket is too long"};
+  unix_ = UniqueFd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!unix_) return sys("socket for engines");
+  if (::bind(unix_.get(), reinterpret_cast<const sockaddr*>(&a), sizeof a) < 0)
+    return sys("bind of the NetFlow socket");
+  if (::chmod(a.sun_path, 0600) < 0) return sys("chmod of the NetFlow socket");
+  if (::listen(unix_.get(), 128) < 0) return sys("listen for engines");
+  if (!watch(unix_.get(), EPOLLIN, kTagUnix, EPOLL_CTL_ADD)) return sys("epoll_ctl for engines");
+  return Ok{};
+}
+
+bool Server::watch(int fd, uint32_t events, uint64_t tag, int op) {
+  epoll_event e{};
+  e.events = events;
+  e.data.u64 = tag;
+  return ::epoll_ctl(epoll_.get(), op, fd, &e) == 0;
+}
+
+void Server::handle_events() {
+  epoll_event events[kEventsPerTurn];
+  const int n = ::epoll_wait(epoll_.get(), events, kEventsPerTurn, 0);
+  for (int k = 0; k < n; ++k) {
+    const uint64_t tag = events[k].data.u64;
+    if (tag == kTagTcp)
+      accept_from(tcp_.get(), tcp_over_tls_);
+    else if (tag == kTagUnix)
+      accept_from(unix_.get(), false);
+    else
+      on_events(tag, events[k].events);
+  }
+}
+
+// ---- coming and going ----
+
+void Server::accept_from(int listener, bool over_tls) {
+  for (int k = 0; k < kAcceptsPerTurn; ++k) {
+    SocketAddress from;
+    from.len = sizeof from.bytes;
+    UniqueFd socket{::accept4(listener, from.get(), &from.len, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+    if (!socket) {
+      // Out of descriptors: whoever waits would be reported again and again.
+      if ((errno == EMFILE || errno == ENFILE) && spare_) {
+        spare_.reset();
+        socket = UniqueFd{::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC)};
+        socket.reset();
+        spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+        log_line(kWho, "NetFlow: an engine is refused: no descriptor is left");
+      }
+      return;
+    }
+    if (engines_.size() >= kMaxEngines) {
+      if (!said_full_)
+        log_line(kWho, "NetFlow: %zu engines are connected, further ones are refused", kMaxEngines);
+      said_full_ = true;
+      continue;
+    }
+    const int on = 1;
+    if (from.bytes.ss_family != AF_UNIX)
+      ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+    const auto uid = over_tls ? std::nullopt : peer_uid(socket.get());
+    if (!over_tls && (!uid || (*uid != 0 && *uid != options_.owner))) {
+      if (refused_++ < kSaidRefusals)
+        log_line(kWho, "NetFlow: %s is refused: it belongs to %s%s", text_of(from).c_str(),
+                 uid ? "user " : "nobody that could be told",
+                 uid ? std::to_string(*uid).c_str() : "");
+      continue;
+    }
+    const EngineId id = next_id_++;
+    Engine& e = engines_[id];
+    e.socket = std::move(socket);
+    e.name = text_of(from);
+    e.since_ms = monotonic_ms();
+    if (over_tls) e.tls = tls_->accept(e.socket.get());
+    e.watched = EPOLLIN;
+    if ((over_tls && e.tls == nullptr) || !watch(e.socket.get(), e.watched, id, EPOLL_CTL_ADD)) {
+      engines_.erase(id);
+      continue;
+    }
+    if (over_tls)
+      drop_strangers();
+    else
+      admit(e, !options_.read_only);
+  }
+}
+
+void Server::admit(Engine& e, bool may_act) {
+  e.admitted = true;
+  e.may_act = may_act;
+  on_listening();
+  log_line(kWho, "NetFlow: engine %s connected, %s", e.name.c_str(),
+           may_act ? "may act" : "read-only");
+}
+
+// Those that had time enough to show a token, and the oldest of too many.
+void Server::drop_strangers() {
+  size_t strangers = 0;
+  std::vector<EngineId> late;
+  const int64_t limit = monotonic_ms() - kStrangerMs;
+  for (const auto& [id, e] : engines_) {
+    if (e.admitted) continue;
+    ++strangers;
+    if (e.since_ms < limit) late.push_back(id);
+  }
+  for (const EngineId id : late) close(id, "it showed no token in time");
+  if (strangers - late.size() <= kMaxStrangers) return;
+  const auto oldest = std::find_if(engines_.begin(), engines_.end(),
+                                   [](const auto& e) { return !e.second.admitted; });
+  close(oldest->first, nullptr);
+}
+
+void Server::close(EngineId id, const char* why) {
+  const auto it = engines_.find(id);
+  if (it == engines_.end()) return;
+  const Engine& e = it->second;
+  if (why != nullptr)
+    log_line(kWho, "NetFlow: engine %s: %s; connection closed", e.name.c_str(), why);
+  if (e.admitted)
+    log_line(kWho, "NetFlow: engine %s disconnected, missed %" PRIu64 " observations",
+             e.name.c_str(), e.missed);
+  engines_.erase(it);
+  said_full_ = false;
+}
+
+// ---- reading ----
+
+void Server::on_events(EngineId id, uint32_t events) {
+  const auto it = engines_.find(id);
+  if (it == engines_.end()) return;
+  Engine& e = it->second;
+  const char* why = nullptr;
+  if (!flush(e)) return close(id, nullptr);
+  // TLS may hold bytes that epoll knows nothing about.
+  const bool may_read = (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 || e.tls != nullptr;
+  if (may_read && !read_requests(id, e, &why)) return close(id, why);
+  if (!flush(e)) return close(id, nullptr);
+  update_watch(id, e);
+}
+
+Result<size_t> Server::receive(Engine& e, std::span<uint8_t> room) {
+  if (e.tls != nullptr) return e.tls->read(room);
+  const ssize_t n = ::recv(e.socket.get(), room.data(), room.size(), MSG_DONTWAIT);
+  if (n > 0) return static_cast<size_t>(n);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return Error{Fault::would_block, errno, "recv"};
+  return Error{Fault::shutdown, n < 0 ? errno : 0, "recv"};
+}
+
+// False: the engine is gone, or has to go, for `why` unless it left by itself.
+bool Server::read_requests(EngineId id, Engine& e, const char** why) {
+  uint8_t room[kReadAtOnce];
+  // An engine that asks faster than it is answered waits; its bytes stay in the kernel.
+  while (e.outstanding + e.responses < kMaxOutstanding) {
+    // What is read is used at once: so many requests as there may be answers to come.
+    const size_t most = (kMaxOutstanding - e.outstanding - e.responses) * kRequestBytes;
+    auto got = receive(e, std::span(room).first(std::min(sizeof room, most)));
+    if (!got) {
+      if (got.error().fault == Fault::peer) *why = got.error().where;
+      if (got.error().fault == Fault::shutdown && !e.requests.at_boundary())
+        *why = "it left in the middle of a request";
+      return got.error().fault == Fault::would_block;
+    }
+    std::span<const uint8_t> bytes(room, *got);
+    if (!e.admitted) {
+      if (!read_token_line(e, bytes)) {
+        *why = "what it showed is not the token";
+        return false;
+      }
+      if (bytes.empty()) continue;
+    }
+    const auto used = e.requests.feed(bytes, [&](const Request& r) {
+      take(id, e, r);
+      return true;
+    });
+    if (!used) {
+      *why = "it sent a message that no engine sends";
+      return false;
+    }
+  }
+  return true;
+}
+
+// Takes what belongs to the token off the front of `bytes`. False: it is wrong.
+bool Server::read_token_line(Engine& e, std::span<const uint8_t>& bytes) {
+  const size_t n = std::min(bytes.size(), kTokenLine - e.shown.size());
+  e.shown.insert(e.shown.end(), bytes.begin(), bytes.begin() + static_cast<long>(n));
+  bytes = bytes.subspan(n);
+  if (e.shown.size() < kTokenLine) return true;
+  if (token_ && token_matches(e.shown, *token_))
+    admit(e, !options_.read_only);
+  else if (read_token_ && token_matches(e.shown, *read_token_))
+    admit(e, false);
+  e.shown.clear();
+  return e.admitted;
+}
+
+void Server::take(EngineId id, Engine& e, const Request& r) {
+  ++e.outstanding;
+  const auto answer = [&](int err) { respond(id, {r.id, static_cast<uint32_t>(err), 0, 0}); };
+  if ((r.flags & ~kRequestFlags) != 0) return answer(EINVAL);
+  if (r.name == static_cast<uint16_t>(Feature::monitor_on) ||
+      r.name == static_cast<uint16_t>(Feature::monitor_off)) {
+    e.monitoring = r.name == static_cast<uint16_t>(Feature::monitor_on);
+    if (!e.monitoring) forget_observations(e);
+    e.behind = false;
+    on_listening();
+    return answer(0);
+  }
+  if (r.write() && !e.may_act) return answer(EPERM);
+  on_request(id, r);
+}
+
+// ---- writing ----
+
+void Server::respond(EngineId id, const Response& response) {
+  const auto it = engines_.find(id);
+  if (it == engines_.end()) return;  // it did not wait for the answer
+  Engine& e = it->second;
+  if (e.outstanding != 0) --e.outstanding;
+  std::vector<uint8_t> bytes(kResponseBytes);
+  encode(response, std::span<uint8_t, kResponseBytes>(bytes.data(), kResponseBytes));
+  put_answer(e, std::move(bytes));
+  update_watch(id, e);
+}
+
+bool Server::send_part(EngineId id, std::vector<uint8_t> bytes) {
+  const auto it = engines_.find(id);
+  if (it == engines_.end() || it->second.queued > 2 * options_.queue_bytes) return false;
+  put_answer(it->second, std::move(bytes));
+  return true;
+}
+
+// Ahead of the observations that wait, behind what is half sent and the answers before it.
+void Server::put_answer(Engine& e, std::vector<uint8_t> bytes) {
+  auto batch = std::make_shared<Batch>();
+  batch->bytes = std::move(bytes);
+  const bool started =
+      !e.out.empty() && e.out.front().at != 0 && e.out.front().batch->messages != 0;
+  const auto at = e.out.begin() + static_cast<long>((started ? 1u : 0u) + e.responses);
+  e.queued += batch->bytes.size();
+  e.out.insert(at, Waiting{std::move(batch), 0});
+  ++e.responses;
+}
+
+void Server::broadcast(const std::shared_ptr<const Batch>& batch) {
+  std::vector<EngineId> gone;
+  for (auto& [id, e] : engines_) {
+    if (!e.admitted || !e.monitoring) continue;
+    if (e.queued + batch->bytes.size() > options_.queue_bytes) {
+      e.missed += batch->messages;
+      if (!e.behind)
+        log_line(kWho, "NetFlow: engine %s does not keep up and misses observations",
+                 e.name.c_str());
+      e.behind = true;
+      continue;
+    }
+    e.queued += batch->bytes.size();
+    e.out.push_back({batch, 0});
+    // While it is known to take no more, epoll says when it does.
+    if ((e.watched & EPOLLOUT) == 0 && !flush(e)) {
+      gone.push_back(id);
+      continue;
+    }
+    update_watch(id, e);
+  }
+  for (const EngineId id : gone) close(id, nullptr);
+}
+
+void Server::count_missed(uint64_t observations) {
+  for (auto& [id, e] : engines_)
+    if (e.admitted && e.monitoring) e.missed += observations;
+}
+
+Result<size_t> Server::send(Engine& e) {
+  if (e.tls != nullptr) {
+    const Waiting& w = e.out.front();
+    return e.tls->write(std::span(w.batch->bytes).subspan(w.at));
+  }
+  iovec pieces[kPieces];
+  size_t count = 0;
+  for (const Waiting& w : e.out) {
+    if (count == kPieces) break;
+    pieces[count++] = {const_cast<uint8_t*>(w.batch->bytes.data()) + w.at,
+                       w.batch->bytes.size() - w.at};
+  }
+  msghdr m{};
+  m.msg_iov = pieces;
+  m.msg_iovlen = count;
+  const ssize_t n = ::sendmsg(e.socket.get(), &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (n >= 0) return static_cast<size_t>(n);
+  if (errno == EAGAIN || errno == EINTR) return Error{Fault::would_block, errno, "sendmsg"};
+  return Error{Fault::shutdown, errno, "sendmsg"};
+}
+
+// Sends what the engine takes. False: it is gone.
+bool Server::flush(Engine& e) {
+  if (!e.admitted && e.tls == nullptr) return true;
+  while (!e.out.empty()) {
+    auto sent = send(e);
+    if (!sent) return sent.error().fault == Fault::would_block;
+    size_t n = *sent;
+    e.queued -= n;
+    while (n != 0) {
+      Waiting& w = e.out.front();
+      const size_t part = std::min(n, w.batch->bytes.size() - w.at);
+      w.at += part;
+      n -= part;
+      if (w.at < w.batch->bytes.size()) break;
+      // Answers stand together at the front; the first of them, if it is partly sent, too.
+      if (w.batch->messages == 0) --e.responses;
+      e.out.pop_front();
+    }
+  }
+  return true;
+}
+
+// Monitoring is off at once: what waits is not sent any more, but for the rest of a message.
+void Server::forget_observations(Engine& e) {
+  for (size_t k = 0; k < e.out.size();) {
+    Waiting& w = e.out[k];
+    if (w.batch->messages == 0) {
+      ++k;
+      continue;
+    }
+    const size_t rest = w.batch->bytes.size() - w.at;
+    e.queued -= rest;
+    const size_t cut = w.at % kObservationBytes;
+    if (cut != 0) {
+      auto tail = std::make_shared<Batch>();
+      const auto from = w.batch->bytes.begin() + static_cast<long>(w.at);
+      tail->bytes.assign(from, from + static_cast<long>(kObservationBytes - cut));
+      tail->messages = 1;
+      e.queued += tail->bytes.size();
+      // Its first byte counts as sent, so that no answer is put before it.
+      tail->bytes.insert(tail->bytes.begin(), 0);
+      w = {std::move(tail), 1};
+      ++k;
+      continue;
+    }
+    e.out.erase(e.out.begin() + static_cast<long>(k));
+  }
+}
+
+void Server::update_watch(EngineId id, Engine& e) {
+  uint32_t events = 0;
+  if (e.outstanding + e.responses < kMaxOutstanding) events |= EPOLLIN;
+  if (!e.out.empty() || (e.tls != nullptr && e.tls->wants_write())) events |= EPOLLOUT;
+  if (events == e.watched) return;
+  e.watched = events;
+  watch(e.socket.get(), events, id, EPOLL_CTL_MOD);
+}
+
+size_t Server::listening() const {
+  return static_cast<size_t>(std::count_if(engines_.begin(), engines_.end(), [](const auto& e) {
+    return e.second.admitted && e.second.monitoring;
+  }));
+}
+
+bool Server::anyone_keeps_up() const {
+  return std::any_of(engines_.begin(), engines_.end(), [this](const auto& e) {
+    return e.second.admitted && e.second.monitoring &&
+           (!e.second.behind || e.second.queued < options_.queue_bytes / 2);
+  });
+}
+
+}  // namespace mw::netflow

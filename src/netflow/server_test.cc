@@ -1,0 +1,279 @@
+// The server with engines played by the test, over local sockets: no INS is needed.
+#include "netflow/server.h"
+
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+
+#include "base/clock.h"
+
+namespace mw::netflow {
+namespace {
+
+class ServerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    char name[] = "/tmp/mw-netflow-XXXXXX";
+    ASSERT_NE(::mkdtemp(name), nullptr);
+    folder_ = name;
+    options_.unix_path = folder_ + "/s";
+    options_.owner = ::getuid();
+  }
+  void TearDown() override { std::filesystem::remove_all(folder_); }
+
+  void start() {
+    auto made = Server::make(options_);
+    ASSERT_TRUE(made) << made.error().where;
+    server_ = std::move(*made);
+    server_->on_request = [this](Server::EngineId engine, const Request& r) {
+      asked_.push_back({engine, r});
+    };
+    server_->on_listening = [] {};
+  }
+  // Until it holds; the deadline is for failures only.
+  template <class Holds>
+  bool eventually(Holds&& holds) {
+    const int64_t deadline = monotonic_ms() + 20'000;
+    while (!holds()) {
+      if (monotonic_ms() > deadline) return false;
+      pollfd p{server_->event_fd(), POLLIN, 0};
+      ::poll(&p, 1, 10);
+      server_->handle_events();
+    }
+    return true;
+  }
+  UniqueFd engine() {
+    UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    sockaddr_un a{};
+    a.sun_family = AF_UNIX;
+    std::strncpy(a.sun_path, options_.unix_path.c_str(), sizeof a.sun_path - 1);
+    EXPECT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a), 0);
+    const size_t before = server_->engines();
+    EXPECT_TRUE(eventually([&] { return server_->engines() == before + 1; }));
+    return fd;
+  }
+  static void send(const UniqueFd& fd, const Request& r) {
+    std::array<uint8_t, kRequestBytes> bytes;
+    encode(r, bytes);
+    ASSERT_EQ(::send(fd.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+  }
+  static Request request(uint32_t id, Feature name, uint16_t flags = 0) {
+    Request r;
+    r.id = id;
+    r.flags = flags;
+    r.name = static_cast<uint16_t>(name);
+    return r;
+  }
+  static std::shared_ptr<Batch> batch(uint32_t count, uint64_t first) {
+    auto b = std::make_shared<Batch>();
+    b->bytes.resize(count * kObservationBytes);
+    b->messages = count;
+    for (uint32_t k = 0; k < count; ++k) {
+      Observation o;
+      o.bytes_in = first + k;
+      encode(o, std::span<uint8_t, kObservationBytes>(b->bytes.data() + k * kObservationBytes,
+                                                      kObservationBytes));
+    }
+    return b;
+  }
+  static bool readable(const UniqueFd& fd) {
+    pollfd p{fd.get(), POLLIN, 0};
+    return ::poll(&p, 1, 0) == 1;
+  }
+  // One whole message, while the server runs.
+  std::vector<uint8_t> next(const UniqueFd& fd) {
+    std::vector<uint8_t> m;
+    size_t want = 2;
+    while (m.size() < want) {
+      if (!eventually([&] { return readable(fd); })) return {};
+      uint8_t room[kObservationBytes];
+      const ssize_t n = ::recv(fd.get(), room, want - m.size(), 0);
+      if (n <= 0) return {};
+      m.insert(m.end(), room, room + n);
+      if (m.size() == 2) want = message_bytes(signature_of(m));
+    }
+    return m;
+  }
+  Response next_response(const UniqueFd& fd, uint32_t* observations = nullptr) {
+    for (;;) {
+      const auto m = next(fd);
+      if (m.size() == kResponseBytes)
+        return *decode_response(std::span<const uint8_t, kResponseBytes>(m.data(), kResponseBytes));
+      if (m.size() != kObservationBytes) {
+        ADD_FAILURE() << "no whole message";
+        return {};
+      }
+      if (observations != nullptr) ++*observations;
+    }
+  }
+
+  struct Asked {
+    Server::EngineId engine;
+    Request request;
+  };
+  std::string folder_;
+  ServerOptions options_;
+  std::unique_ptr<Server> server_;
+  std::vector<Asked> asked_;
+};
+
+TEST_F(ServerTest, EveryEngineGetsEveryObservation) {
+  start();
+  const UniqueFd a = engine();
+  const UniqueFd b = engine();
+  server_->broadcast(batch(3, 7));
+  for (const UniqueFd* fd : {&a, &b}) {
+    for (uint64_t k = 7; k < 10; ++k) {
+      const auto m = next(*fd);
+      ASSERT_EQ(m.size(), kObservationBytes);
+      auto o = decode_observation(std::span<const uint8_t, kObservationBytes>(m.data(), 116));
+      ASSERT_TRUE(o);
+      EXPECT_EQ(o->bytes_in, k);
+    }
+  }
+}
+
+TEST_F(ServerTest, AnAnswerComesBeforeWhatTheEngineDidNotRead) {
+  start();
+  const UniqueFd fd = engine();
+  for (uint32_t k = 0; k < 100; ++k)
+    server_->broadcast(batch(512, k));  // 6 MB: more than the kernel
+  send(fd, request(5, Feature::nodelay));
+  send(fd, request(6, Feature::nodelay));
+  ASSERT_TRUE(eventually([&] { return asked_.size() == 2; }));
+  for (const Asked& a : asked_) server_->respond(a.engine, {a.request.id, 0, 1, 0});
+  uint32_t before = 0;
+  EXPECT_EQ(next_response(fd, &before).id, 5u);
+  EXPECT_EQ(next_response(fd, &before).id, 6u);
+  EXPECT_LT(before, 512u * 60);
+  // And the rest is whole.
+  for (uint32_t k = before; k < 512 * 100; ++k) ASSERT_EQ(next(fd).size(), kObservationBytes);
+}
+
+TEST_F(ServerTest, AnEngineThatDoesNotReadMissesAndTheOthersDoNot) {
+  options_.queue_bytes = 256 * 1024;
+  start();
+  const UniqueFd stalled = engine();
+  const UniqueFd reader = engine();
+  uint32_t got = 0;
+  for (uint32_t k = 0; k < 100; ++k) {
+    server_->broadcast(batch(512, k));
+    for (uint32_t n = 0; n < 512; ++n, ++got) ASSERT_EQ(next(reader).size(), kObservationBytes);
+  }
+  EXPECT_EQ(got, 51'200u);
+  EXPECT_TRUE(server_->anyone_keeps_up());
+  send(reader, request(1, Feature::monitor_off));
+  EXPECT_EQ(next_response(reader).status, 0u);
+  EXPECT_FALSE(server_->anyone_keeps_up());
+  // Whoever reads again is served again.
+  uint32_t late = 0;
+  while (readable(stalled)) {
+    ASSERT_EQ(next(stalled).size(), kObservationBytes);
+    ++late;
+  }
+  EXPECT_LT(late, 51'200u);
+  EXPECT_TRUE(server_->anyone_keeps_up());
+}
+
+TEST_F(ServerTest, MonitoringOffEndsAtAMessagesEnd) {
+  start();
+  const UniqueFd fd = engine();
+  for (uint32_t k = 0; k < 100; ++k) server_->broadcast(batch(512, k));
+  send(fd, request(9, Feature::monitor_off, kRequestWrite));
+  uint32_t before = 0;
+  EXPECT_EQ(next_response(fd, &before).id, 9u);
+  EXPECT_LT(before, 512u * 60);  // what the kernel had already
+  server_->broadcast(batch(1, 0));
+  server_->handle_events();
+  EXPECT_FALSE(readable(fd));
+  send(fd, request(10, Feature::monitor_on));
+  EXPECT_EQ(next_response(fd).id, 10u);
+  server_->broadcast(batch(1, 77));
+  EXPECT_EQ(next(fd).size(), kObservationBytes);
+}
+
+TEST_F(ServerTest, WhoeverMayOnlyLookChangesNothing) {
+  options_.read_only = true;
+  start();
+  const UniqueFd fd = engine();
+  send(fd, request(1, Feature::is_open, kRequestWrite | kRequestBySocket));
+  EXPECT_EQ(next_response(fd).status, static_cast<uint32_t>(EPERM));
+  EXPECT_TRUE(asked_.empty());
+  send(fd, request(2, Feature::is_open, kRequestBySocket));
+  ASSERT_TRUE(eventually([&] { return asked_.size() == 1; }));
+}
+
+TEST_F(ServerTest, AnUnknownFlagIsAnsweredAndAnUnknownSignatureIsTheEnd) {
+  start();
+  const UniqueFd fd = engine();
+  send(fd, request(1, Feature::nodelay, 0x80));
+  EXPECT_EQ(next_response(fd).status, static_cast<uint32_t>(EINVAL));
+  const uint8_t wrong[] = {0xd3, 0x10};
+  ASSERT_EQ(::send(fd.get(), wrong, sizeof wrong, 0), 2);
+  EXPECT_TRUE(eventually([&] { return server_->engines() == 0; }));
+}
+
+TEST_F(ServerTest, RequestsWithoutEndWaitForTheirAnswers) {
+  start();
+  const UniqueFd fd = engine();
+  // In one piece: the kernel's queue holds only so many.
+  std::vector<uint8_t> all(2 * Server::kMaxOutstanding * kRequestBytes);
+  for (uint32_t k = 0; k < 2 * Server::kMaxOutstanding; ++k)
+    encode(request(k, Feature::nodelay),
+           std::span<uint8_t, kRequestBytes>(all.data() + k * kRequestBytes, kRequestBytes));
+  ASSERT_EQ(::send(fd.get(), all.data(), all.size(), 0), static_cast<ssize_t>(all.size()));
+  ASSERT_TRUE(eventually([&] { return asked_.size() == Server::kMaxOutstanding; }));
+  for (int k = 0; k < 10; ++k) server_->handle_events();
+  EXPECT_EQ(asked_.size(), Server::kMaxOutstanding);
+  for (uint32_t k = 0; k < 2 * Server::kMaxOutstanding; ++k) {
+    ASSERT_TRUE(eventually([&] { return asked_.size() > k; }));
+    server_->respond(asked_[k].engine, {asked_[k].request.id, 0, 0, 0});
+    EXPECT_EQ(next_response(fd).id, k);
+  }
+}
+
+TEST_F(ServerTest, TooManyEnginesAreRefused) {
+  start();
+  std::vector<UniqueFd> all;
+  while (all.size() < Server::kMaxEngines) all.push_back(engine());
+  UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  std::strncpy(a.sun_path, options_.unix_path.c_str(), sizeof a.sun_path - 1);
+  ASSERT_EQ(::connect(fd.get(), reinterpret_cast<sockaddr*>(&a), sizeof a), 0);
+  EXPECT_TRUE(eventually([&] { return readable(fd); }));
+  char byte = 0;
+  EXPECT_EQ(::recv(fd.get(), &byte, 1, 0), 0);
+  all.pop_back();
+  EXPECT_TRUE(eventually([&] { return server_->engines() == Server::kMaxEngines - 1; }));
+  all.push_back(engine());
+}
+
+TEST_F(ServerTest, RefusesToListenBeyondThisHostWithoutTokenAndTls) {
+  for (const char* address : {"0.0.0.0:0", "[::]:0", "192.0.2.1:7", "10.0.0.1:0"}) {
+    options_.address = address;
+    auto made = Server::make(options_);
+    ASSERT_FALSE(made) << address;
+    EXPECT_EQ(made.error().fault, Fault::limit) << address;
+  }
+  options_.address = "0.0.0.0:0";
+  options_.token_file = folder_ + "/token";
+  EXPECT_FALSE(Server::make(options_));  // no such file
+}
+
+TEST_F(ServerTest, AnAddressThatIsNoneIsRefused) {
+  for (const char* address : {"127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ":80",
+                              "::1:80", "localhost:80", "127.0.0.1:80 "}) {
+    options_.address = address;
+    EXPECT_FALSE(Server::make(options_)) << address;
+  }
+}
+
+}  // namespace
+}  // namespace mw::netflow
