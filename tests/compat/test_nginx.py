@@ -4,11 +4,13 @@ import concurrent.futures
 import os
 import re
 import signal
+import threading
 from pathlib import Path
 
 import webserver
 from mwtest.proc import wait_for
 
+RELOADS = 20
 NGINX_PAGE = Path("/var/www/html/index.nginx-debian.html")
 
 
@@ -41,18 +43,28 @@ def test_nginx(box):
 
 def test_reload_under_load(box):
     _start(box)
-    wait_for((box.directory / "nginx.pid").exists, 10, "the pid file")
+    wait_for((box.directory / "nginx.pid").exists, 60, "the pid file")
     master = int((box.directory / "nginx.pid").read_text())
-    before = wait_for(lambda: _workers(master), 10, "workers run")
+    before = wait_for(lambda: _workers(master), 60, "workers run")
+    done = threading.Event()
+
+    def load() -> list:
+        """Rounds of requests until the reloads are over."""
+        rounds = []
+        while not rounds or not done.is_set():
+            rounds.append(webserver.load(box, 80, 1000, 8))
+        return rounds
+
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(webserver.load, box, 80, 8000, 8)
-        reloads = 0
-        while not answer.done():
-            os.kill(master, signal.SIGHUP)
-            reloads += 1
-            old = before
-            wait_for(lambda: _workers(master) - old or answer.done(), 10, "new workers run")
-            before = _workers(master)
-        assert answer.result() == (8000, 0)
-    assert reloads > 1, "the load ended before a second reload"
+        answer = pool.submit(load)
+        try:
+            for _ in range(RELOADS):
+                os.kill(master, signal.SIGHUP)
+                old = before
+                wait_for(lambda: _workers(master) - old, 60, "new workers run")
+                before = _workers(master)
+        finally:
+            done.set()
+        rounds = answer.result()
+    assert rounds == [(1000, 0)] * len(rounds)
     webserver.check_document(box, 80, "/", webserver.PAGE)

@@ -27,7 +27,7 @@ constexpr mw_geometry kGeometry{.slots = 200,
 class World {
  public:
   World() {
-    char name[] = "/tmp/mw-fuzz-XXXXXX";
+    char name[] = "/dev/shm/mw-fuzz-XXXXXX";  // a disk would be most of the time
     require(::mkdtemp(name) != nullptr);
     folder_ = name;
     auto registry = LocalRegistry::create(folder_ + "/r");
