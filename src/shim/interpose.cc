@@ -686,7 +686,7 @@ MW_EXPORT int execle(const char* path, const char* first, ...) noexcept {
 }
 MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                           const posix_spawnattr_t* attributes, char* const* argv,
-                          char* const* env) noexcept {
+                          char* const* env) {
   epoll_before_exec();
   const int rc = libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
   note_copies();
@@ -694,7 +694,7 @@ MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_a
 }
 MW_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                            const posix_spawnattr_t* attributes, char* const* argv,
-                           char* const* env) noexcept {
+                           char* const* env) {
   epoll_before_exec();
   const int rc = libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
   note_copies();
