@@ -236,17 +236,17 @@ void NetflowService::put(const netflow::Observation& o) {
   if (server_->listening() == 0) return;
   if (batch_ == nullptr) {
     batch_ = std::make_shared<netflow::Batch>();
-    batch_->bytes.resize(kObservationsPerBatch * netflow::kObservationBytes);
+    batch_->bytes.reserve(kObservationsPerBatch * netflow::kObservationBytes);
   }
-  uint8_t* const at = batch_->bytes.data() + batch_->messages * netflow::kObservationBytes;
-  netflow::encode(o,
-                  std::span<uint8_t, netflow::kObservationBytes>(at, netflow::kObservationBytes));
+  const size_t at = batch_->bytes.size();
+  batch_->bytes.resize(at + netflow::kObservationBytes);
+  netflow::encode(o, std::span<uint8_t, netflow::kObservationBytes>(batch_->bytes.data() + at,
+                                                                    netflow::kObservationBytes));
   if (++batch_->messages == kObservationsPerBatch) send_batch();
 }
 
 void NetflowService::send_batch() {
   if (batch_ == nullptr || batch_->messages == 0) return;
-  batch_->bytes.resize(batch_->messages * netflow::kObservationBytes);
   server_->broadcast(batch_);
   batch_.reset();
 }

@@ -407,6 +407,28 @@ def test_what_was_wished_outlives_the_ins(echo) -> None:
         assert engine.get(Feature.CONGESTION) == Congestion.RENO
 
 
+def test_a_driver_that_is_started_anew_is_found_again(echo) -> None:
+    with echo.engine() as engine, echo.pair(engine) as (peer, number):
+        before = echo.session.pid("driver")
+        os.kill(before, 9)
+        with pytest.raises(ConnectionResetError):
+            until(engine, Kind.NONE)
+        proc.wait_for(lambda: echo.session.pid("driver") not in (before, 0), SECONDS, "another driver")
+
+        def again():
+            try:
+                with echo.engine() as late:
+                    return number in [f.socket for f in late.list()]
+            except OSError:
+                return False  # it is not there yet
+        proc.wait_for(again, SECONDS, "the new driver knows the old connection", echo.session.background)
+        with echo.engine() as late:
+            peer.sendall(b"on")
+            assert peer.recv(2) == b"on"
+            seen, _ = until(late, Kind.RECV)
+            assert (seen.socket, seen.bytes_in) == (number, 7)
+
+
 def test_an_engine_that_reads_nothing_delays_nobody(echo) -> None:
     with echo.engine() as stalled, echo.engine() as engine:
         with echo.connect() as peer:
