@@ -11,6 +11,7 @@
 #include <iostream>
 
 #include "base/log.h"
+#include "cli/check_config.h"
 #include "cli/doctor.h"
 #include "cli/exit_status.h"
 #include "cli/flows.h"
@@ -219,6 +220,11 @@ int main(int argc, char** argv) {
   doctor->add_flag("--json", json, "One JSON document");
   doctor->prefix_command();
   doctor->footer("mw doctor [--json] [--] [PROGRAM [ARG]...]");
+  CLI::App* check =
+      app.add_subcommand("check-config", "Is this configuration file right, all of it?");
+  std::string file;
+  check->add_option("file", file, "See mwcomms.toml(5)")->required();
+  check->add_flag("--json", json, "One JSON document");
   CLI::App* clean = app.add_subcommand("clean", "Remove what dead sessions left behind");
   const mw::FlowCommands flows(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
@@ -248,6 +254,7 @@ int main(int argc, char** argv) {
   }
   if (dashes != words.end()) return usage_error(app, "only run and doctor take a command");
   if (*ps) return ps_command(only, json);
+  if (*check) return static_cast<int>(mw::check_config(file, json));
   if (*clean) return mw::clean_sessions(mw::default_base());
   if (flows.given()) return flows.run();
   if (*version) std::puts("mw " MW_VERSION);

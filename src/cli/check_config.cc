@@ -1,0 +1,57 @@
+#include "cli/check_config.h"
+
+#include <cerrno>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "base/log.h"
+#include "frontend/failure.h"
+#include "netflow/config.h"
+
+namespace mw {
+namespace {
+
+void print_json(const std::string& path, const netflow::ConfigReading& reading) {
+  auto faults = nlohmann::json::array();
+  for (const netflow::ConfigFault& f : reading.faults) {
+    faults.push_back({{"line", f.line}, {"column", f.column}, {"text", f.text}});
+  }
+  const nlohmann::json document = {
+      {"schema", 1}, {"file", path}, {"ok", faults.empty()}, {"faults", faults}};
+  std::puts(document.dump(2, ' ', false, nlohmann::json::error_handler_t::replace).c_str());
+}
+
+ExitStatus status_of(int err) {
+  switch (err) {
+    case EACCES:
+    case EPERM:
+      return ExitStatus::not_permitted;
+    case ENOENT:
+    case ENOTDIR:
+      return ExitStatus::unreachable;
+    default:
+      return ExitStatus::failure;
+  }
+}
+
+}  // namespace
+
+ExitStatus check_config(const std::string& path, bool json) {
+  auto reading = netflow::read_config(path);
+  if (!reading) {
+    const std::string why = errno_text(reading.error().err);
+    if (json) print_json(path, {{}, {{0, 0, why}}});
+    log_line("mw", "%s: %s", path.c_str(), why.c_str());
+    return status_of(reading.error().err);
+  }
+  if (json) {
+    print_json(path, *reading);
+  } else {
+    for (const netflow::ConfigFault& f : reading->faults) {
+      std::printf("%s:%u:%u: %s\n", path.c_str(), f.line, f.column, f.text.c_str());
+    }
+  }
+  return reading->faults.empty() ? ExitStatus::ok : ExitStatus::usage;
+}
+
+}  // namespace mw

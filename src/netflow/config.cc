@@ -1,0 +1,234 @@
+#include "netflow/config.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <functional>
+#include <limits>
+#include <optional>
+
+#include "base/unique_fd.h"
+#include "netflow/socket_address.h"
+
+#define TOML_EXCEPTIONS 0
+#define TOML_HEADER_ONLY 1
+#include <toml++/toml.h>
+
+namespace mw::netflow {
+namespace {
+
+constexpr size_t kMaxFile = 1 << 20;
+constexpr uint64_t kLeastRotation = 64 * 1024;
+
+class Reader {
+ public:
+  ConfigReading read(const std::string& text) {
+    auto parsed = toml::parse(text);
+    if (!parsed) {
+      fault(parsed.error().source().begin, std::string(parsed.error().description()));
+      return std::move(out_);
+    }
+    const toml::table root = std::move(parsed).table();
+    only(root, "", {"netflow", "exports"});
+    if (const toml::table* t = table(root, "netflow")) netflow(*t);
+    if (const toml::table* t = table(root, "exports")) exports(*t);
+    std::sort(out_.faults.begin(), out_.faults.end(),
+              [](const ConfigFault& a, const ConfigFault& b) {
+                return std::pair(a.line, a.column) < std::pair(b.line, b.column);
+              });
+    return std::move(out_);
+  }
+
+ private:
+  void fault(const toml::source_position& at, const std::string& text) {
+    out_.faults.push_back({at.line, at.column, text});
+  }
+  void fault(const toml::node& node, const std::string& text) { fault(node.source().begin, text); }
+
+  void only(const toml::table& t, const std::string& where,
+            std::initializer_list<std::string_view> known) {
+    for (const auto& [key, node] : t) {
+      if (std::find(known.begin(), known.end(), key.str()) != known.end()) continue;
+      std::string list;
+      for (const std::string_view name : known)
+        list += (list.empty() ? "" : ", ") + std::string(name);
+      fault(key.source().begin, where + std::string(key.str()) + " is unknown; there are: " + list);
+    }
+  }
+
+  const toml::table* table(const toml::table& in, const char* name) {
+    const toml::node* const node = in.get(name);
+    if (node != nullptr && !node->is_table())
+      fault(*node, std::string(name) + " has to be a table");
+    return node != nullptr ? node->as_table() : nullptr;
+  }
+  // The value as it is to be; nothing if it is not there, or is something else.
+  template <class T>
+  std::optional<T> value(const toml::table& in, const char* name, const char* kind) {
+    const toml::node* const node = in.get(name);
+    if (node == nullptr) return std::nullopt;
+    if (auto v = node->value_exact<T>()) return v;
+    fault(*node, std::string(name) + " has to be " + kind);
+    return std::nullopt;
+  }
+  void number(const toml::table& in, const char* name, uint64_t least, uint64_t most,
+              const std::function<void(uint64_t)>& take) {
+    const auto v = value<int64_t>(in, name, "a whole number");
+    if (!v) return;
+    if (*v >= 0 && static_cast<uint64_t>(*v) >= least && static_cast<uint64_t>(*v) <= most)
+      take(static_cast<uint64_t>(*v));
+    else
+      fault(*in.get(name), std::string(name) + " has to be " + std::to_string(least) + " to " +
+                               std::to_string(most));
+  }
+  void number(const toml::table& in, const char* name, uint32_t least, uint32_t most,
+              uint32_t& out) {
+    number(in, name, uint64_t{least}, uint64_t{most},
+           [&out](uint64_t v) { out = static_cast<uint32_t>(v); });
+  }
+  void path(const toml::table& in, const char* name, std::string& out) {
+    const auto v = value<std::string>(in, name, "a text");
+    if (!v) return;
+    out = *v;
+    if (out.empty() || out[0] != '/')
+      fault(*in.get(name), std::string(name) + " has to be an absolute path");
+  }
+  // Checked now, because a daemon that cannot read it later protects nothing.
+  void readable(const toml::table& in, const char* name, std::string& out, bool secret) {
+    path(in, name, out);
+    if (out.empty() || out[0] != '/') return;
+    struct stat st {};
+    const char* why = nullptr;
+    if (::stat(out.c_str(), &st) < 0)
+      why = errno == ENOENT ? "does not exist" : "cannot be read";
+    else if (!S_ISREG(st.st_mode))
+      why = "is no file";
+    else if (::access(out.c_str(), R_OK) < 0)
+      why = "cannot be read";
+    else if (secret && (st.st_mode & 077) != 0)
+      why = "can be read by others than its owner (chmod 600)";
+    if (why != nullptr) fault(*in.get(name), std::string(name) + ": " + out + " " + why);
+  }
+  std::optional<SocketAddress> address(const toml::table& in, const char* name, std::string& out) {
+    const auto v = value<std::string>(in, name, "a text");
+    if (!v) return std::nullopt;
+    out = *v;
+    auto parsed = parse_socket_address(out);
+    if (!parsed)
+      fault(*in.get(name), std::string(name) +
+                               " has to be an address and a port, such as 127.0.0.1:4739 or "
+                               "[::1]:4739 (names are not looked up)");
+    return parsed;
+  }
+
+  void netflow(const toml::table& t) {
+    ListenConfig& c = out_.config.listen;
+    only(t, "netflow.",
+         {"listen", "role", "token_file", "read_token_file", "certificate_file", "key_file"});
+    if (const auto role = value<std::string>(t, "role", "\"act\" or \"read\"")) {
+      c.read_only = *role == "read";
+      if (*role != "read" && *role != "act")
+        fault(*t.get("role"), "role has to be \"act\" or \"read\"");
+    }
+    readable(t, "token_file", c.token_file, true);
+    readable(t, "read_token_file", c.read_token_file, true);
+    readable(t, "certificate_file", c.certificate_file, false);
+    readable(t, "key_file", c.key_file, true);
+    const bool token = !c.token_file.empty() || !c.read_token_file.empty();
+    const bool tls = !c.certificate_file.empty() && !c.key_file.empty();
+    if (token && !tls)
+      fault(t, "a token is shown through TLS: certificate_file and key_file are missing");
+    if (!token && (!c.certificate_file.empty() || !c.key_file.empty()))
+      fault(t, "TLS is for those who have a token: token_file or read_token_file is missing");
+    const toml::node* const listen = t.get("listen");
+    if (listen != nullptr && listen->value_exact<std::string>() == "none") {
+      c.address.clear();
+      return;
+    }
+    const auto where = address(t, "listen", c.address);
+    if (!where) return;
+    if (where->family() == AF_UNIX)
+      fault(*listen, "listen has to be an address and a port; the unix socket is always there");
+    else if (!where->is_loopback() && !(token && tls))
+      fault(*listen, c.address +
+                         " is reached from elsewhere: that needs token_file or read_token_file, "
+                         "certificate_file and key_file");
+  }
+
+  void exports(const toml::table& t) {
+    ExportOptions& e = out_.config.exports;
+    only(t, "exports.",
+         {"active_timeout_s", "idle_timeout_s", "ipfix", "prometheus", "json_lines"});
+    number(t, "active_timeout_s", 1, 86400, e.timeouts.active_s);
+    number(t, "idle_timeout_s", 1, 86400, e.timeouts.idle_s);
+    if (const toml::table* i = table(t, "ipfix")) ipfix(*i, e.ipfix);
+    if (const toml::table* p = table(t, "prometheus")) prometheus(*p, e.prometheus);
+    if (const toml::table* j = table(t, "json_lines")) json_lines(*j, e.json_lines);
+  }
+
+  void ipfix(const toml::table& t, IpfixOptions& o) {
+    only(t, "exports.ipfix.", {"collector", "transport", "domain", "template_interval_s"});
+    const auto where = address(t, "collector", o.collector);
+    if (t.get("collector") == nullptr) fault(t, "exports.ipfix needs a collector");
+    if (where && where->family() == AF_UNIX)
+      fault(*t.get("collector"), "collector has to be an address and a port");
+    if (const auto transport = value<std::string>(t, "transport", "\"udp\" or \"tcp\"")) {
+      o.tcp = *transport == "tcp";
+      if (*transport != "tcp" && *transport != "udp")
+        fault(*t.get("transport"), "transport has to be \"udp\" or \"tcp\"");
+    }
+    number(t, "domain", 0, std::numeric_limits<uint32_t>::max(), o.domain);
+    number(t, "template_interval_s", 1, 3600, o.template_s);
+  }
+
+  void prometheus(const toml::table& t, PrometheusOptions& o) {
+    only(t, "exports.prometheus.", {"listen"});
+    const auto where = address(t, "listen", o.listen);
+    if (t.get("listen") == nullptr) fault(t, "exports.prometheus needs listen");
+    if (where && where->family() != AF_UNIX && !where->is_loopback())
+      fault(*t.get("listen"),
+            o.listen + " is reached from elsewhere: listen on loopback, or on unix:/PATH");
+  }
+
+  void json_lines(const toml::table& t, JsonLinesOptions& o) {
+    only(t, "exports.json_lines.", {"file", "rotate_bytes", "keep"});
+    path(t, "file", o.file);
+    if (t.get("file") == nullptr) fault(t, "exports.json_lines needs a file");
+    number(t, "rotate_bytes", kLeastRotation, uint64_t{1} << 40,
+           [&o](uint64_t v) { o.rotate_bytes = v; });
+    number(t, "keep", 0, 1000, o.keep);
+    const size_t slash = o.file.rfind('/');
+    const std::string folder = slash == std::string::npos ? "" : o.file.substr(0, slash + 1);
+    if (!folder.empty() && ::access(folder.c_str(), F_OK) < 0)
+      fault(*t.get("file"), "the folder " + folder + " does not exist");
+  }
+
+  ConfigReading out_;
+};
+
+}  // namespace
+
+ConfigReading parse_config(const std::string& text) {
+  return Reader().read(text);
+}
+
+Result<ConfigReading> read_config(const std::string& path) {
+  const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
+  if (!fd) return Error{Fault::sys, errno, "opening the configuration file"};
+  std::string text;
+  char part[4096];
+  for (;;) {
+    const ssize_t n = ::read(fd.get(), part, sizeof part);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return Error{Fault::sys, errno, "reading the configuration file"};
+    if (n == 0) break;
+    text.append(part, static_cast<size_t>(n));
+    if (text.size() > kMaxFile) return Error{Fault::sys, EFBIG, "reading the configuration file"};
+  }
+  return parse_config(text);
+}
+
+}  // namespace mw::netflow

@@ -1,0 +1,47 @@
+// config.h - the configuration file of the NetFlow interface and of the exports: TOML, described in
+// mwcomms.toml(5).
+//
+// TRUST       The file is its owner's. What it says is checked completely all the same, so that a
+//             mistake is found before a session runs with less protection than was meant.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/result.h"
+#include "netflow/exports.h"
+
+namespace mw::netflow {
+
+struct ListenConfig {
+  std::string address = "127.0.0.1:0";  // "" listens on none
+  bool read_only = false;
+  std::string token_file;
+  std::string read_token_file;
+  std::string certificate_file;
+  std::string key_file;
+};
+
+struct Config {
+  ListenConfig listen;
+  ExportOptions exports;
+};
+
+struct ConfigFault {
+  uint32_t line = 0;  // 0: of no single line
+  uint32_t column = 0;
+  std::string text;
+};
+
+struct ConfigReading {
+  Config config;                    // defaults where the file says nothing
+  std::vector<ConfigFault> faults;  // empty: all of it is right
+};
+
+// Errors: sys (the file cannot be read).
+Result<ConfigReading> read_config(const std::string& path);
+// Paths in the text that are relative are faults: a daemon has no folder of its own.
+ConfigReading parse_config(const std::string& text);
+
+}  // namespace mw::netflow

@@ -1,0 +1,126 @@
+// flow_cache.h - flows from observations: both directions of a connection in one entry, told when
+// it ends, when it has been silent, and again and again while it lasts.
+//
+// A flow starts with the accept or connect of its socket, or with the first bytes that are seen of
+// it. What a record tells as carried is what was carried since the flow's last record, so that
+// records add up.
+//
+// TRUST       Observations come from an INS: any sequence of them is taken; totals that shrink
+//             carry nothing.
+// INVARIANTS  At most `max_flows` entries: the one that would be told next gives way, and is told
+//             as such. Time comes with the calls and is never read here.
+// THREADS     One.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <queue>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "netflow/wire.h"
+
+namespace mw::netflow {
+
+struct FlowTimeouts {
+  uint32_t active_s = 60;  // a flow that lasts is told this often
+  uint32_t idle_s = 15;    // a flow is told when there were no bytes for so long
+};
+
+enum class Protocol : uint8_t { tcp = 6, udp = 17 };
+
+// The values of IPFIX's flowEndReason.
+enum class FlowEnd : uint8_t {
+  idle_timeout = 1,
+  active_timeout = 2,
+  end_of_flow = 3,
+  forced_end = 4,
+  lack_of_resources = 5,
+};
+
+struct FlowRecord {
+  int64_t socket = 0;
+  Protocol protocol = Protocol::tcp;
+  bool inbound = true;  // the peer began: it is the originator
+  Endpoint local;
+  Endpoint remote;
+  uint32_t number = 0;  // records that this flow had before
+  FlowEnd reason = FlowEnd::end_of_flow;
+  uint64_t session_start_ns = 0;
+  // What this record tells, and the last bytes in it or before it.
+  uint64_t start_ns = 0;
+  uint64_t end_ns = 0;
+  uint64_t last_bytes_ns = 0;
+  // Seen from the application, since the record before.
+  uint64_t bytes_in = 0;
+  uint64_t bytes_out = 0;
+  uint64_t calls_in = 0;
+  uint64_t calls_out = 0;
+  // Of the socket from its beginning.
+  uint64_t total_in = 0;
+  uint64_t total_out = 0;
+  // What happened, as Zeek's conn.log has it: S its opening, h the answer to it, A the handshake's
+  // end, D bytes, F its close; the originator's upper case, the responder's lower case.
+  std::string history;
+
+  const Endpoint& originator() const { return inbound ? remote : local; }
+  const Endpoint& responder() const { return inbound ? local : remote; }
+  bool final() const { return reason >= FlowEnd::end_of_flow; }
+};
+
+class FlowCache {
+ public:
+  static constexpr size_t kMaxFlows = 1u << 17;
+  using Sink = std::function<void(const FlowRecord&)>;
+  struct Counts {
+    uint64_t started = 0;
+    uint64_t ended = 0;
+    uint64_t evicted = 0;
+    uint64_t bytes_in = 0;
+    uint64_t bytes_out = 0;
+  };
+
+  FlowCache(const FlowTimeouts& timeouts, Sink sink, size_t max_flows = kMaxFlows);
+
+  void take(const Observation& o, Protocol protocol);
+  // Tells the flows whose time has come.
+  void expire(uint64_t now_ns);
+  // Every flow ends: nobody watches any more.
+  void end_all(uint64_t now_ns);
+
+  size_t size() const { return flows_.size(); }
+  const Counts& counts() const { return counts_; }
+
+ private:
+  struct Flow {
+    FlowRecord next;         // the record as it grows
+    bool idle = false;       // told as such, and silent since
+    uint64_t told_ns = 0;    // when the last record was told
+    uint64_t queued_ns = 0;  // its valid entry in due_
+  };
+  struct Due {
+    uint64_t at_ns;
+    int64_t socket;
+    bool operator<(const Due& other) const { return at_ns > other.at_ns; }
+  };
+
+  Flow& begin(int64_t socket, const Observation& o, Protocol protocol, bool inbound,
+              const char* history);
+  void carry(Flow& flow, const Observation& o);
+  void tell(Flow& flow, uint64_t now_ns, FlowEnd reason);
+  void end(int64_t socket, uint64_t now_ns, FlowEnd reason);
+  void make_room(uint64_t now_ns);
+  void schedule(Flow& flow);
+  uint64_t due_ns(const Flow& flow) const;
+
+  const uint64_t active_ns_;
+  const uint64_t idle_ns_;
+  const Sink sink_;
+  const size_t max_flows_;
+  std::unordered_map<int64_t, Flow> flows_;
+  std::priority_queue<Due> due_;  // valid entries, and void ones until their time comes
+  Counts counts_;
+};
+
+}  // namespace mw::netflow
