@@ -100,7 +100,7 @@ struct RunArguments {
   unsigned stacks = 1;
   unsigned workers = 1;
   bool verbose = false;
-  std::string netflow, netflow_role, token_file, read_token_file, certificate, key;
+  std::string config, netflow, netflow_role, token_file, read_token_file, certificate, key;
 };
 
 CLI::App* add_run(CLI::App* app, RunArguments* args) {
@@ -120,6 +120,10 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
   run->add_option("--workers", args->workers, "Worker threads of the INS")
       ->type_name("W")
       ->check(CLI::Range(1, 16));
+  run->add_option("--config", args->config,
+                  "NetFlow listener and exports, see mwcomms.toml(5); the options that follow here "
+                  "count more")
+      ->type_name("FILE");
   run->add_option("--netflow", args->netflow,
                   "Where engines connect besides the session's local socket (default: a free port "
                   "of 127.0.0.1); none: nowhere")
@@ -170,11 +174,15 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
                        "-p needs --net isolated: on the host's network the ports of the INS are "
                        "the host's own");
   }
+  if (!args.config.empty()) {
+    if (const auto wrong = mw::check_config(args.config, false); wrong != mw::ExitStatus::ok)
+      return mw::kExitUsage;
+  }
   request.command = std::move(command);
   request.workers = args.workers;
   request.verbose = args.verbose;
   for (const auto& [option, value, is_file] :
-       {std::tuple{"--netflow", &args.netflow, false},
+       {std::tuple{"--config", &args.config, true}, std::tuple{"--netflow", &args.netflow, false},
         std::tuple{"--netflow-role", &args.netflow_role, false},
         std::tuple{"--netflow-token-file", &args.token_file, true},
         std::tuple{"--netflow-read-token-file", &args.read_token_file, true},

@@ -39,6 +39,7 @@ UniqueFd foreign_netns(uint32_t pid) {
 }  // namespace
 
 Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::ServerOptions& options,
+                                                              const netflow::ExportOptions& exports,
                                                               SessionMemory& memory, int session_fd,
                                                               std::vector<int> worker_bells) {
   auto server = netflow::Server::make(options);
@@ -50,6 +51,12 @@ Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::Ser
   if (!s->epoll_ || !s->notes_bell_ || !s->watch(s->notes_bell_.get(), kTagNotes) ||
       !s->watch(s->server_->event_fd(), kTagServer))
     return Error{Fault::sys, errno, "descriptors for NetFlow"};
+  if (exports.any()) {
+    auto exporter = netflow::Exporter::start(exports);
+    if (!exporter) return exporter.error();
+    s->exporter_ = std::move(*exporter);
+    s->prometheus_address_ = s->exporter_->prometheus_address();
+  }
   NetflowService* const self = s.get();
   s->thread_ = std::thread([self] { self->run(); });
   return s;
@@ -195,6 +202,7 @@ void NetflowService::drop_ins(const char* why) {
   gone->fail_all(ECONNRESET);
   gone->flows().close_all(realtime_ns(), [this](const netflow::Observation& o) { put(o); });
   send_batch();
+  if (exporter_) exporter_->end_all();
   reading_ = false;
   epoch_ = 0;
 }
@@ -202,7 +210,7 @@ void NetflowService::drop_ins(const char* why) {
 // Turns the INS's reports on and off as engines come, go and fall behind.
 void NetflowService::follow_engines() {
   if (!ins_) return;
-  const bool wanted = server_->engines() != 0;
+  const bool wanted = server_->engines() != 0 || exporter_;
   if (wanted != (epoch_ != 0)) {
     if (wanted && ++last_epoch_ == 0) ++last_epoch_;
     epoch_ = wanted ? last_epoch_ : 0;
@@ -216,7 +224,7 @@ void NetflowService::follow_engines() {
     ins_->set_epoch(epoch_);
   }
   if (epoch_ == 0) return;
-  const bool mute = !server_->anyone_keeps_up();
+  const bool mute = !exporter_ && !server_->anyone_keeps_up();
   if (mute == muted_) return;
   muted_ = mute;
   ins_->set_muted(mute);
@@ -226,12 +234,27 @@ void NetflowService::drain() {
   auto records = ins_->drain([this](const netflow::Observation& o) { put(o); });
   send_batch();
   if (!records) return drop_ins(records.error().where);
-  if (const uint64_t lost = ins_->newly_dropped(); lost != 0) server_->count_missed(lost);
+  if (const uint64_t lost = ins_->newly_dropped(); lost != 0) {
+    server_->count_missed(lost);
+    if (exporter_) exporter_->count_missed(lost);
+  }
   next_drain_ms_ = monotonic_ms() + kDrainMs;
   if (*records == 0) reading_ = !ins_->prepare_sleep();
 }
 
+netflow::Protocol NetflowService::protocol_of(const netflow::Observation& o) const {
+  const auto id = netflow::decode_socket(o.socket);
+  uint32_t slot = 0;
+  const auto* flow = id && ins_ ? ins_->flows().find(id->number, &slot) : nullptr;
+  const bool datagram = flow != nullptr && (flow->bits & MW_TEL_WHO_DATAGRAM) != 0;
+  return datagram ? netflow::Protocol::udp : netflow::Protocol::tcp;
+}
+
 void NetflowService::put(const netflow::Observation& o) {
+  if (exporter_) {
+    exported_.push_back({o, protocol_of(o)});
+    if (exported_.size() == kObservationsPerBatch) send_batch();
+  }
   // Nobody would get it: it is not made.
   if (server_->listening() == 0) return;
   if (batch_ == nullptr) {
@@ -246,6 +269,8 @@ void NetflowService::put(const netflow::Observation& o) {
 }
 
 void NetflowService::send_batch() {
+  if (!exported_.empty()) exporter_->offer(exported_);
+  exported_.clear();
   if (batch_ == nullptr || batch_->messages == 0) return;
   server_->broadcast(batch_);
   batch_.reset();

@@ -8,8 +8,8 @@
 // region
 //             is the application's word: a process that it names as a socket's owner is signalled
 //             only if it has this session's region mapped.
-// INVARIANTS  While no engine is connected the INS reports nothing and this thread sleeps.
-// THREADS     Public functions: the driver's thread. The rest: its own.
+// INVARIANTS  While no engine is connected and nothing is exported the INS reports nothing and this
+// thread sleeps. THREADS     Public functions: the driver's thread. The rest: its own.
 #pragma once
 
 #include <array>
@@ -24,6 +24,7 @@
 #include "driver/address_blocks.h"
 #include "driver/ins_telemetry.h"
 #include "driver/session_state.h"
+#include "netflow/exporter.h"
 #include "netflow/server.h"
 
 namespace mw {
@@ -32,6 +33,7 @@ class NetflowService {
  public:
   // Errors: as Server::make().
   static Result<std::unique_ptr<NetflowService>> start(const netflow::ServerOptions& options,
+                                                       const netflow::ExportOptions& exports,
                                                        SessionMemory& memory, int session_fd,
                                                        std::vector<int> worker_bells);
   ~NetflowService();
@@ -39,6 +41,8 @@ class NetflowService {
   NetflowService& operator=(const NetflowService&) = delete;
 
   const std::string& address() const { return address_; }
+  // Where metrics are served; "" if they are not.
+  const std::string& prometheus_address() const { return prometheus_address_; }
 
   // An INS serves now; what is returned goes to it. Errors: sys.
   Result<InsTelemetry::TheirEnds> ins_up(uint32_t id, uint32_t pid);
@@ -78,6 +82,7 @@ class NetflowService {
   void follow_engines();
   void drain();
   void put(const netflow::Observation& o);
+  netflow::Protocol protocol_of(const netflow::Observation& o) const;
   void send_batch();
   void retry_deferred();
 
@@ -104,6 +109,8 @@ class NetflowService {
   const std::vector<int> worker_bells_;  // borrowed
   std::unique_ptr<netflow::Server> server_;
   std::string address_;
+  std::unique_ptr<netflow::Exporter> exporter_;  // null: nothing is exported
+  std::string prometheus_address_;
 
   UniqueFd epoll_;
   UniqueFd notes_bell_;
@@ -121,6 +128,7 @@ class NetflowService {
   bool reading_ = false;  // the rings are read by time, not by doorbell
   int64_t next_drain_ms_ = 0;
   std::shared_ptr<netflow::Batch> batch_;
+  std::vector<netflow::ExportedObservation> exported_;
   std::vector<Deferred> deferred_;
   AddressBlocks blocks_;
   // In force, and wanted of the next INS too.

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "abi/mw_region.h"
+#include "netflow/config.h"
 
 namespace mw {
 namespace {
@@ -48,6 +49,22 @@ bool assign_fd(std::string_view value, int* out) {
   return fd.has_value();
 }
 
+// Of a file that `mw run` has checked before; what stands behind it on the command line counts
+// more.
+bool take_config(const std::string& path, DriverOptions* o) {
+  auto reading = netflow::read_config(path);
+  if (!reading || !reading->faults.empty()) return false;
+  const netflow::ListenConfig& c = reading->config.listen;
+  o->netflow.address = c.address.empty() ? "none" : c.address;
+  o->netflow.read_only = c.read_only;
+  o->netflow.token_file = c.token_file;
+  o->netflow.read_token_file = c.read_token_file;
+  o->netflow.certificate_file = c.certificate_file;
+  o->netflow.key_file = c.key_file;
+  o->exports = reading->config.exports;
+  return true;
+}
+
 bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
   if (name == "--registry" || name == "--session") {
     (name == "--registry" ? o->registry : o->session) = value;
@@ -64,6 +81,7 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
   if (name == "--drop-pvm-fd") return assign_fd(value, &o->drop_pvm_fd);
   if (name == "--drop-ins-fd") return assign_fd(value, &o->drop_ins_fd);
   if (name == "--ready-fd") return assign_fd(value, &o->ready_fd);
+  if (name == "--config") return take_config(std::string(value), o);
   if (name == "--netflow") o->netflow.address = value;
   if (name == "--netflow-token-file") o->netflow.token_file = value;
   if (name == "--netflow-read-token-file") o->netflow.read_token_file = value;
@@ -92,7 +110,8 @@ const char kDriverUsage[] =
     "N\n"
     "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd "
     "N\n"
-    "                [--store-fds N,N] [--netflow ADDRESS:PORT|none] [--netflow-role act|read]\n"
+    "                [--store-fds N,N] [--config FILE] [--netflow ADDRESS:PORT|none] "
+    "[--netflow-role act|read]\n"
     "                [--netflow-token-file F] [--netflow-read-token-file F]\n"
     "                [--netflow-certificate PEM --netflow-key PEM]\n"
     "The driver of one session; `mw run` starts it.\n";

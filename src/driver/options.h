@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "netflow/exports.h"
 #include "netflow/server.h"
 
 namespace mw {
@@ -23,7 +24,8 @@ struct DriverOptions {
   int drop_ins_fd = -1;
   std::vector<int> bell_fds;
   int ready_fd = -1;
-  int store_fds[2] = {-1, -1};     // fd_store.h; absent: -1
+  int store_fds[2] = {-1, -1};  // fd_store.h; absent: -1
+  netflow::ExportOptions exports;
   netflow::ServerOptions netflow;  // without an address and a path: no NetFlow interface
   // An INS that left its control connection is killed before a successor gets the region. Tests
   // that play the INS themselves turn this off.

@@ -6,7 +6,8 @@
 
 #include <algorithm>
 #include <cerrno>
-#include <ctime>
+
+#include "base/clock.h"
 
 namespace mw::netflow {
 namespace {
@@ -14,14 +15,8 @@ namespace {
 constexpr uint64_t kSecond = 1'000'000'000;
 constexpr int kTickMs = 250;
 
-uint64_t read_clock(clockid_t clock) {
-  timespec t{};
-  ::clock_gettime(clock, &t);
-  return static_cast<uint64_t>(t.tv_sec) * kSecond + static_cast<uint64_t>(t.tv_nsec);
-}
-
 Instant now() {
-  return {read_clock(CLOCK_REALTIME), read_clock(CLOCK_MONOTONIC)};
+  return {realtime_ns(), static_cast<uint64_t>(monotonic_ms()) * 1'000'000};
 }
 
 }  // namespace
@@ -123,7 +118,7 @@ void Exporter::take_queue() {
   for (const ExportedObservation& o : taken_) cache_.take(o.observation, o.protocol);
   observations_ += taken_.size();
   taken_.clear();
-  if (ended) cache_.end_all(read_clock(CLOCK_REALTIME));
+  if (ended) cache_.end_all(realtime_ns());
 }
 
 void Exporter::tell(const FlowRecord& r) {

@@ -16,6 +16,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "netflow/peer.h"
+#include "netflow/socket_address.h"
 
 namespace mw::netflow {
 namespace {
@@ -28,68 +29,6 @@ constexpr int kEventsPerTurn = 64;
 constexpr size_t kReadAtOnce = 4096;
 constexpr int kPieces = 16;
 constexpr int64_t kStrangerMs = 10'000;
-
-struct SocketAddress {
-  sockaddr_storage bytes{};
-  socklen_t len = 0;
-  sockaddr* get() { return reinterpret_cast<sockaddr*>(&bytes); }
-};
-
-// "127.0.0.1:0", "[::1]:4711". False: it is none.
-bool parse_address(const std::string& text, SocketAddress& out) {
-  const size_t colon = text.rfind(':');
-  if (colon == std::string::npos || colon + 1 == text.size()) return false;
-  unsigned long port = 0;
-  for (size_t i = colon + 1; i < text.size(); ++i) {
-    if (text[i] < '0' || text[i] > '9' || port > 65535) return false;
-    port = port * 10 + static_cast<unsigned long>(text[i] - '0');
-  }
-  if (port > 65535) return false;
-  std::string host = text.substr(0, colon);
-  sockaddr_in in{};
-  sockaddr_in6 in6{};
-  if (::inet_pton(AF_INET, host.c_str(), &in.sin_addr) == 1) {
-    in.sin_family = AF_INET;
-    in.sin_port = htons(static_cast<uint16_t>(port));
-    std::memcpy(&out.bytes, &in, sizeof in);
-    out.len = sizeof in;
-    return true;
-  }
-  if (host.size() < 2 || host.front() != '[' || host.back() != ']') return false;
-  host = host.substr(1, host.size() - 2);
-  if (::inet_pton(AF_INET6, host.c_str(), &in6.sin6_addr) != 1) return false;
-  in6.sin6_family = AF_INET6;
-  in6.sin6_port = htons(static_cast<uint16_t>(port));
-  std::memcpy(&out.bytes, &in6, sizeof in6);
-  out.len = sizeof in6;
-  return true;
-}
-
-std::string text_of(const SocketAddress& a) {
-  char host[INET6_ADDRSTRLEN] = "?";
-  if (a.bytes.ss_family == AF_INET) {
-    sockaddr_in in{};
-    std::memcpy(&in, &a.bytes, sizeof in);
-    ::inet_ntop(AF_INET, &in.sin_addr, host, sizeof host);
-    return std::string(host) + ":" + std::to_string(ntohs(in.sin_port));
-  }
-  if (a.bytes.ss_family != AF_INET6) return "a local socket";
-  sockaddr_in6 in6{};
-  std::memcpy(&in6, &a.bytes, sizeof in6);
-  ::inet_ntop(AF_INET6, &in6.sin6_addr, host, sizeof host);
-  return "[" + std::string(host) + "]:" + std::to_string(ntohs(in6.sin6_port));
-}
-
-bool is_loopback(const SocketAddress& a) {
-  if (a.bytes.ss_family == AF_INET) {
-    sockaddr_in in{};
-    std::memcpy(&in, &a.bytes, sizeof in);
-    return ntohl(in.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
-  }
-  sockaddr_in6 in6{};
-  std::memcpy(&in6, &a.bytes, sizeof in6);
-  return IN6_IS_ADDR_LOOPBACK(&in6.sin6_addr) != 0;
-}
 
 Error sys(const char* where) {
   return {Fault::sys, errno, where};
@@ -116,11 +55,12 @@ Status Server::start() {
 }
 
 Status Server::listen_tcp() {
-  SocketAddress a;
-  if (!parse_address(options_.address, a))
+  auto parsed = parse_socket_address(options_.address);
+  if (!parsed || parsed->family() == AF_UNIX)
     return Error{Fault::limit, 0, "the NetFlow address is not ADDRESS:PORT"};
+  SocketAddress& a = *parsed;
   tcp_over_tls_ = !options_.token_file.empty() || !options_.read_token_file.empty();
-  if (!is_loopback(a) && !tcp_over_tls_)
+  if (!a.is_loopback() && !tcp_over_tls_)
     return Error{Fault::limit, 0,
                  "NetFlow beyond this host's loopback needs a token file, a certificate and a key"};
   if (tcp_over_tls_) {
@@ -145,7 +85,7 @@ Status Server::listen_tcp() {
   if (::listen(tcp_.get(), 128) < 0) return sys("listen for engines");
   a.len = sizeof a.bytes;
   if (::getsockname(tcp_.get(), a.get(), &a.len) < 0) return sys("getsockname");
-  address_ = text_of(a);
+  address_ = to_string(a);
   if (!watch(tcp_.get(), EPOLLIN, kTagTcp, EPOLL_CTL_ADD)) return sys("epoll_ctl for engines");
   return Ok{};
 }
@@ -226,7 +166,7 @@ void Server::accept_from(int listener, bool over_tls) {
     const auto uid = over_tls ? std::nullopt : peer_uid(socket.get());
     if (!over_tls && (!uid || (*uid != 0 && *uid != options_.owner))) {
       if (refused_++ < kSaidRefusals)
-        log_line(kWho, "NetFlow: %s is refused: it belongs to %s%s", text_of(from).c_str(),
+        log_line(kWho, "NetFlow: %s is refused: it belongs to %s%s", to_string(from).c_str(),
                  uid ? "user " : "nobody that could be told",
                  uid ? std::to_string(*uid).c_str() : "");
       continue;
@@ -234,7 +174,7 @@ void Server::accept_from(int listener, bool over_tls) {
     const EngineId id = next_id_++;
     Engine& e = engines_[id];
     e.socket = std::move(socket);
-    e.name = text_of(from);
+    e.name = to_string(from);
     e.since_ms = monotonic_ms();
     if (over_tls) e.tls = tls_->accept(e.socket.get());
     e.watched = EPOLLIN;

@@ -10,11 +10,14 @@ import socket
 import struct
 import subprocess
 import time
+import urllib.error
 import urllib.request
+from pathlib import Path
 
 import pytest
 
 from mwtest import build, proc
+from mwtest.session import BASE
 
 ACCEPT, CONNECT, RECV, SEND, CLOSE = 3, 4, 5, 6, 7
 
@@ -247,6 +250,64 @@ def test_json_lines_and_prometheus(tmp_path):
     assert [line["id.orig_p"] for line in lines if line["reason"] == "closed"] == [40000, 40001, 40002]
     assert lines[0]["orig_bytes"] == 120 and lines[0]["conn_state"] == "SF" and lines[0]["final"] is True
     assert lines[-1]["reason"] == "unobserved" and lines[-1]["conn_state"] == "S1"
+
+
+def test_a_session_exports_what_its_server_does(mw, start, server, tmp_path, free_port):
+    """Also while a collector takes the connection and reads nothing."""
+    file, config = tmp_path / "flows.json", tmp_path / "exports.toml"
+    collector, stalled = Collector(), Collector(socket.SOCK_STREAM)
+    config.write_text(f'[netflow]\nlisten = "none"\n[exports.ipfix]\ncollector = "{collector.address}"\n'
+                      f'[exports.json_lines]\nfile = "{file}"\n[exports.prometheus]\nlisten = "unix:{tmp_path}/m"\n')
+    session = start("--config", str(config), "-p", f"127.0.0.1:{free_port}:80", "--", *server, "80", "hello")
+    assert Path(BASE, session.name, "mw/pvm/prometheus").read_text().strip() == f"unix:{tmp_path}/m"
+
+    def ask() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{free_port}/", timeout=10) as answer:
+            return answer.read().decode()
+
+    def answers() -> bool:
+        try:
+            return ask().startswith("hello")
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    proc.wait_for(answers, 20, "the server answers", session.background)
+    for _ in range(5):
+        ask()
+
+    def closed() -> list:
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        return [line for line in lines if line["reason"] == "closed" and line["resp_bytes"] > 0]
+
+    proc.wait_for(lambda: len(closed()) >= 6, 20, "six connections in the file", session.background)
+    one = closed()[-1]
+    assert (one["id.resp_p"], one["proto"], one["conn_state"], one["local_orig"]) == (80, "tcp", "SF", False)
+    assert one["id.resp_h"] == session.record["ins4"] and one["orig_bytes"] > 50 and one["resp_bytes"] > 50
+    messages = collector.datagrams(6)
+    assert any(kind == 2 for message in messages for kind, _ in sets(message))
+    with socket.socket(socket.AF_UNIX) as scraper:
+        scraper.connect(str(tmp_path / "m"))
+        scraper.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        text = b""
+        while part := scraper.recv(65536):
+            text += part
+    assert int(re.search(rb"mwcomms_flows_ended_total (\d+)", text).group(1)) >= 6
+    session.background.stop()
+
+    # A collector that reads nothing changes nothing for the client.
+    config.write_text(f'[exports.ipfix]\ncollector = "{stalled.address}"\ntransport = "tcp"\n'
+                      '[exports]\nactive_timeout_s = 1\nidle_timeout_s = 1\n')
+    session = start("--config", str(config), "-p", f"127.0.0.1:{free_port}:80", "--", *server, "80", "hello")
+    proc.wait_for(answers, 20, "the server answers", session.background)
+    for _ in range(20):
+        assert ask().startswith("hello")
+
+
+def test_a_wrong_configuration_starts_nothing(mw, unchanged, tmp_path):
+    config = tmp_path / "exports.toml"
+    config.write_text('[netflow]\nlisten = "0.0.0.0:0"\n')
+    done = proc.run([mw, "run", "--config", config, "--", "true"], 20, check=False)
+    assert done.returncode == 2 and b":2:" in done.stdout
 
 
 def test_check_config(tmp_path):
