@@ -29,17 +29,35 @@ struct Instance {
 constinit Instance instances[MW_MAX_GROUPS];
 uint32_t instances_lock = 0;
 
-// An epoll instance with a group that stands in another one. Its kernel descriptor is readable from
-// a ring until somebody has looked; whoever waits on the outer one gets it only if there really is
-// an event.
+// An epoll instance that stands in another one. If it has a group, its kernel descriptor is
+// readable from a ring until somebody has looked; whoever waits on the outer one gets it only if
+// there really is an event.
 struct Nesting {
   int outer = -1;
   int inner = -1;
+  uint32_t events = 0;
   uint64_t data = 0;
+  bool operator==(const Nesting&) const = default;
 };
-constexpr size_t kMaxNestings = 16;
+constexpr size_t kMaxNestings = 64;
 constinit Nesting nestings[kMaxNestings];
 uint32_t nesting_count = 0;
+constexpr int kDeepest = 5;  // the kernel nests no deeper
+
+// A listener in the kernel's instance. When it is shut down, what the kernel says of its
+// placeholder is not what the socket would say.
+struct ListenerWatch {
+  int epfd = -1;
+  int fd = -1;
+  uint32_t events = 0;
+  uint64_t data = 0;
+  uint32_t slot = 0;
+  uint32_t gen = 0;
+  bool operator==(const ListenerWatch&) const = default;
+};
+constexpr size_t kMaxListenerWatches = 64;
+constinit ListenerWatch listener_watches[kMaxListenerWatches];
+uint32_t listener_watch_count = 0;
 
 // A socket that this process has closed while others may have it, and that is registered in an
 // instance which we use. `set` holds its placeholder; see epoll.h.
@@ -102,6 +120,9 @@ Entry instance_of(int epfd) {
   return found;
 }
 
+bool is_inner(int epfd);
+void mark_nested(uint32_t group);
+
 // The group of an epoll instance, made on its first protected socket. Returns its number or -errno.
 int group_of(int epfd) {
   Entry e = instance_of(epfd);
@@ -138,7 +159,9 @@ int group_of(int epfd) {
   instances[group] = {epfd, bell, life[0], 0, true, false, serial};
   set_entry(epfd, {Kind::epoll, static_cast<uint32_t>(group) + 1, 0});
   A::fetch_add(process.session.header().groups_made, 1u);
-  ring_bell(bell);  // whoever sleeps in the instance looks again, in all processes
+  // Whoever sleeps in the instance looks again, in all processes, when the INS rings for its new
+  // group.
+  if (is_inner(epfd)) mark_nested(static_cast<uint32_t>(group));
   return group;
 }
 
@@ -198,6 +221,7 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
       publish_watches(s);
       return 0;
     }
+    if (op == EPOLL_CTL_MOD && (w->events & EPOLLEXCLUSIVE) != 0) return -EINVAL;
     *w = {group + 1, fd, event->events, 0, instances[group].serial, event->data.u64};
     publish_watches(s);
   }
@@ -313,6 +337,7 @@ int harvest(uint32_t group, epoll_event* out, int max) {
 bool has_events(uint32_t group) {
   bool any = false;
   ReadySet news = process.channel.group_news(group);
+  if (is_nested(group)) news.clear_rung();
   news.drain([&](uint32_t index) {
     each_ready(group, index, [&](SessionWatch&, uint32_t) {
       any = true;
@@ -351,45 +376,106 @@ int kernel_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const s
   return n < 0 ? -errno : n;
 }
 
-// After an ordinary epoll_ctl that concerned an epoll instance with a group.
-void note_nesting(int outer, int op, int inner, const epoll_event* event) {
-  SharedLock lock(instances_lock);
-  Nesting* entry = nullptr;
-  for (Nesting& n : nestings)
-    if ((n.outer == outer && n.inner == inner) ||
-        (entry == nullptr && n.outer < 0 && op == EPOLL_CTL_ADD))
-      entry = &n;
-  if (entry == nullptr) return;
-  if (op == EPOLL_CTL_ADD) A::fetch_add(nesting_count, 1u);
-  if (op == EPOLL_CTL_DEL) {
-    A::fetch_add(nesting_count, ~0u);
-    *entry = Nesting{};
-  } else {
-    *entry = {outer, inner, event->data.u64};
-  }
-}
-
-// Drops events of nested instances that have nothing to give.
-int without_idle_nested(int outer, epoll_event* events, int n) {
-  if (n <= 0 || A::load_relaxed(nesting_count) == 0) return n;
-  const auto idle = [outer](const epoll_event& e) {
-    for (const Nesting& k : nestings) {
-      if (k.outer != outer || k.data != e.data.u64) continue;
-      const Entry inner = peek(k.inner);
-      return inner.kind == Kind::epoll && inner.slot != 0 &&
-             !epoll_is_readable(k.inner, inner.slot - 1);
-    }
-    return false;
-  };
-  return static_cast<int>(std::remove_if(events, events + n, idle) - events);
-}
-
 void mark_nested(uint32_t group) {
   SessionGroup& shared = process.session.group(group);
   if ((A::fetch_or(shared.flags, kGroupNested) & kGroupNested) != 0) return;
-  // The INS rings for every piece of news from now on, and once for what is there.
+  // The INS rings for every piece of news from now on.
   process.channel.group_news(group).stay_asleep();
-  ring_bell(instances[group].bell);
+  if (has_events(group)) ring_bell(instances[group].bell);
+}
+
+// A free place of a table, or the one that `is_it` finds.
+template <class T, size_t N, class IsIt>
+T* place_in(T (&table)[N], IsIt&& is_it) {
+  T* free = nullptr;
+  for (T& t : table) {
+    if (is_it(t)) return &t;
+    if (free == nullptr && t == T{}) free = &t;
+  }
+  return free;
+}
+
+template <class T>
+void put_in(T* place, const T& value, uint32_t& count) {
+  if (place == nullptr) return;
+  const bool was = !(*place == T{});
+  const bool is = !(value == T{});
+  *place = value;
+  A::fetch_add(count, static_cast<uint32_t>(int{is} - int{was}));
+}
+
+// After an ordinary epoll_ctl that put one epoll instance into another.
+void note_nesting(int outer, int op, int inner, const Entry& e, const epoll_event* event) {
+  SharedLock lock(instances_lock);
+  Nesting* place =
+      place_in(nestings, [&](const Nesting& n) { return n.outer == outer && n.inner == inner; });
+  put_in(place,
+         op == EPOLL_CTL_DEL ? Nesting{} : Nesting{outer, inner, event->events, event->data.u64},
+         nesting_count);
+  if (op == EPOLL_CTL_ADD && e.slot != 0) mark_nested(e.slot - 1);
+}
+
+bool is_inner(int epfd) {
+  return std::any_of(nestings, nestings + kMaxNestings,
+                     [epfd](const Nesting& n) { return n.inner == epfd; });
+}
+
+void note_listener_watch(int epfd, int op, const Sock& s, const epoll_event* event) {
+  SharedLock lock(instances_lock);
+  ListenerWatch* place = place_in(
+      listener_watches, [&](const ListenerWatch& w) { return w.epfd == epfd && w.fd == s.fd; });
+  const ListenerWatch none;
+  put_in(place,
+         op == EPOLL_CTL_DEL
+             ? none
+             : ListenerWatch{epfd, s.fd, event->events, event->data.u64, s.index, s.gen},
+         listener_watch_count);
+}
+
+bool kernel_readable(int epfd) {
+  pollfd p{epfd, POLLIN, 0};
+  return libc.poll(&p, 1, 0) > 0;
+}
+
+// Makes the kernel's view of the instances in `outer` true: one that has events is readable.
+void refresh_nested(int outer, int depth = 0) {
+  if (A::load_relaxed(nesting_count) == 0 || depth == kDeepest) return;
+  for (const Nesting& n : nestings) {
+    if (n.outer != outer) continue;
+    refresh_nested(n.inner, depth + 1);
+    const Entry inner = peek(n.inner);
+    if (inner.kind != Kind::epoll || inner.slot == 0) continue;
+    // An edge that was reported is not to be made again.
+    if (has_events(inner.slot - 1) && (n.events & EPOLLET) == 0 && !kernel_readable(n.inner))
+      ring_bell(instances[inner.slot - 1].bell);
+  }
+}
+
+// Makes what the kernel reported true: drops events of nested instances that have nothing to give,
+// and puts right those of sockets that are listeners no more.
+int corrected(int epfd, epoll_event* events, int n) {
+  if (n <= 0) return n;
+  if (A::load_relaxed(nesting_count) != 0) {
+    const auto idle = [epfd](const epoll_event& e) {
+      for (const Nesting& k : nestings)
+        if (k.outer == epfd && k.data == e.data.u64)
+          return !epoll_is_readable(k.inner, peek(k.inner));
+      return false;
+    };
+    n = static_cast<int>(std::remove_if(events, events + n, idle) - events);
+  }
+  if (A::load_relaxed(listener_watch_count) == 0) return n;
+  const auto silent = [epfd](epoll_event& e) {
+    for (const ListenerWatch& w : listener_watches) {
+      if (w.epfd != epfd || w.data != e.data.u64) continue;
+      const Sock s{w.fd, w.slot, w.gen, process.channel.slot(w.slot), process.session.slot(w.slot)};
+      if (is_dead(s) || (A::load_relaxed(s.mine.flags) & kSlotListener) != 0) continue;
+      e.events = poll_mask(s) & ((w.events & kEventBits) | kAlways);
+      return e.events == 0;
+    }
+    return false;
+  };
+  return static_cast<int>(std::remove_if(events, events + n, silent) - events);
 }
 
 }  // namespace
@@ -400,10 +486,7 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
   if (e.kind != Kind::socket) {
     const int rc = libc.epoll_ctl(epfd, op, fd, event);
     if (rc < 0) return -errno;
-    if (e.kind == Kind::epoll && e.slot != 0) {
-      if (op == EPOLL_CTL_ADD) mark_nested(e.slot - 1);
-      note_nesting(epfd, op, fd, event);
-    }
+    if (e.kind == Kind::epoll) note_nesting(epfd, op, fd, e, event);
     return rc;
   }
   const Sock s = sock_of(fd, e);
@@ -415,7 +498,9 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
       // Its placeholder is always writable; a listener never is.
       changed.events &= ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND);
     }
-    return libc.epoll_ctl(epfd, op, fd, &changed) < 0 ? -errno : 0;
+    if (libc.epoll_ctl(epfd, op, fd, &changed) < 0) return -errno;
+    note_listener_watch(epfd, op, s, event);
+    return 0;
   }
   if (op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD && op != EPOLL_CTL_DEL) return -EINVAL;
   if (epfd == fd) return -EINVAL;
@@ -425,7 +510,11 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
     epoll_event none{};
     if (libc.epoll_ctl(epfd, EPOLL_CTL_DEL, fd, &none) < 0 && errno != ENOENT) return -errno;
   }
-  if (op == EPOLL_CTL_MOD && (event->events & EPOLLEXCLUSIVE) != 0) return -EINVAL;
+  constexpr uint32_t kWithExclusive =
+      EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+  if (op != EPOLL_CTL_DEL && (event->events & EPOLLEXCLUSIVE) != 0 &&
+      (op == EPOLL_CTL_MOD || (event->events & ~kWithExclusive) != 0))
+    return -EINVAL;
   if (op != EPOLL_CTL_ADD && (known.kind != Kind::epoll || known.slot == 0)) return -ENOENT;
   const int group = group_of(epfd);
   if (group < 0) return group;
@@ -434,29 +523,36 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
 }
 
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
+  constexpr int kLook = 256;  // the place for that many events is looked at
   const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
   release_held();
   settle();
   for (;;) {
     const Entry e = instance_of(epfd);
-    if (e.kind != Kind::epoll || e.slot == 0 || max <= 0 || !is_room(out, sizeof *out)) {
+    const bool ours = e.kind == Kind::epoll && e.slot != 0 && max > 0;
+    const bool bad = ours && !is_room(out, sizeof *out * static_cast<size_t>(std::min(max, kLook)));
+    if (bad && has_events(e.slot - 1)) return -EFAULT;
+    if (!ours || bad) {
       // No protected socket in it, so far: the bell of a group that is made while we sleep ends
       // this wait.
-      const int n = kernel_wait(epfd, out, max, timeout_ns, mask);
+      refresh_nested(epfd);
+      int64_t left = timeout_ns;
+      if (deadline != 0) left = std::max<int64_t>(0, deadline - now_ns());
+      const int n = kernel_wait(epfd, out, max, left, mask);
       if (n <= 0) return n;
-      const int kept = without_idle_nested(epfd, out, without_bell(out, n));
-      if (kept > 0 || timeout_ns == 0) return kept;
-      if (deadline != 0 && now_ns() >= deadline) return 0;
+      const int kept = corrected(epfd, out, without_bell(out, n));
+      if (kept > 0 || left == 0) return kept;
       continue;
     }
     const uint32_t group = e.slot - 1;
     instances[group].used_here = true;
+    refresh_nested(epfd);
     int n = harvest(group, out, max);
     if (n > 0 || timeout_ns == 0) {
       if (n < max) {
         const int more = kernel_wait(epfd, out + n, max - n, 0, mask);
         if (more < 0 && n == 0) return more;
-        n += without_idle_nested(epfd, out + n, without_bell(out + n, more));
+        n += corrected(epfd, out + n, without_bell(out + n, more));
       }
       ReadySet news = process.channel.group_news(group);
       // What is left is for the next sleeper.
@@ -469,7 +565,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     const int k = kernel_wait(epfd, out, max, left, mask);
     epoll_wake(group);
     if (k < 0) return k;
-    n = without_idle_nested(epfd, out, without_bell(out, k));
+    n = corrected(epfd, out, without_bell(out, k));
     n += harvest(group, out + n, max - n);
     if (n > 0) return n;
     if (left == 0) return 0;
@@ -477,10 +573,14 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
   }
 }
 
-bool epoll_is_readable(int epfd, uint32_t group) {
-  if (has_events(group)) return true;
-  pollfd p{epfd, POLLIN, 0};  // ordinary descriptors in it
-  return libc.poll(&p, 1, 0) > 0;
+bool epoll_is_readable(int epfd, const Entry& e) {
+  if (e.slot != 0 && has_events(e.slot - 1)) return true;
+  refresh_nested(epfd);
+  return kernel_readable(epfd);  // ordinary descriptors in it, and other instances
+}
+
+bool epoll_is_ours(const Entry& e) {
+  return e.kind == Kind::epoll && (e.slot != 0 || A::load_relaxed(nesting_count) != 0);
 }
 
 bool epoll_prepare_sleep(uint32_t group) {
@@ -512,8 +612,18 @@ void epoll_last_close(int fd, const Entry& e) {
   remove_watches(s);
 }
 
-void epoll_forget_instance(uint32_t group) {
-  Instance& i = instances[group];
+void epoll_closed(int epfd, const Entry& e) {
+  {
+    SharedLock lock(instances_lock);
+    if (A::load_relaxed(nesting_count) != 0)
+      for (Nesting& n : nestings)
+        if (n.outer == epfd || n.inner == epfd) put_in(&n, Nesting{}, nesting_count);
+    if (A::load_relaxed(listener_watch_count) != 0)
+      for (ListenerWatch& w : listener_watches)
+        if (w.epfd == epfd) put_in(&w, ListenerWatch{}, listener_watch_count);
+  }
+  if (e.slot == 0) return;
+  Instance& i = instances[e.slot - 1];
   if (i.references > 1) return;
   if (i.bell >= 0) unhide_and_close(i.bell);
   if (i.life >= 0) unhide_and_close(i.life);
@@ -531,7 +641,12 @@ void epoll_socket_became_listener(const Sock& s) {
     if (!is_live(w) || instances[w.group - 1].epfd < 0) continue;
     epoll_event e{w.events & ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND),
                   {.u64 = w.data}};
-    libc.epoll_ctl(instances[w.group - 1].epfd, EPOLL_CTL_ADD, w.fd, &e);
+    const int epfd = instances[w.group - 1].epfd;
+    if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, w.fd, &e) == 0) {
+      const Sock registered{w.fd, s.index, s.gen, s.slot, s.mine};
+      e.events = w.events;
+      note_listener_watch(epfd, EPOLL_CTL_ADD, registered, &e);
+    }
     w = SessionWatch{};
     changed = true;
   }

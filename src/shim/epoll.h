@@ -29,8 +29,10 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event);
 // timeout_ns < 0: no limit. Returns the count or -errno.
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask);
 
-// For poll() on an epoll descriptor of the given group: whether it is readable.
-bool epoll_is_readable(int epfd, uint32_t group);
+// For poll() on an epoll descriptor: whether the kernel alone cannot judge it, and whether it is
+// readable.
+bool epoll_is_ours(const Entry& e);
+bool epoll_is_readable(int epfd, const Entry& e);
 bool epoll_prepare_sleep(uint32_t group);
 void epoll_wake(uint32_t group);
 
@@ -38,7 +40,7 @@ void epoll_wake(uint32_t group);
 void epoll_add_news(const Sock& s);
 // Before this process closes its last descriptor of a socket.
 void epoll_last_close(int fd, const Entry& e);
-void epoll_forget_instance(uint32_t group);
+void epoll_closed(int epfd, const Entry& e);
 void epoll_count_reference(uint32_t group, int delta);
 void epoll_socket_became_listener(const Sock& s);
 void epoll_after_fork();

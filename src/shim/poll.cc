@@ -42,7 +42,7 @@ class Scratch {
 };
 
 bool is_ours(const Entry& e) {
-  return e.kind == Kind::socket || (e.kind == Kind::epoll && e.slot != 0);
+  return e.kind == Kind::socket || epoll_is_ours(e);
 }
 
 Item classify(int fd) {
@@ -52,7 +52,7 @@ Item classify(int fd) {
   if (item.entry.kind == Kind::socket) {
     const Sock s = sock_of(fd, item.entry);
     if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) item.watch = Watch::token;
-  } else if (item.entry.kind == Kind::epoll && item.entry.slot != 0) {
+  } else if (epoll_is_ours(item.entry)) {
     item.watch = Watch::group;
   }
   return item;
@@ -68,7 +68,7 @@ bool judge(pollfd* fds, Item* items, nfds_t n) {
     uint32_t mask = 0;
     if (items[i].watch == Watch::token)
       mask = poll_mask(sock_of(fds[i].fd, items[i].entry));
-    else if (epoll_is_readable(fds[i].fd, items[i].entry.slot - 1))
+    else if (epoll_is_readable(fds[i].fd, items[i].entry))
       mask = POLLIN | POLLRDNORM;
     fds[i].revents = static_cast<short>(mask & static_cast<uint16_t>(fds[i].events | kAlways));
     any |= fds[i].revents != 0;
@@ -120,9 +120,9 @@ bool prepare(pollfd* fds, Item* items, nfds_t n, nfds_t* groups_asleep) {
       if ((fds[i].events & (POLLOUT | POLLWRNORM)) != 0) what |= POLLOUT;
       arm(sock_of(fds[i].fd, items[i].entry), what != 0 ? what : POLLIN);
     }
-    if (items[i].watch == Watch::group) {
-      if (!epoll_prepare_sleep(items[i].entry.slot - 1)) return false;
-    }
+    if (items[i].watch == Watch::group && items[i].entry.slot != 0 &&
+        !epoll_prepare_sleep(items[i].entry.slot - 1))
+      return false;
     *groups_asleep = i + 1;
   }
   return !judge(fds, items, n);
@@ -130,7 +130,8 @@ bool prepare(pollfd* fds, Item* items, nfds_t n, nfds_t* groups_asleep) {
 
 void after_sleep(const Item* items, nfds_t groups_asleep) {
   for (nfds_t i = 0; i < groups_asleep; ++i)
-    if (items[i].watch == Watch::group) epoll_wake(items[i].entry.slot - 1);
+    if (items[i].watch == Watch::group && items[i].entry.slot != 0)
+      epoll_wake(items[i].entry.slot - 1);
 }
 
 int native_poll(pollfd* native, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
@@ -166,9 +167,10 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
   for (;;) {
     const bool ready = judge(fds, items.get(), n);
     if (ready || timeout_ns == 0) {
-      if (ordinary) {
+      // A signal that the mask lets through comes first, unless there is something to report.
+      if (ordinary || (!ready && mask != nullptr)) {
         fill_native(native.get(), fds, items.get(), n, false);
-        const int k = native_poll(native.get(), n, 0, nullptr);
+        const int k = native_poll(native.get(), n, 0, ready ? nullptr : mask);
         if (k < 0) return k;
         take_kernel_answers(fds, native.get(), items.get(), n);
       }

@@ -298,7 +298,7 @@ void forget(int fd) {
   const Entry e = peek(fd);
   if (e.kind == Kind::unknown || e.kind == Kind::kernel) return;
   if (e.kind == Kind::socket && references(e.slot, e.gen) == 1) epoll_last_close(fd, e);
-  if (e.kind == Kind::epoll && e.slot != 0) epoll_forget_instance(e.slot - 1);
+  if (e.kind == Kind::epoll) epoll_closed(fd, e);
   set_entry(fd, Entry{});
 }
 

@@ -17,6 +17,14 @@ namespace {
 // Without the NORM and BAND aliases, which few programs ask for; a script may name them.
 constexpr unsigned kEveryBit = POLLIN | POLLPRI | POLLOUT | POLLRDHUP;
 
+// mask=SIGNAL: everything but that one may come while the call sleeps.
+sigset_t mask_of(const Call& call) {
+  sigset_t mask;
+  sigemptyset(&mask);
+  if (call.has("mask")) sigaddset(&mask, static_cast<int>(call.option("mask", 0)));
+  return mask;
+}
+
 // FD:EVENTS, or FD alone for every event.
 std::vector<pollfd> parse_pollfds(const Call& call, std::size_t end) {
   std::vector<pollfd> list;
@@ -54,8 +62,7 @@ void do_ppoll(const Call& call, Reply& reply) {
   std::vector<pollfd> list = parse_pollfds(call, call.size() - 1);
   const long milliseconds = call.number(call.size() - 1);
   const timespec limit{milliseconds / 1000, milliseconds % 1000 * 1000000};
-  sigset_t mask;
-  sigemptyset(&mask);
+  const sigset_t mask = mask_of(call);
   const auto start = Clock::now();
   const long result = reply.call([&] {
     return ::ppoll(list.data(), list.size(), milliseconds < 0 ? nullptr : &limit,
@@ -140,8 +147,7 @@ void do_pselect(const Call& call, Reply& reply) {
   Sets all = parse_sets(call);
   const long milliseconds = call.number(0);
   const timespec limit{milliseconds / 1000, milliseconds % 1000 * 1000000};
-  sigset_t mask;
-  sigemptyset(&mask);
+  const sigset_t mask = mask_of(call);
   const long result = reply.call([&] {
     return ::pselect(all.highest + 1, all.at(0), all.at(1), all.at(2),
                      milliseconds < 0 ? nullptr : &limit, call.has("mask") ? &mask : nullptr);
@@ -174,14 +180,13 @@ void print_events(std::vector<epoll_event>& events, long count, Reply& reply) {
   }
 }
 
-// epoll_wait EP MAXIMUM MILLISECONDS [timed=MILLISECONDS] [mask=1] [events=BAD]
+// epoll_wait EP MAXIMUM MILLISECONDS [timed=MILLISECONDS] [mask=SIGNAL] [events=BAD]
 void do_epoll_wait(const Call& call, Reply& reply) {
   const int maximum = static_cast<int>(call.number(1));
   std::vector<epoll_event> events(static_cast<std::size_t>(std::max(1, maximum)));
   epoll_event* const target =
       call.has("events") ? static_cast<epoll_event*>(bad_pointer()) : events.data();
-  sigset_t mask;
-  sigemptyset(&mask);
+  const sigset_t mask = mask_of(call);
   const auto start = Clock::now();
   const long result = reply.call([&] {
     return ::epoll_pwait(static_cast<int>(call.number(0)), target, maximum,

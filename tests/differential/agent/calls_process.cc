@@ -117,6 +117,14 @@ void do_tkill(const Call& call, Reply& reply) {
   });
 }
 
+// sigblock SIGNAL: for the calling actor's thread, and those that it makes.
+void do_sigblock(const Call& call, Reply& reply) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, static_cast<int>(call.number(0)));
+  reply.print("= " + std::to_string(::pthread_sigmask(SIG_BLOCK, &set, nullptr)));
+}
+
 void do_signals(const Call&, Reply& reply) {
   reply.field("count", g_signals.exchange(0));
 }
@@ -159,6 +167,7 @@ void add_process_calls(Table& table) {
                 {"exit", do_exit},
                 {"signal", do_signal},
                 {"tkill", do_tkill},
+                {"sigblock", do_sigblock},
                 {"signals", do_signals},
                 {"await_signal", do_await_signal},
                 {"protect", do_protect},

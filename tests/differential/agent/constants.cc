@@ -156,6 +156,8 @@ constexpr Constant kConstants[] = {
     MW_NAME(F_DUPFD),
     MW_NAME(F_DUPFD_CLOEXEC),
     MW_NAME(F_GETOWN),
+    MW_NAME(FIOGETOWN),
+    MW_NAME(FIOASYNC),
     MW_NAME(F_SETOWN),
     MW_NAME(F_GETLK),
     MW_NAME(F_GETPIPE_SZ),
