@@ -592,3 +592,23 @@ def test_the_commands(echo, mw) -> None:
         socket.create_connection(("127.0.0.1", echo.port), 1).close()
     mw_says(mw, "unblock", "-s", name, peer_address)
     echo.connect().close()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_blocked_peer_on_the_hosts_network(start, free_port, tmp_path, workers) -> None:
+    program = tmp_path / "echo.py"
+    program.write_text(ECHO)
+    session = start("--net", "host", "--workers", workers, "--", "/usr/bin/python3", str(program), str(free_port),
+                    str(tmp_path / "echo.log"))
+    served = Echo(session, free_port, tmp_path / "echo.log")
+    served.wait_event(event="ready")
+    with served.engine() as engine, served.pair(engine) as (first, _), served.pair(engine) as (second, _):
+        assert engine.block("127.0.0.1") == 1
+        for peer in (first, second):
+            with pytest.raises(ConnectionResetError):
+                peer.recv(1)
+        with pytest.raises(ConnectionResetError), served.connect() as peer:
+            peer.recv(1)
+        assert engine.unblock("127.0.0.1") == 0
+        with served.pair(engine):
+            pass
