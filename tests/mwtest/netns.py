@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _counter = itertools.count()
 
 
-def _ip(*words: str, check: bool = True) -> str:
+def ip(*words: str, check: bool = True) -> str:
     done = subprocess.run(["ip", *words], capture_output=True, text=True,
                           timeout=_IP_SECONDS)
     if check and done.returncode != 0:
@@ -27,23 +27,24 @@ def _ip(*words: str, check: bool = True) -> str:
     return done.stdout
 
 
-def _remove(name: str) -> None:
-    for pid in _ip("netns", "pids", name, check=False).split():
+def remove(name: str) -> None:
+    """Kills what runs inside, and deletes it."""
+    for pid in ip("netns", "pids", name, check=False).split():
         try:
             os.kill(int(pid), signal.SIGKILL)
         except ProcessLookupError:
             pass  # it ended between the listing and here
-    _ip("netns", "delete", name, check=False)
+    ip("netns", "delete", name, check=False)
 
 
 def sweep() -> list:
     """Removes the namespaces of test runs that are no longer alive; returns their names."""
     removed = []
-    for line in _ip("netns", "list").splitlines():
+    for line in ip("netns", "list").splitlines():
         name = line.split()[0]
         owner = name[len(_PREFIX):].partition("-")[0]
         if name.startswith(_PREFIX) and owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
-            _remove(name)
+            remove(name)
             removed.append(name)
     return removed
 
@@ -55,15 +56,15 @@ class Namespace:
         self.name = f"{_PREFIX}{os.getpid()}-{next(_counter)}"
 
     def __enter__(self) -> "Namespace":
-        _ip("netns", "add", self.name)
-        _ip("-n", self.name, "link", "set", "lo", "up")
+        ip("netns", "add", self.name)
+        ip("-n", self.name, "link", "set", "lo", "up")
         # An INS on its caller's network has no capability: the namespace must let it have port 80.
         with self.entered():
             Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").write_text("0")
         return self
 
     def __exit__(self, *_) -> None:
-        _remove(self.name)
+        remove(self.name)
 
     def wrap(self, command: list) -> list:
         """The command, started inside."""

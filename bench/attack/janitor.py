@@ -1,0 +1,53 @@
+"""janitor.py DIRECTORY MW - removes what a bench made, when the bench has ended in whichever way.
+
+Standard input is a pipe from the bench: a line "namespace NAME" or "session PID" for each thing made, "done" if it
+removed them itself. The end of the pipe without "done" means that the bench was killed.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+
+from mwtest import netns  # noqa: E402  (needs the path above)
+
+
+def children_ended(pids: list, seconds: float) -> None:
+    limit = time.monotonic() + seconds
+    while any(os.path.exists(f"/proc/{pid}") for pid in pids) and time.monotonic() < limit:
+        time.sleep(0.05)
+
+
+def main() -> int:
+    directory, mw = sys.argv[1:]
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    namespaces, sessions = [], []
+    for line in sys.stdin:
+        words = line.split()
+        if words == ["done"]:
+            return 0
+        (namespaces if words[0] == "namespace" else sessions).append(words[1])
+    # `mw run` removes its session when it is asked to end; a namespace's removal kills whatever is left in it.
+    inside = set()
+    for name in namespaces:
+        listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=20, check=False)
+        inside.update(listed.stdout.split())
+    sessions = [pid for pid in sessions if pid in inside]  # the number may be another process's by now
+    for pid in sessions:
+        os.kill(int(pid), signal.SIGTERM)
+    children_ended(sessions, 15)
+    for name in namespaces:
+        netns.remove(name)
+    subprocess.run([mw, "clean"], capture_output=True, timeout=60, check=False)
+    shutil.rmtree(directory, ignore_errors=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
