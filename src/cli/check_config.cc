@@ -48,7 +48,7 @@ ExitStatus check_config(const std::string& path, bool json) {
     print_json(path, *reading);
   } else {
     for (const netflow::ConfigFault& f : reading->faults) {
-      std::printf("%s:%u:%u: %s\n", path.c_str(), f.line, f.column, f.text.c_str());
+      std::fprintf(stderr, "%s:%u:%u: %s\n", path.c_str(), f.line, f.column, f.text.c_str());
     }
   }
   return reading->faults.empty() ? ExitStatus::ok : ExitStatus::usage;

@@ -307,7 +307,7 @@ def test_a_wrong_configuration_starts_nothing(mw, unchanged, tmp_path):
     config = tmp_path / "exports.toml"
     config.write_text('[netflow]\nlisten = "0.0.0.0:0"\n')
     done = proc.run([mw, "run", "--config", config, "--", "true"], 20, check=False)
-    assert done.returncode == 2 and b":2:" in done.stdout
+    assert done.returncode == 2 and b":2:" in done.stderr
 
 
 def test_check_config(tmp_path):
@@ -318,8 +318,8 @@ def test_check_config(tmp_path):
     done = proc.run([mw, "check-config", good], 20)
     assert (done.stdout, done.stderr) == (b"", b"")
     done = proc.run([mw, "check-config", bad], 20, check=False)
-    lines = done.stdout.decode().splitlines()
-    assert done.returncode == 2 and len(lines) == 2
+    lines = done.stderr.decode().splitlines()
+    assert done.returncode == 2 and len(lines) == 2 and done.stdout == b""
     assert lines[0].startswith(f"{bad}:2:10: 0.0.0.0:4711 is reached from elsewhere")
     assert lines[1].startswith(f"{bad}:3:8: role has to be")
     done = proc.run([mw, "check-config", "--json", bad], 20, check=False)
