@@ -29,7 +29,15 @@ enum mw_op {
   MW_OP_RESOLVE = 13,
   /* Address to name: slot unused, [flags]; in: sockaddr; out: NUL-terminated name; err is EAI_*. */
   MW_OP_RESOLVE_ADDR = 14,
+  /* A DNS message as it stands, for the INS's name servers: slot unused; in: the query; out: the answer,
+   * cut after its question, with TC set, if it is longer than a payload; err is an errno value. */
+  MW_OP_QUERY = 15,
 };
+
+/* Operations that name no slot and may stay unanswered for long. */
+static inline int mw_is_lookup(uint32_t op) {
+  return op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR || op == MW_OP_QUERY;
+}
 
 #define MW_CALL_BYTES 2048u
 #define MW_CALL_PAYLOAD 1920u

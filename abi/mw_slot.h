@@ -34,7 +34,8 @@ struct mw_slot {
   uint32_t want;
   uint32_t accept_flags; /* MW_ACCEPT_*: what the last accept on this listener asked for */
   uint64_t watches;      /* four 16-bit numbers, each 0 or 1 + a group that wants this socket's news */
-  uint8_t pad0[40];
+  uint32_t taken;        /* accepted connection: set once an accept has handed it to the program */
+  uint8_t pad0[36];
   /* The INS's line. */
   uint32_t rx_tail;
   uint32_t tx_head;

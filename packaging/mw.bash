@@ -65,7 +65,7 @@ _mw() {
   fi
   case $command in
     run | doctor) _command_offset "$cword" ;;
-    ps) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
+    ps | adopt | clean) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
     close | get | set) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
   esac
 } && complete -F _mw mw

@@ -45,16 +45,21 @@ def unchanged(mw):
 def start(mw, tmp_path):
     """start(arguments...) -> Session, ended after the test; `limits` are bash's ulimit's."""
     running = []
+    begun = []
 
-    def begin(*arguments: str, limits: str = "-c 0") -> Session:
-        words = ["bash", "-c", f'ulimit {limits}; exec "$@"', "bash", mw, "run", *arguments]
+    def begin(*arguments: str, limits: str = "-c 0", program: str = mw) -> Session:
+        words = ["bash", "-c", f'ulimit {limits}; exec "$@"', "bash", program, "run", *arguments]
         background = proc.Background(words, tmp_path / f"mw{len(running)}.log")
         running.append(background)
-        return Session(background)
+        session = Session(background)
+        begun.append(session)
+        return session
 
     yield begin
     for background in running:
         background.stop()
+    for session in begun:
+        session.end()
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 // mw - the command that users type: run a program behind an isolated network stack, list and clean
 // sessions, say what keeps it from working.
 #include <signal.h>
-#include <sys/socket.h>
+#include <sys/random.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
@@ -36,14 +37,72 @@ std::string find_program(const std::string& name, const char* build, const char*
 }
 
 mw::Programs programs() {
-  return {find_program("mwcommsd", ".", MW_LIBEXEC_FROM_BIN),
+  std::error_code error;
+  return {std::filesystem::read_symlink("/proc/self/exe", error),
+          find_program("mwcommsd", ".", MW_LIBEXEC_FROM_BIN),
           find_program("mwins", ".", MW_LIBEXEC_FROM_BIN),
           find_program("libmwshim.so", "../lib", MW_LIB_FROM_BIN)};
 }
 
-Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, unsigned workers) {
+std::string hex(const mw::SessionToken& token) {
+  std::string text;
+  for (const uint8_t byte : token) {
+    char two[3];
+    std::snprintf(two, sizeof(two), "%02x", byte);
+    text += two;
+  }
+  return text;
+}
+
+// What the front end keeps, and how the driver is told about it.
+Outcome<mw::SessionDescriptors> described(mw::SessionFds fds, const mw::SessionToken& token) {
+  struct stat st {};
+  if (::fstat(fds.session.get(), &st) < 0) {
+    return Failure{"look at the session's memory", mw::errno_text(errno), ""};
+  }
+  mw::SessionDescriptors out;
+  out.attach_name = fds.attach_name;
+  out.memory = {st.st_ino, mw::kSessionMemoryName};
+  out.token = hex(token);
+  out.workers = static_cast<unsigned>(fds.bells.size());
+  const auto pass = [&out](const char* option, const std::vector<mw::UniqueFd*>& list) {
+    std::string numbers;
+    for (mw::UniqueFd* fd : list) {
+      numbers += (numbers.empty() ? "" : ",") + std::to_string(fd->get());
+      out.owned.push_back(std::move(*fd));
+    }
+    if (!list.empty()) {
+      out.driver_arguments.insert(out.driver_arguments.end(), {option, numbers});
+    }
+  };
+  const auto each_of = [](std::vector<mw::UniqueFd>& list) {
+    std::vector<mw::UniqueFd*> each;
+    for (mw::UniqueFd& fd : list) each.push_back(&fd);
+    return each;
+  };
+  pass("--channel-fd", {&fds.channel});
+  pass("--session-fd", {&fds.session});
+  pass("--attach-fd", {&fds.attach});
+  pass("--drop-pvm-fd", {&fds.drop_pvm});
+  pass("--drop-ins-fd", {&fds.drop_ins});
+  pass("--store-fds", {&fds.store_in, &fds.store_out});
+  pass("--bell-fds", each_of(fds.bells));
+  pass("--kept-fds", each_of(fds.kept));
+  return out;
+}
+
+Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, unsigned workers,
+                                                 std::vector<mw::UniqueFd> kept) {
   mw_geometry geometry = mw::kDefaultGeometry;
   geometry.workers = workers;
+  mw::SessionToken token;
+  if (::getrandom(token.data(), token.size(), 0) != static_cast<ssize_t>(token.size())) {
+    return Failure{"make the session's token", "getrandom: " + mw::errno_text(errno), ""};
+  }
+  if (kept.size() > mw::kMaxKeptFds) {
+    return Failure{"publish so many ports",
+                   "at most " + std::to_string(mw::kMaxKeptFds) + " can be held", "leave some out"};
+  }
   // A limit of file sizes holds for shared memory too: an error, not a signal that kills.
   struct sigaction ignore {};
   struct sigaction before {};
@@ -57,35 +116,18 @@ Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, uns
                    "free memory, or raise the limits of open files, file size and address space "
                    "(ulimit -n, -f, -v)"};
   }
-  mw::SessionDescriptors out;
-  const auto hand_over = [&out](const char* option, mw::UniqueFd fd) {
-    out.driver_arguments.insert(out.driver_arguments.end(), {option, std::to_string(fd.get())});
-    out.owned.push_back(std::move(fd));
-  };
-  hand_over("--channel-fd", std::move(made->channel));
-  hand_over("--session-fd", std::move(made->session));
-  hand_over("--attach-fd", std::move(made->attach));
-  hand_over("--drop-pvm-fd", std::move(made->drop_pvm));
-  hand_over("--drop-ins-fd", std::move(made->drop_ins));
-  std::string bells;
-  for (mw::UniqueFd& bell : made->bells) {
-    bells += (bells.empty() ? "" : ",") + std::to_string(bell.get());
-    out.owned.push_back(std::move(bell));
+  made->kept = std::move(kept);
+  return described(std::move(*made), token);
+}
+
+Outcome<mw::SessionDescriptors> ask_for_descriptors(const std::string& folder) {
+  auto taken = mw::take_over(folder);
+  if (!taken) {
+    std::string cause = taken.error().where;
+    if (taken.error().err != 0) cause += ": " + mw::errno_text(taken.error().err);
+    return Failure{"ask its mwcommsd", cause, ""};
   }
-  out.driver_arguments.insert(out.driver_arguments.end(), {"--bell-fds", bells});
-  // Where a driver leaves what the next one needs (src/driver/fd_store.h).
-  int store[2];
-  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, store) < 0) {
-    return Failure{"make the driver's store", "socketpair: " + mw::errno_text(errno),
-                   "raise the limit of open files"};
-  }
-  out.driver_arguments.insert(
-      out.driver_arguments.end(),
-      {"--store-fds", std::to_string(store[0]) + "," + std::to_string(store[1])});
-  out.owned.emplace_back(store[0]);
-  out.owned.emplace_back(store[1]);
-  out.attach_name = made->attach_name;
-  return out;
+  return described(std::move(taken->fds), taken->token);
 }
 
 int usage_error(const CLI::App& app, const std::string& text) {
@@ -211,6 +253,10 @@ int ps_command(const std::string& only, bool json) {
               : mw::print_sessions(base, only);
 }
 
+int adopt_command(const std::string& session) {
+  return mw::adopt_session({session, mw::default_base(), programs(), ask_for_descriptors});
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -233,7 +279,13 @@ int main(int argc, char** argv) {
   std::string file;
   check->add_option("file", file, "See mwcomms.toml(5)")->required();
   check->add_flag("--json", json, "One JSON document");
+  CLI::App* adopt =
+      app.add_subcommand("adopt", "Go on with a session that runs without its mw run");
+  std::string orphan;
+  adopt->add_option("session", orphan, "Its name, as mw ps shows it")->required();
   CLI::App* clean = app.add_subcommand("clean", "Remove what dead sessions left behind");
+  std::string ended;
+  clean->add_option("session", ended, "End this one too, if it runs without its mw run");
   const mw::FlowCommands flows(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
@@ -263,7 +315,8 @@ int main(int argc, char** argv) {
   if (dashes != words.end()) return usage_error(app, "only run and doctor take a command");
   if (*ps) return ps_command(only, json);
   if (*check) return static_cast<int>(mw::check_config(file, json));
-  if (*clean) return mw::clean_sessions(mw::default_base());
+  if (*adopt) return adopt_command(orphan);
+  if (*clean) return mw::clean_sessions(mw::default_base(), ended);
   if (flows.given()) return flows.run();
   if (*version) std::puts("mw " MW_VERSION);
   return 0;

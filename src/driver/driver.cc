@@ -15,6 +15,7 @@ constexpr uint32_t kFeatures = kFeatureTelemetry;
 constexpr int kRetryMs = 20;
 constexpr int kRetries = 500;        // ten seconds from the last sign of life in its folder
 constexpr int kGreetingTicks = 500;  // ten seconds for hello and replay
+constexpr int kEndTicks = 50;        // a second for one that says that it ends
 constexpr uint32_t kBypassReports = 100;
 constexpr int kMessagesPerTurn = 64;
 
@@ -53,7 +54,8 @@ Driver::Driver(const DriverOptions& options, Poller poller, SessionMemory memory
       groups_(poller_, memory_, store_),
       listeners_(memory_.geometry().slots, store_),
       processes_(poller_, options_, memory_, groups_),
-      release_(memory_) {}
+      release_(memory_),
+      front_end_(poller_, options_) {}
 
 Status Driver::start() {
   retry_timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
@@ -64,9 +66,13 @@ Status Driver::start() {
   if (auto s = release_.open_timer(); !s) return s;
   if (auto s = poller_.add(release_.timer_fd(), EPOLLIN, Source::release_timer); !s) return s;
   if (auto s = restore(); !s) return s;
+  processes_.on_violation = [this](const ProcessInfo& who, uint32_t epoch) {
+    on_violation(who, epoch);
+  };
   if (auto s = start_netflow(); !s) return s;
   processes_.on_group_open = [this](uint32_t g) { tell_group(ControlType::group_open, g); };
   if (auto s = processes_.listen(); !s) return s;
+  if (auto s = front_end_.open(registry_); !s) return s;
   publish("id", options_.session);
   processes_.sweep_calls();
   look_for_ins();
@@ -137,10 +143,20 @@ void Driver::handle(const Event& e) {
     case Source::retry_timer: {
       uint64_t expired = 0;
       (void)::read(retry_timer_.get(), &expired, sizeof expired);
-      if (ins_ && ins_->phase() != InsLink::Phase::serving && --greeting_ticks_ == 0)
+      if (ins_ && ins_->phase() != InsLink::Phase::serving && --greeting_ticks_ == 0) {
         lose_ins("it did not answer in time");
+        if (ins_ && ins_->ends_itself) kill_ins();
+      }
       return look_for_ins();
     }
+    case Source::adopt:
+      return front_end_.on_connect();
+    case Source::front_end_death:
+      return front_end_.on_death();
+    case Source::adopter_death:
+      return front_end_.on_adopter_end();
+    case Source::adopt_timer:
+      return front_end_.on_timer();
     case Source::release_timer:
       release_.on_timer();
       processes_.sweep_calls();
@@ -170,7 +186,9 @@ void Driver::on_registry() {
 
 void Driver::look_for_ins() {
   const bool waiting_for_death = ins_ && ins_->phase() == InsLink::Phase::lost;
-  if (ins_) return arm_retry(!waiting_for_death && ins_->phase() != InsLink::Phase::serving);
+  if (ins_)
+    return arm_retry((!waiting_for_death || ins_->ends_itself) &&
+                     ins_->phase() != InsLink::Phase::serving);
   auto ids = list_ins(registry_);
   if (!ids) {
     if (ids.error().fault != Fault::shutdown)
@@ -318,8 +336,9 @@ bool Driver::on_slot_message(InsLink& ins, const ControlSlot& s) {
       report_bypass(s);
       return true;
     case ControlType::poisoned:
-      log_line("mwcommsd", "%s ends the session: the application broke the protocol (socket %u)",
-               ins.name().c_str(), s.slot);
+      ins.ends_itself = true;
+      log_line("mwcommsd", "%s ends itself: the application broke the protocol",
+               ins.name().c_str());
       return true;
     default:
       return false;
@@ -440,9 +459,30 @@ void Driver::lose_ins(const char* why) {
   const int death = ins_->who().death.get();
   if (death < 0 || has_died(death) || !options_.kill_lost_ins) return ins_is_gone();
   // ins_is_gone() follows when it is dead.
+  if (!ins_->ends_itself) return kill_ins();
+  greeting_ticks_ = kEndTicks;  // its exit status tells the front end why
+  arm_retry(true);
+}
+
+void Driver::kill_ins() {
+  const int death = ins_->who().death.get();
   if (::syscall(SYS_pidfd_send_signal, death, SIGKILL, nullptr, 0) < 0 && errno != ESRCH)
     log_line("mwcommsd", "cannot end %s: error %d; waiting for its end", ins_->name().c_str(),
              errno);
+}
+
+// The application's word is enough: an INS is replaced for much less. One that is hostile itself
+// gains nothing but new INSs for its own session, no faster than the front end starts them.
+void Driver::on_violation(const ProcessInfo& who, uint32_t epoch) {
+  if (!ins_ || ins_->phase() != InsLink::Phase::serving || epoch != memory_.epoch()) return;
+  lose_ins(("it broke the protocol, says " + describe(who)).c_str());
+}
+
+void Driver::end_session() {
+  over_ = true;
+  if (ins_) return;
+  memory_.session_over();
+  publish("state", "over");
 }
 
 void Driver::ins_is_gone() {
@@ -466,6 +506,7 @@ void Driver::ins_is_gone() {
     log_line("mwcommsd", "cannot forget the INS: %s", dropped.error().where);
   processes_.sweep_calls();
   publish("state", "down");
+  if (over_) return end_session();
   look_for_ins();
 }
 

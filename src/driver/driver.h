@@ -13,6 +13,7 @@
 #include <optional>
 
 #include "driver/fd_store.h"
+#include "driver/front_end.h"
 #include "driver/groups.h"
 #include "driver/ins_link.h"
 #include "driver/listeners.h"
@@ -36,6 +37,8 @@ class Driver {
 
   // For the signals of main().
   Poller& poller() { return poller_; }
+  // The front end gives up: no INS will come any more.
+  void end_session();
   // Waits for events and handles them. True: Source::signals was among them. Errors: sys.
   Result<bool> run_once(int timeout_ms);
 
@@ -62,7 +65,9 @@ class Driver {
   void start_telemetry(InsLink& ins);
   void report_bypass(const ControlSlot& s);
   void lose_ins(const char* why);
+  void kill_ins();
   void ins_is_gone();
+  void on_violation(const ProcessInfo& who, uint32_t epoch);
   void send_to_ins(std::span<const std::byte> data, std::span<const int> fds);
   void tell_group(ControlType type, uint32_t group);
   void sweep_groups();
@@ -79,6 +84,7 @@ class Driver {
   Processes processes_;
   std::unique_ptr<NetflowService> netflow_;  // none: it was not to be started
   PageRelease release_;
+  FrontEnd front_end_;
   UniqueFd retry_timer_;
 
   // An INS that is there but does not listen yet is tried again for a while.
@@ -95,6 +101,7 @@ class Driver {
   UniqueFd survivor_death_;
   uint32_t bypass_reports_ = 0;
   bool said_ready_ = false;
+  bool over_ = false;
   bool registry_complained_ = false;
 };
 

@@ -86,7 +86,7 @@ struct Peer {
 
 // A child's whole life as an INS: it is greeted, and then does nothing, with or without its
 // connection.
-[[noreturn]] void play_ins(const UniqueFd& listener, bool leave) {
+[[noreturn]] void play_ins(const UniqueFd& listener, bool leave, bool say_poisoned = false) {
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::listen(listener.get(), 4);
   pollfd p{listener.get(), POLLIN, 0};
@@ -98,6 +98,7 @@ struct Peer {
   ins.send(hello);
   ControlSlot start{};
   if (auto m = receive_message(ins.socket.get(), writable_bytes_of(start), 0); !m) ::_exit(2);
+  if (say_poisoned) ins.send(ControlSlot{ControlType::poisoned, 0, 0, 0});
   if (leave) ins.socket.reset();
   for (;;) ::pause();
 }
@@ -175,7 +176,7 @@ class DriverTest : public ::testing::Test {
     return p;
   }
   AttachRequest request(AttachType type) {
-    AttachRequest r{type, MW_PROTOCOL_VERSION, {}};
+    AttachRequest r{type, MW_PROTOCOL_VERSION, {}, 0};
     std::memcpy(r.token, options_.token.data(), sizeof r.token);
     return r;
   }
@@ -506,6 +507,62 @@ TEST_F(DriverTest, KillsAnInsThatLeavesItsConnectionBeforeItsSuccessorComes) {
 }
 
 // ---- groups ----
+
+TEST_F(DriverTest, EndsAnInsThatAProcessSaysBrokeTheProtocol) {
+  options_.kill_lost_ins = true;
+  start_driver();
+  const UniqueFd listener = listen_as_ins(1, true);
+  const pid_t child = ::fork();
+  if (child == 0) play_ins(listener, false);
+  ASSERT_TRUE(until([&] { return memory_->state() == kSessionUp; }));
+  Peer shim = attach();
+  AttachRequest report = request(AttachType::violation);
+  report.epoch = header().epoch - 1;
+  ASSERT_TRUE(shim.send(report));
+  settle();
+  EXPECT_EQ(memory_->state(), kSessionUp) << "it was about an INS that is gone already";
+  report.epoch = header().epoch;
+  report.token[0] ^= 1;
+  Peer stranger = connect_shim();
+  ASSERT_TRUE(stranger.send(report));
+  EXPECT_TRUE(until([&] { return stranger.ended(); }));
+  EXPECT_EQ(memory_->state(), kSessionUp) << "a stranger's word counts for nothing";
+  report.token[0] ^= 1;
+  ASSERT_TRUE(shim.send(report));
+  EXPECT_TRUE(until([&] { return memory_->state() == kSessionDown; }));
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+  const UniqueFd second = listen_as_ins(2);
+  const Peer ins = serve(second);
+  EXPECT_FALSE(shim.ended()) << "who reports goes on with the next one";
+}
+
+TEST_F(DriverTest, AnInsThatSaysThatItEndsHasAMomentForIt) {
+  options_.kill_lost_ins = true;
+  start_driver();
+  const UniqueFd listener = listen_as_ins(1, true);
+  const pid_t child = ::fork();
+  if (child == 0) play_ins(listener, true, true);
+  ASSERT_TRUE(until([&] { return memory_->state() == kSessionUp; }));
+  const auto began = std::chrono::steady_clock::now();
+  EXPECT_TRUE(until([&] { return memory_->state() == kSessionDown; })) << "but no more than that";
+  EXPECT_GT(std::chrono::steady_clock::now() - began, std::chrono::milliseconds(500));
+  int status = 0;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+TEST_F(DriverTest, SaysWhenNoInsWillComeAnyMore) {
+  const UniqueFd listener = listen_as_ins(1);
+  Peer ins = serve(listener);
+  driver_->end_session();
+  EXPECT_EQ(memory_->state(), kSessionUp) << "as long as it has one";
+  ins.socket.reset();
+  EXPECT_TRUE(until([&] { return memory_->state() == kSessionOver; }));
+  start_driver();
+  EXPECT_EQ(memory_->state(), kSessionOver);
+}
 
 TEST_F(DriverTest, TellsTheInsAboutGroups) {
   Peer shim = attach();

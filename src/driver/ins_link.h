@@ -50,6 +50,7 @@ class InsLink {
 
   std::set<uint32_t> awaiting_replay;  // slots
   uint32_t features = 0;               // agreed in the hello
+  bool ends_itself = false;            // it said so, and gets a moment to do it
 
  private:
   struct Waiting {

@@ -18,6 +18,7 @@ mw::UniqueFd take_signals() {
   sigaddset(&set, SIGTERM);
   sigaddset(&set, SIGINT);
   sigaddset(&set, SIGHUP);
+  sigaddset(&set, SIGUSR1);
   if (sigprocmask(SIG_BLOCK, &set, nullptr) < 0) return mw::UniqueFd{};
   std::signal(SIGPIPE, SIG_IGN);
   return mw::UniqueFd{::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)};
@@ -53,6 +54,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   raise_descriptor_limit();
+  mw::close_on_exec(*options);
   const mw::UniqueFd signals = take_signals();
   auto driver = mw::Driver::make(*options);
   if (!driver) return fail(driver.error());
@@ -61,6 +63,10 @@ int main(int argc, char** argv) {
   for (;;) {
     auto signalled = (*driver)->run_once(-1);
     if (!signalled) return fail(signalled.error());
-    if (*signalled) return 0;  // the session goes on: the next driver finds it again
+    signalfd_siginfo info{};
+    while (*signalled && ::read(signals.get(), &info, sizeof info) == sizeof info) {
+      if (info.ssi_signo != SIGUSR1) return 0;  // the session goes on: the next driver finds it
+      (*driver)->end_session();                 // no INS will be started for it any more
+    }
   }
 }

@@ -9,6 +9,7 @@
 
 #include "abi/mw_region.h"
 #include "netflow/config.h"
+#include "transport/local/session_fds.h"
 
 namespace mw {
 namespace {
@@ -21,12 +22,12 @@ std::optional<int> parse_fd(std::string_view text) {
   return fd;
 }
 
-std::optional<std::vector<int>> parse_fds(std::string_view text) {
+std::optional<std::vector<int>> parse_fds(std::string_view text, size_t most) {
   std::vector<int> fds;
   for (;;) {
     const size_t comma = text.find(',');
     const auto fd = parse_fd(text.substr(0, comma));
-    if (!fd || fds.size() == MW_MAX_WORKERS) return std::nullopt;
+    if (!fd || fds.size() == most) return std::nullopt;
     fds.push_back(*fd);
     if (comma == std::string_view::npos) return fds;
     text.remove_prefix(comma + 1);
@@ -65,6 +66,12 @@ bool take_config(const std::string& path, DriverOptions* o) {
   return true;
 }
 
+bool assign_fds(std::string_view value, size_t most, std::vector<int>* out) {
+  auto fds = parse_fds(value, most);
+  if (fds) *out = std::move(*fds);
+  return fds.has_value();
+}
+
 bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
   if (name == "--registry" || name == "--session") {
     (name == "--registry" ? o->registry : o->session) = value;
@@ -90,14 +97,21 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
   if (name == "--netflow-role") o->netflow.read_only = value == "read";
   if (name.starts_with("--netflow"))
     return !value.empty() && (name != "--netflow-role" || value == "read" || value == "act");
-  if (name != "--bell-fds" && name != "--store-fds") return false;
-  auto fds = parse_fds(value);
-  if (!fds) return false;
-  if (name == "--bell-fds") {
-    o->bell_fds = std::move(*fds);
-    return true;
+  if (name == "--front-end") {
+    const auto [end, error] =
+        std::from_chars(value.data(), value.data() + value.size(), o->front_end);
+    return error == std::errc{} && end == value.data() + value.size() && o->front_end > 0 &&
+           o->front_end <= INT32_MAX;
   }
-  if (fds->size() != 2) return false;
+  if (name == "--adopt-with") {
+    o->adopt_with = value;
+    return !value.empty() && value.front() == '/';
+  }
+  if (name == "--bell-fds") return assign_fds(value, MW_MAX_WORKERS, &o->bell_fds);
+  if (name == "--kept-fds") return assign_fds(value, kMaxKeptFds, &o->kept_fds);
+  if (name != "--store-fds") return false;
+  auto fds = parse_fds(value, 2);
+  if (!fds || fds->size() != 2) return false;
   o->store_fds[0] = (*fds)[0];
   o->store_fds[1] = (*fds)[1];
   return true;
@@ -114,7 +128,18 @@ const char kDriverUsage[] =
     "[--netflow-role act|read]\n"
     "                [--netflow-token-file F] [--netflow-read-token-file F]\n"
     "                [--netflow-certificate PEM --netflow-key PEM]\n"
+    "                [--kept-fds N[,N..]] [--front-end PID [--adopt-with PROGRAM]]\n"
     "The driver of one session; `mw run` starts it.\n";
+
+void close_on_exec(const DriverOptions& o) {
+  std::vector<int> fds{o.channel_fd,  o.session_fd, o.attach_fd,    o.drop_pvm_fd,
+                       o.drop_ins_fd, o.ready_fd,   o.store_fds[0], o.store_fds[1]};
+  fds.insert(fds.end(), o.bell_fds.begin(), o.bell_fds.end());
+  fds.insert(fds.end(), o.kept_fds.begin(), o.kept_fds.end());
+  for (const int fd : fds) {
+    if (fd >= 0) (void)::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  }
+}
 
 std::optional<DriverOptions> parse_driver_options(std::span<const char* const> args,
                                                   std::string* why) {

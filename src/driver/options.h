@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <optional>
 #include <span>
@@ -27,12 +28,19 @@ struct DriverOptions {
   int store_fds[2] = {-1, -1};  // fd_store.h; absent: -1
   netflow::ExportOptions exports;
   netflow::ServerOptions netflow;  // without an address and a path: no NetFlow interface
+  std::vector<int> kept_fds;       // held for the front end (front_end.h)
+  uint32_t front_end = 0;          // its pid; 0: not watched
+  std::string adopt_with;  // the program that goes on with the session if it dies; may be empty
+  std::chrono::milliseconds adopt_delay{1000};  // least time between two starts of it
   // An INS that left its control connection is killed before a successor gets the region. Tests
   // that play the INS themselves turn this off.
   bool kill_lost_ins = true;
 };
 
 extern const char kDriverUsage[];
+
+// No program that the driver starts inherits the session's descriptors.
+void close_on_exec(const DriverOptions& options);
 
 // Nothing if the arguments are wrong; `why` then names the argument. Every descriptor named must be
 // open.

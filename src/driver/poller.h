@@ -25,6 +25,10 @@ enum class Source : uint32_t {
   ins_death,  // id: INS
   retry_timer,
   release_timer,
+  adopt,            // a front end wants to adopt the session
+  front_end_death,  // of the one that has it
+  adopter_death,    // of the one that we started
+  adopt_timer,
 };
 
 struct Event {

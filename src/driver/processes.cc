@@ -104,6 +104,8 @@ void Processes::on_message(uint32_t id, uint32_t events) {
       good = answer_group_find(a, m->fds[0].get());
     } else if (good && request.type == AttachType::group_keep && m->fd_count == 1) {
       good = answer_group_keep(a, m->fds[0].get());
+    } else if (good && request.type == AttachType::violation && m->fd_count == 0) {
+      on_violation(a.who, request.epoch);
     } else {
       good = false;
     }

@@ -96,6 +96,9 @@ void SessionMemory::each_touched_session_slot(
 uint32_t SessionMemory::state() {
   return StdAtomics::load_acquire(session_.header().state);
 }
+uint32_t SessionMemory::epoch() {
+  return StdAtomics::load_acquire(session_.header().epoch);
+}
 uint32_t SessionMemory::first_gen() {
   return StdAtomics::load_acquire(session_.header().first_gen);
 }
@@ -212,7 +215,7 @@ SessionMemory::DeadCalls SessionMemory::free_dead_calls(const IsGone& is_gone) {
       // Lookups may be under way for long and would be answered twice. All others are answered in
       // the turn in which they are read.
       const uint32_t op = StdAtomics::load_relaxed(call.op);
-      if (op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR) continue;
+      if (mw_is_lookup(op)) continue;
       if (op == MW_OP_SOCKET) {
         out.sockets.push_back({MW_DROP_MAGIC, i, seq});
         continue;

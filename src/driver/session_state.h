@@ -33,6 +33,7 @@ class SessionMemory {
   const mw_geometry& geometry() const { return channel_.geometry(); }
 
   uint32_t state();
+  uint32_t epoch();
   uint32_t first_gen();
   // The first generation that a successor may use.
   uint32_t next_first_gen();
@@ -40,6 +41,9 @@ class SessionMemory {
   // Answers what the dead INS will never answer, and wakes all waiters. The groups' doorbells are
   // the caller's to ring: `ring_all` is called once for that, after the news stands in the sets.
   void ins_lost(const std::function<void()>& ring_all);
+
+  // No INS will come any more: whoever waits for one fails.
+  void session_over() { publish_state(kSessionOver); }
 
   bool group_in_use(uint32_t group);
   void set_group_in_use(uint32_t group, bool in_use);

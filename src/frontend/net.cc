@@ -135,9 +135,9 @@ Outcome<UniqueFd> build_all(const std::string& base, const SessionRecord& r) {
     return Failure{made.failure().step, made.failure().cause,
                    made.failure().remedy.empty() ? kRootRemedy : made.failure().remedy};
   }
-  UniqueFd ns{::open(netns_path(r).c_str(), O_RDONLY | O_CLOEXEC)};
-  if (!ns) return Failure{"open " + netns_path(r), errno_text(errno), kRootRemedy};
-  if (auto done = apply_settings(ns.get()); !done) return done.failure();
+  auto ns = open_network(r);
+  if (!ns) return ns;
+  if (auto done = apply_settings(ns->get()); !done) return done.failure();
   if (auto done = build_links(r); !done) return done.failure();
   auto guarded = acquire_forwarding(base, r.plan.link);
   if (!guarded) return guarded.failure();
@@ -190,11 +190,11 @@ Outcome<UniqueFd> reserve(const Publish& p, int family) {
                  "use an address that this host has"};
 }
 
-void end_process(const ProcId& id) {
+void end_process(const ProcId& id, int signal = SIGKILL) {
   if (!is_alive(id)) return;
   const UniqueFd fd{static_cast<int>(::syscall(SYS_pidfd_open, id.pid, 0))};
   if (!fd || !is_alive(id)) return;  // checked again: the pidfd now pins who it is
-  ::syscall(SYS_pidfd_send_signal, fd.get(), SIGKILL, nullptr, 0);
+  ::syscall(SYS_pidfd_send_signal, fd.get(), signal, nullptr, 0);
   pollfd gone{fd.get(), POLLIN, 0};
   ::poll(&gone, 1, kKillTimeoutMs);
 }
@@ -261,12 +261,12 @@ Outcome<Done> remove_network(const SessionRecord& r) {
       run_tool("remove the nftables table " + r.table(), {"nft", "-f", "-"},
                "table inet " + r.table() + " {}\ndelete table inet " + r.table() + "\n"));
   if (::access(("/sys/class/net/" + r.plan.link).c_str(), F_OK) == 0) {
-    steps.push_back(run_tool("remove the interface " + r.plan.link,
-                             {"ip", "link", "del", "dev", r.plan.link}));
+    steps.push_back(
+        run_tool("remove the interface " + r.plan.link, {"ip", "link", "del", "dev", r.plan.link}));
   }
   if (::access(netns_path(r).c_str(), F_OK) == 0) {
-    steps.push_back(run_tool("remove the network namespace " + r.netns(),
-                             {"ip", "netns", "del", r.netns()}));
+    steps.push_back(
+        run_tool("remove the network namespace " + r.netns(), {"ip", "netns", "del", r.netns()}));
   }
   for (const Outcome<std::string>& step : steps) {
     if (!step) return step.failure();
@@ -274,7 +274,37 @@ Outcome<Done> remove_network(const SessionRecord& r) {
   return Done{};
 }
 
+Outcome<UniqueFd> open_network(const SessionRecord& r) {
+  UniqueFd ns{::open(netns_path(r).c_str(), O_RDONLY | O_CLOEXEC)};
+  if (!ns) return Failure{"open " + netns_path(r), errno_text(errno), kRootRemedy};
+  return ns;
+}
+
+Outcome<Done> end_application(const SessionRecord& record) {
+  // The command first: most servers take their children along.
+  end_process(record.application, SIGTERM);
+  constexpr int kRounds = 10;  // more than one if they go on forking
+  for (int round = 0; round < kRounds; ++round) {
+    const std::vector<pid_t> left = processes_of(record);
+    if (left.empty()) return Done{};
+    for (const pid_t pid : left) end_process(identify(pid));
+  }
+  return Failure{"end session " + record.name, "its processes do not end", ""};
+}
+
+void end_unknown_helpers(const std::string& base, const SessionRecord& record) {
+  for (const pid_t pid :
+       processes_with_arguments("--registry", session_folder(base, record.name))) {
+    const ProcId id = identify(pid);
+    const auto is = [&id](const ProcId& known) {
+      return known.pid == id.pid && known.start == id.start;
+    };
+    if (!is(record.driver) && !is(record.ins)) end_process(id);
+  }
+}
+
 Outcome<Done> bury(const std::string& base, const SessionRecord& record) {
+  end_unknown_helpers(base, record);
   end_process(record.ins);
   end_process(record.driver);
   if (auto removed = remove_network(record); !removed) return removed;

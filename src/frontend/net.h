@@ -30,6 +30,14 @@ Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& publish
 // Builds everything and returns the namespace. On failure it removes what it had made.
 Outcome<UniqueFd> build_network(const std::string& base, const SessionRecord& record);
 Outcome<Done> remove_network(const SessionRecord& record);
+// The namespace that was built for it earlier.
+Outcome<UniqueFd> open_network(const SessionRecord& record);
+
+// Ends all processes of a session's application: TERM, and after a while KILL.
+Outcome<Done> end_application(const SessionRecord& record);
+// Ends drivers and INSs of a session that its record does not name: its front end was killed after
+// it had started them and before it could write that down.
+void end_unknown_helpers(const std::string& base, const SessionRecord& record);
 
 // Ends a session whose owner is gone: its INS and driver, its network, its folder. Call under
 // BaseLock.

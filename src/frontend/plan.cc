@@ -141,6 +141,16 @@ Outcome<Publish> parse_publish(const std::string& text) {
     p.host = rest.substr(1, close - 1);
     in6_addr address;
     if (::inet_pton(AF_INET6, p.host.c_str(), &address) != 1) return malformed;
+    if (IN6_IS_ADDR_LOOPBACK(&address)) {
+      return Failure{"publish '" + text + "'",
+                     "the kernel keeps ::1 on the loopback interface, so nothing can lead from it "
+                     "to the INS",
+                     "use 127.0.0.1, or another IPv6 address of this host"};
+    }
+    if (IN6_IS_ADDR_V4MAPPED(&address)) {
+      return Failure{"publish '" + text + "'", "it is an IPv4 address in IPv6 clothes",
+                     "write the IPv4 address itself"};
+    }
     rest.erase(0, close + 2);
   } else {
     const std::string first = rest.substr(0, rest.find(':'));

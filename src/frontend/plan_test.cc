@@ -20,7 +20,7 @@ TEST(ParsePublish, TakesAllForms) {
       {"80/tcp", "", 80, 80, Protocol::tcp},
       {"127.0.0.1:80", "127.0.0.1", 80, 80, Protocol::tcp},
       {"127.0.0.1:8080:80/udp", "127.0.0.1", 8080, 80, Protocol::udp},
-      {"[::1]:8080:80", "::1", 8080, 80, Protocol::tcp},
+      {"[fd00::1]:8080:80", "fd00::1", 8080, 80, Protocol::tcp},
       {"0.0.0.0:8080:80", "", 8080, 80, Protocol::tcp},
       {"65535", "", 65535, 65535, Protocol::tcp},
   };
@@ -59,6 +59,15 @@ TEST(ParsePublish, RefusesTheRest) {
                            "80;drop",
                            "1.2.3.4:80:81:82"}) {
     EXPECT_FALSE(parse_publish(text)) << text;
+  }
+}
+
+TEST(Publish, RefusesAddressesThatNothingCanLeadFrom) {
+  for (const auto& [text, reason] : {std::pair{"[::1]:8080:80", "keeps ::1 on the loopback"},
+                                     {"[::ffff:127.0.0.1]:80", "write the IPv4 address"}}) {
+    auto p = parse_publish(text);
+    ASSERT_FALSE(p) << text;
+    EXPECT_NE(p.failure().text().find(reason), std::string::npos) << p.failure().text();
   }
 }
 

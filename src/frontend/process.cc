@@ -16,6 +16,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
+#include <sstream>
 
 #include "base/unique_fd.h"
 
@@ -94,11 +95,14 @@ struct ExecReport {
   ::_exit(127);
 }
 
-void enter_background(int report_fd) {
+void enter_background(const SpawnRequest& request, int report_fd) {
   // A Ctrl-C at the terminal is for the application alone.
   if (::setpgid(0, 0) < 0) give_up(report_fd, "setpgid");
   const int null = ::open("/dev/null", O_RDONLY | O_CLOEXEC);
   if (null < 0 || ::dup2(null, STDIN_FILENO) < 0) give_up(report_fd, "open /dev/null");
+  if (request.messages >= 0 && ::dup2(request.messages, STDERR_FILENO) < 0) {
+    give_up(report_fd, "dup2 messages");
+  }
   if (::dup2(STDERR_FILENO, STDOUT_FILENO) < 0) give_up(report_fd, "dup2 stderr");
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) give_up(report_fd, "getrlimit");
@@ -130,7 +134,7 @@ void enter_namespaces(const SpawnRequest& request, int report_fd) {
     // An ignored signal stays ignored, as nohup(1) needs it; the rest start afresh.
     if (now.sa_handler != SIG_IGN && now.sa_handler != SIG_DFL) ::signal(sig, SIG_DFL);
   }
-  if (request.background) enter_background(report_fd);
+  if (request.background) enter_background(request, report_fd);
   enter_namespaces(request, report_fd);
   for (const int fd : request.keep) {
     const int flags = ::fcntl(fd, F_GETFD);
@@ -150,17 +154,18 @@ std::string errno_text(int err) {
   return ::strerror_r(err, buffer, sizeof(buffer));  // the GNU one: returns the text
 }
 
-std::string read_text(const std::string& path) {
+std::string read_text(const std::string& path, size_t most) {
   const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (!fd) return {};
   std::string text;
   char buffer[4096];
-  for (;;) {
-    const ssize_t n = ::read(fd.get(), buffer, sizeof(buffer));
+  while (text.size() < most) {
+    const ssize_t n = ::read(fd.get(), buffer, std::min(sizeof(buffer), most - text.size()));
     if (n < 0 && errno == EINTR) continue;
-    if (n <= 0) return text;
+    if (n <= 0) break;
     text.append(buffer, static_cast<size_t>(n));
   }
+  return text;
 }
 
 Outcome<Done> write_text_atomically(const std::string& path, const std::string& text) {
@@ -207,6 +212,37 @@ std::vector<pid_t> processes_with_environment(const std::string& prefix) {
     if (first || text.find('\0' + prefix) != std::string::npos) out.push_back(pid);
   });
   return out;
+}
+
+std::vector<pid_t> processes_with_memory(const MemoryId& memory) {
+  if (memory.inode == 0) return {};
+  const std::string wanted = " " + std::to_string(memory.inode) + " ";
+  std::vector<pid_t> out;
+  for_each_pid([&](pid_t pid) {
+    std::istringstream maps(read_text("/proc/" + std::to_string(pid) + "/maps"));
+    for (std::string line; std::getline(maps, line);) {
+      const size_t at = line.find("/memfd:" + memory.name + " ");
+      if (at == std::string::npos || line.find(wanted) > at) continue;
+      out.push_back(pid);
+      return;
+    }
+  });
+  return out;
+}
+
+std::vector<pid_t> processes_with_arguments(const std::string& first, const std::string& second) {
+  const std::string wanted = '\0' + first + '\0' + second + '\0';
+  std::vector<pid_t> out;
+  for_each_pid([&](pid_t pid) {
+    const std::string words = read_text("/proc/" + std::to_string(pid) + "/cmdline");
+    if (words.find(wanted) != std::string::npos) out.push_back(pid);
+  });
+  return out;
+}
+
+pid_t parent_of(pid_t pid) {
+  ProcStat stat;
+  return read_stat(pid, &stat) ? stat.parent : 0;
 }
 
 Outcome<pid_t> spawn(const SpawnRequest& request) {

@@ -28,8 +28,20 @@ ProcId identify(pid_t pid);
 bool is_alive(const ProcId& id);
 // Every process whose parent is `parent`, zombies excepted.
 std::vector<pid_t> children_of(pid_t parent);
-// Every process whose initial environment holds this NAME=VALUE prefix.
+// Every process whose initial environment holds this NAME=VALUE prefix. (A program that writes its
+// title over its environment is not found so.)
 std::vector<pid_t> processes_with_environment(const std::string& prefix);
+// A memory file (memfd), as a process that maps it shows it.
+struct MemoryId {
+  uint64_t inode = 0;  // 0: none
+  std::string name;
+};
+// Every process that maps it.
+std::vector<pid_t> processes_with_memory(const MemoryId& memory);
+// Every process that has these two words, one after the other, among its arguments.
+std::vector<pid_t> processes_with_arguments(const std::string& first, const std::string& second);
+// 0: there is no such process.
+pid_t parent_of(pid_t pid);
 
 struct SpawnRequest {
   std::vector<std::string> argv;         // argv[0] is a path, or looked up in PATH
@@ -38,6 +50,7 @@ struct SpawnRequest {
   int netns = -1;           // network namespace to enter first
   std::string resolv_conf;  // shown to it as /etc/resolv.conf in its own mount namespace
   bool background = false;  // own process group, no stdin, stdout to stderr, many fds
+  int messages = -1;        // with background: its stdout and stderr; else ours
   sigset_t mask{};          // signal mask that it starts with
 };
 
@@ -52,8 +65,8 @@ Outcome<Done> check_preload(const std::string& library, const std::string& progr
 Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
                               const std::string& input = {});
 
-// The whole file, or an empty string if it cannot be read.
-std::string read_text(const std::string& path);
+// The file, at most so much of it, or an empty string if it cannot be read.
+std::string read_text(const std::string& path, size_t most = SIZE_MAX);
 // Replaces a file in one step, so that a reader sees the old or the new text.
 Outcome<Done> write_text_atomically(const std::string& path, const std::string& text);
 

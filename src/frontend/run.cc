@@ -1,18 +1,19 @@
 #include "frontend/run.h"
 
 #include <errno.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 #include <set>
 
 #include "base/log.h"
 #include "frontend/inspect.h"
 #include "frontend/net.h"
+#include "frontend/relay.h"
 #include "frontend/session.h"
 #include "frontend/supervisor.h"
 
@@ -21,23 +22,9 @@ namespace {
 
 constexpr const char* kWho = "mw";
 
-int fail(const Failure& failure) {
+int fail(const Failure& failure, int status = kExitOwnFailure) {
   log_line(kWho, "%s", failure.text().c_str());
-  return kExitOwnFailure;
-}
-
-Outcome<std::string> make_token() {
-  unsigned char bytes[16];
-  if (::getrandom(bytes, sizeof(bytes), 0) != static_cast<ssize_t>(sizeof(bytes))) {
-    return Failure{"make the session's token", "getrandom: " + errno_text(errno), ""};
-  }
-  std::string text;
-  for (const unsigned char b : bytes) {
-    char hex[3];
-    std::snprintf(hex, sizeof(hex), "%02x", b);
-    text += hex;
-  }
-  return text;
+  return status;
 }
 
 // The lowest free STEM-N.
@@ -50,12 +37,18 @@ std::string free_name(const std::string& stem, const std::vector<SessionRecord>&
   }
 }
 
+Outcome<SessionRecord> find_session(const std::string& base, const std::string& name) {
+  for (const SessionRecord& r : list_sessions(base)) {
+    if (r.name == name) return r;
+  }
+  return Failure{"find session " + name, "there is none of that name in " + base,
+                 "`mw ps` lists them"};
+}
+
 std::string joined(const std::vector<std::string>& words) {
   std::string s;
   for (const std::string& word : words) s += (s.empty() ? "" : " ") + word;
-  std::replace_if(
-      s.begin(), s.end(), [](unsigned char c) { return c < ' '; }, ' ');
-  return s;
+  return printable(s);
 }
 
 // Everything that is made for a session outside of its processes.
@@ -63,71 +56,118 @@ class Session {
  public:
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
-  explicit Session(const RunRequest& request) : request_(request) {}
+  Session(std::string base, Programs programs)
+      : base_(std::move(base)), programs_(std::move(programs)) {}
   ~Session() {
-    if (made_) close();
+    if (ours_) close();
   }
 
-  Outcome<Done> open() {
-    auto lock = BaseLock::acquire(request_.base);
+  Outcome<Done> open(const RunRequest& request) {
+    auto lock = BaseLock::acquire(base_);
     if (!lock) return lock.failure();
-    auto buried = sweep(request_.base);
+    auto buried = sweep(base_);
     if (!buried) return buried.failure();
     for (const std::string& name : *buried) {
       log_line(kWho, "removed what the dead session %s had left behind", name.c_str());
     }
-    const std::vector<SessionRecord> others = list_sessions(request_.base);
-    auto plan = plan_network(others, request_.net == NetMode::isolated);
+    const std::vector<SessionRecord> others = list_sessions(base_);
+    auto plan = plan_network(others, request.net == NetMode::isolated);
     if (!plan) return plan.failure();
-    auto ports = reserve_ports(request_.published, others);
+    auto ports = reserve_ports(request.published, others);
     if (!ports) return ports.failure();
-    ports_ = std::move(*ports);
-    record_.name = free_name(session_stem(request_.command[0]), others);
+    record_.name = free_name(session_stem(request.command[0]), others);
     record_.owner = identify(::getpid());
-    record_.isolated = request_.net == NetMode::isolated;
+    record_.isolated = request.net == NetMode::isolated;
     record_.host_net = this_network();
     record_.plan = *plan;
-    record_.published = request_.published;
-    record_.command = joined(request_.command);
-    auto descriptors = request_.descriptors(record_.name, request_.workers);
+    record_.published = request.published;
+    record_.command = joined(request.command);
+    for (const std::string& option : request.driver_options) {
+      if (option.find('\n') == std::string::npos) continue;
+      return Failure{"write down the option '" + printable(option) + "'",
+                     "it has more than one line", "give that file another name"};
+    }
+    record_.driver_options = request.driver_options;
+    auto descriptors = request.descriptors(record_.name, request.workers, std::move(*ports));
     if (!descriptors) return descriptors.failure();
     descriptors_ = std::move(*descriptors);
     record_.mark = "MWCOMMS_SESSION=" + descriptors_.attach_name + ":";
-    made_ = true;
-    if (auto done = make_session_folder(request_.base, record_); !done) return done.failure();
+    record_.memory = descriptors_.memory;
+    ours_ = true;
+    if (auto done = make_session_folder(base_, record_); !done) return done.failure();
     if (!record_.isolated) return Done{};
-    auto netns = build_network(request_.base, record_);
+    auto netns = build_network(base_, record_);
     if (!netns) return netns.failure();
     netns_ = std::move(*netns);
     return Done{};
   }
 
+  // Takes over a session that runs without a front end. False: its application has ended; what it
+  // had left behind is removed.
+  Outcome<bool> adopt(const AdoptRequest& request) {
+    auto lock = BaseLock::acquire(base_);
+    if (!lock) return lock.failure();
+    auto found = find_session(base_, request.session);
+    if (!found) return found.failure();
+    const std::string step = "adopt session " + found->name;
+    if (state_of(*found) == SessionState::running) {
+      return Failure{step, "it has its front end, pid " + std::to_string(found->owner.pid), ""};
+    }
+    if (state_of(*found) == SessionState::dead) {
+      if (auto buried = sweep(base_); !buried) return buried.failure();
+      return false;
+    }
+    record_ = *found;
+    if (record_.isolated && record_.host_net != this_network()) {
+      return Failure{step, "it was started in another network namespace", "say this there"};
+    }
+    auto descriptors = request.descriptors(folder());
+    if (!descriptors) {
+      return Failure{step, descriptors.failure().cause,
+                     "without its mwcommsd a session cannot be adopted; `mw clean " + record_.name +
+                         "` ends it"};
+    }
+    descriptors_ = std::move(*descriptors);
+    if (record_.isolated) {
+      auto netns = open_network(record_);
+      if (!netns) return netns.failure();
+      netns_ = std::move(*netns);
+    }
+    end_unknown_helpers(base_, record_);
+    record_.owner = identify(::getpid());
+    ours_ = true;
+    if (auto saved = save(base_, record_); !saved) return saved.failure();
+    return true;
+  }
+
   SessionRecord& record() { return record_; }
+  const Programs& programs() const { return programs_; }
+  const std::string& base() const { return base_; }
   const SessionDescriptors& descriptors() const { return descriptors_; }
   int netns() const { return netns_ ? netns_.get() : -1; }
-  std::string folder() const { return session_folder(request_.base, record_.name); }
+  std::string folder() const { return session_folder(base_, record_.name); }
 
  private:
   // Also run when opening stopped half-way.
   void close() {
     netns_.reset();
-    auto lock = BaseLock::acquire(request_.base);
+    auto lock = BaseLock::acquire(base_);
     if (!lock) {
       fail(lock.failure());
       return;
     }
     // Our own helpers are gone; those pids are nobody's.
     record_.owner = record_.driver = record_.ins = ProcId{};
-    if (auto done = bury(request_.base, record_); !done) fail(done.failure());
-    if (auto done = sweep(request_.base); !done) fail(done.failure());
+    if (auto done = bury(base_, record_); !done) fail(done.failure());
+    if (auto done = sweep(base_); !done) fail(done.failure());
   }
 
-  const RunRequest& request_;
+  const std::string base_;
+  const Programs programs_;
   SessionRecord record_;
   SessionDescriptors descriptors_;
-  std::vector<UniqueFd> ports_;
   UniqueFd netns_;
-  bool made_ = false;
+  bool ours_ = false;
 };
 
 void announce(const RunRequest& request, const SessionRecord& r) {
@@ -139,19 +179,25 @@ void announce(const RunRequest& request, const SessionRecord& r) {
   }
   log_line(kWho, "session %s: INS %s, because %s", r.name.c_str(), where.c_str(),
            request.why_net.c_str());
+  if (r.isolated || ::geteuid() != 0) return;
+  const std::string first = read_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", 16);
+  const unsigned long low = std::strtoul(first.c_str(), nullptr, 10);
+  if (low == 0) return;
+  log_line(kWho,
+           "ports below %lu are refused to this INS, which has no capability; with --net isolated "
+           "and -p they can be had",
+           low);
 }
 
-void say_serving(const RunRequest& request, const SessionRecord& r) {
-  if (!request.verbose) return;
+void say_serving(const std::string& base, const SessionRecord& r) {
   log_line(kWho, "mwcommsd pid %d, mwins pid %d, registry %s", r.driver.pid, r.ins.pid,
-           session_folder(request.base, r.name).c_str());
+           session_folder(base, r.name).c_str());
   for (const Publish& p : r.published) log_line(kWho, "published %s", to_string(p).c_str());
 }
 
-SpawnRequest driver_request(const RunRequest& request, Session* session, const std::string& token,
-                            int ready_fd) {
+SpawnRequest driver_request(Session* session, int ready_fd) {
   SpawnRequest spawn;
-  spawn.argv = {request.programs.driver,
+  spawn.argv = {session->programs().driver,
                 "--registry",
                 session->folder(),
                 "--session",
@@ -159,24 +205,29 @@ SpawnRequest driver_request(const RunRequest& request, Session* session, const s
                 "--token",
                 "env",
                 "--ready-fd",
-                std::to_string(ready_fd)};
-  spawn.environment = {"MWCOMMS_TOKEN=" + token};
+                std::to_string(ready_fd),
+                "--front-end",
+                std::to_string(::getpid()),
+                "--adopt-with",
+                session->programs().mw};
   const SessionDescriptors& d = session->descriptors();
-  spawn.argv.insert(spawn.argv.end(), request.driver_options.begin(), request.driver_options.end());
+  spawn.environment = {"MWCOMMS_TOKEN=" + d.token};
+  const std::vector<std::string>& options = session->record().driver_options;
+  spawn.argv.insert(spawn.argv.end(), options.begin(), options.end());
   spawn.argv.insert(spawn.argv.end(), d.driver_arguments.begin(), d.driver_arguments.end());
   for (const UniqueFd& fd : d.owned) spawn.keep.push_back(fd.get());
   return spawn;
 }
 
-SpawnRequest ins_request(const RunRequest& request, Session* session, unsigned id, int ready_fd) {
+SpawnRequest ins_request(Session* session, unsigned id, int ready_fd) {
   SpawnRequest spawn;
-  spawn.argv = {request.programs.ins,
+  spawn.argv = {session->programs().ins,
                 "--registry",
                 session->folder(),
                 "--id",
                 std::to_string(id),
                 "--workers",
-                std::to_string(request.workers),
+                std::to_string(session->descriptors().workers),
                 "--ready-fd",
                 std::to_string(ready_fd)};
   if (::geteuid() == 0) {
@@ -194,27 +245,18 @@ std::string preloaded(const std::string& shim) {
   return others == nullptr || *others == 0 ? shim : shim + ":" + others;
 }
 
-SupervisorConfig supervision(const RunRequest& request, Session* session, const std::string& token,
-                             const Supervisor* const* supervisor) {
+SupervisorConfig supervision(Session* session, const Supervisor* const* supervisor) {
   SupervisorConfig config;
-  config.driver = [&request, session, token](int ready_fd) {
-    return driver_request(request, session, token, ready_fd);
-  };
-  config.ins = [&request, session](unsigned id, int ready_fd) {
-    return ins_request(request, session, id, ready_fd);
-  };
-  config.application.argv = request.command;
-  config.application.environment = {
-      "LD_PRELOAD=" + preloaded(request.programs.shim),
-      "MWCOMMS_SESSION=" + session->descriptors().attach_name + ":" + token};
-  config.changed = [&request, session, supervisor] {
+  config.driver = [session](int ready_fd) { return driver_request(session, ready_fd); };
+  config.ins = [session](unsigned id, int ready_fd) { return ins_request(session, id, ready_fd); };
+  config.changed = [session, supervisor] {
     SessionRecord& record = session->record();
     record.application = (*supervisor)->application();
     record.driver = (*supervisor)->driver();
     record.ins = (*supervisor)->ins();
     record.ins_id = (*supervisor)->ins_id();
     // A full disk must not end the session; the record is then only less exact.
-    if (auto done = save(request.base, record); !done) fail(done.failure());
+    if (auto done = save(session->base(), record); !done) fail(done.failure());
   };
   config.ins_gone = [session](unsigned id) {
     std::error_code error;
@@ -223,11 +265,21 @@ SupervisorConfig supervision(const RunRequest& request, Session* session, const 
       log_line(kWho, "cannot remove the registry of INS %u: %s", id, error.message().c_str());
   };
   config.heartbeat = [session](unsigned id) {
-    return read_text(session->folder() + "/mw/" + std::to_string(id) + "/heartbeat");
+    constexpr size_t kLongest = 64;  // the file is the INS's to write
+    return read_text(session->folder() + "/mw/" + std::to_string(id) + "/heartbeat", kLongest);
   };
-  config.serving = [&request, session] { say_serving(request, session->record()); };
+  config.session_processes = [session] { return processes_of(session->record()); };
+  config.serving = [] {};
   config.log = [](const std::string& text) { log_line(kWho, "%s", text.c_str()); };
   return config;
+}
+
+std::optional<Failure> missing_program(const Programs& programs) {
+  for (const std::string* program : {&programs.driver, &programs.ins, &programs.shim}) {
+    if (::access(program->c_str(), R_OK) == 0) continue;
+    return Failure{"find " + *program, errno_text(errno), "build or install MwComms completely"};
+  }
+  return std::nullopt;
 }
 
 int refuse_command(const Inspection& inspection) {
@@ -244,32 +296,64 @@ std::string pid_text(const ProcId& id) {
 int run_session(const RunRequest& request) {
   const Inspection inspection = inspect_command(request.command);
   if (inspection.verdict != Inspection::Verdict::coverable) return refuse_command(inspection);
-  for (const std::string* program :
-       {&request.programs.driver, &request.programs.ins, &request.programs.shim}) {
-    if (::access(program->c_str(), R_OK) == 0) continue;
-    return fail({"find " + *program, errno_text(errno), "build or install MwComms completely"});
-  }
+  if (auto missing = missing_program(request.programs)) return fail(*missing);
   if (auto done = check_preload(request.programs.shim, "true"); !done) return fail(done.failure());
-  auto token = make_token();
-  if (!token) return fail(token.failure());
   const HeldSignals signals;
-  Session session(request);
-  if (auto done = session.open(); !done) return fail(done.failure());
+  Session session(request.base, request.programs);
+  if (auto done = session.open(request); !done) return fail(done.failure());
   announce(request, session.record());
   const Supervisor* self = nullptr;
-  Supervisor supervisor(supervision(request, &session, *token, &self), signals);
+  SupervisorConfig config = supervision(&session, &self);
+  const SessionDescriptors& d = session.descriptors();
+  config.application.argv = request.command;
+  config.application.environment = {"LD_PRELOAD=" + preloaded(request.programs.shim),
+                                    "MWCOMMS_SESSION=" + d.attach_name + ":" + d.token};
+  if (request.verbose) {
+    config.serving = [&session] { say_serving(session.base(), session.record()); };
+  }
+  Supervisor supervisor(std::move(config), signals);
   self = &supervisor;
   auto status = supervisor.run();
   return status ? *status : fail(status.failure());
 }
 
+int adopt_session(const AdoptRequest& request) {
+  if (auto missing = missing_program(request.programs)) return fail(*missing, kExitFailed);
+  if (auto found = find_session(request.base, request.session); !found) {
+    return fail(found.failure(), kExitUnreachable);
+  }
+  const HeldSignals signals;
+  Session session(request.base, request.programs);
+  auto adopted = session.adopt(request);
+  if (!adopted) return fail(adopted.failure(), kExitFailed);
+  if (!*adopted) {
+    log_line(kWho, "session %s has ended; removed what it had left behind",
+             request.session.c_str());
+    return 0;
+  }
+  const SessionRecord& r = session.record();
+  const Adopted found{r.application, r.driver, r.ins, r.ins_id};
+  const Supervisor* self = nullptr;
+  Supervisor supervisor(supervision(&session, &self), signals);
+  self = &supervisor;
+  log_line(kWho, "session %s: adopted by pid %d; end it with `kill %d`", r.name.c_str(), ::getpid(),
+           ::getpid());
+  auto status = supervisor.adopt(found);
+  return status ? *status : fail(status.failure(), kExitFailed);
+}
+
 int print_sessions(const std::string& base, const std::string& only) {
   static constexpr const char* kState[] = {"running", "running without its mw run", "dead"};
+  if (auto checked = check_base(base); !checked) return fail(checked.failure(), kExitFailed);
   bool found = false;
   for (const SessionRecord& r : list_sessions(base)) {
     if (!only.empty() && r.name != only) continue;
     found = true;
     std::printf("%s  %s\n", r.name.c_str(), kState[static_cast<int>(state_of(r))]);
+    if (state_of(r) == SessionState::orphaned) {
+      std::printf("  what now     `mw adopt %s` goes on with it, `mw clean %s` ends it\n",
+                  r.name.c_str(), r.name.c_str());
+    }
     std::printf("  command      %s\n", r.command.c_str());
     std::printf("  mw run       %s\n", pid_text(r.owner).c_str());
     std::printf("  application  %s\n", pid_text(r.application).c_str());
@@ -292,11 +376,22 @@ int print_sessions(const std::string& base, const std::string& only) {
   return kExitUnreachable;
 }
 
-int clean_sessions(const std::string& base) {
+int clean_sessions(const std::string& base, const std::string& named) {
   auto lock = BaseLock::acquire(base);
-  if (!lock) return fail(lock.failure());
+  if (!lock) return fail(lock.failure(), kExitFailed);
+  if (!named.empty()) {
+    auto found = find_session(base, named);
+    if (!found) return fail(found.failure(), kExitUnreachable);
+    if (state_of(*found) == SessionState::running) {
+      const std::string pid = std::to_string(found->owner.pid);
+      return fail({"clean session " + named, "it runs, and its front end is pid " + pid,
+                   "`kill " + pid + "` ends it"},
+                  kExitFailed);
+    }
+    if (auto done = end_application(*found); !done) return fail(done.failure(), kExitFailed);
+  }
   auto buried = sweep(base);
-  if (!buried) return fail(buried.failure());
+  if (!buried) return fail(buried.failure(), kExitFailed);
   for (const std::string& name : *buried) std::printf("removed %s\n", name.c_str());
   return 0;
 }

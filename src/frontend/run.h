@@ -1,4 +1,5 @@
-// run.h - `mw run` from its parsed arguments to the exit status of the command.
+// run.h - `mw run` from its parsed arguments to the exit status of the command, and the commands
+// about sessions that run already.
 #pragma once
 
 #include <functional>
@@ -8,9 +9,11 @@
 #include "base/unique_fd.h"
 #include "frontend/failure.h"
 #include "frontend/plan.h"
+#include "frontend/process.h"
 
 namespace mw {
 
+constexpr int kExitFailed = 1;  // of commands that run no command
 constexpr int kExitUsage = 2;
 constexpr int kExitUnreachable = 3;      // what was asked for is not there
 constexpr int kExitOwnFailure = 125;     // we failed, the command never ran
@@ -24,9 +27,13 @@ struct SessionDescriptors {
   std::vector<UniqueFd> owned;
   std::vector<std::string> driver_arguments;  // how mwcommsd learns their numbers
   std::string attach_name;                    // abstract socket on which it serves the shim
+  MemoryId memory;                            // what every attached process maps
+  std::string token;                          // the session's secret, in hex
+  unsigned workers = 1;                       // that it is made for
 };
 
 struct Programs {
+  std::string mw;  // ourselves: what a driver starts when its front end is gone
   std::string driver;
   std::string ins;
   std::string shim;
@@ -42,18 +49,33 @@ struct RunRequest {
   std::vector<std::string> driver_options;  // passed on to mwcommsd as they are
   std::string base;
   Programs programs;
-  // The front end knows nothing of the channel; whoever does makes its descriptors.
-  std::function<Outcome<SessionDescriptors>(const std::string& session, unsigned workers)>
+  // The front end knows nothing of the channel; whoever does makes its descriptors. `kept` are
+  // ours: the driver holds them too, and has no other use for them.
+  std::function<Outcome<SessionDescriptors>(const std::string& session, unsigned workers,
+                                            std::vector<UniqueFd> kept)>
       descriptors;
+};
+
+struct AdoptRequest {
+  std::string session;
+  std::string base;
+  Programs programs;
+  // Asks the driver of the session in this folder for them.
+  std::function<Outcome<SessionDescriptors>(const std::string& folder)> descriptors;
 };
 
 // Runs the session and cleans up after it. Returns the exit status for main().
 int run_session(const RunRequest& request);
 
+// `mw adopt`: becomes the front end of a session whose own has died, and stays until the session
+// ends.
+int adopt_session(const AdoptRequest& request);
+
 // `mw ps`: one block of lines for each session in `base`, or for the one that is named.
 int print_sessions(const std::string& base, const std::string& only);
 
-// `mw clean`: removes what dead sessions left behind.
-int clean_sessions(const std::string& base);
+// `mw clean`: removes what dead sessions left behind. One that is named is ended first if it runs
+// without a front end.
+int clean_sessions(const std::string& base, const std::string& named);
 
 }  // namespace mw

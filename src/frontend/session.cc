@@ -10,6 +10,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <map>
+#include <set>
 #include <sstream>
 
 namespace mw {
@@ -40,6 +41,11 @@ bool parse_published(const std::string& text, Publish* p) {
   p->protocol = protocol == "udp" ? Protocol::udp : Protocol::tcp;
   in >> p->host;
   return true;
+}
+
+bool is_private(const struct stat& folder) {
+  return S_ISDIR(folder.st_mode) && folder.st_uid == ::geteuid() &&
+         (folder.st_mode & (S_IWGRP | S_IWOTH)) == 0;
 }
 
 // What a lost power supply cannot leave: /run is empty after a reboot. /tmp is not, so pids and
@@ -73,8 +79,9 @@ std::string encode(const SessionRecord& r) {
   out << "boot=" << boot_id() << "\nowner=" << text_of(r.owner)
       << "\napplication=" << text_of(r.application) << "\ndriver=" << text_of(r.driver)
       << "\nins=" << text_of(r.ins) << "\nins_id=" << r.ins_id << "\nisolated=" << r.isolated
-      << "\nhost_net=" << r.host_net << "\nmark=" << r.mark << "\ncommand=" << r.command
-      << "\nslot=" << r.plan.slot << "\nins_uid=" << r.plan.ins_uid << "\n";
+      << "\nhost_net=" << r.host_net << "\nmark=" << r.mark << "\nmemory=" << r.memory.inode << " "
+      << r.memory.name << "\ncommand=" << r.command << "\nslot=" << r.plan.slot
+      << "\nins_uid=" << r.plan.ins_uid << "\n";
   if (r.isolated) {
     out << "link=" << r.plan.link << "\nhost4=" << r.plan.host4 << "\nins4=" << r.plan.ins4
         << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6 << "\n";
@@ -83,6 +90,7 @@ std::string encode(const SessionRecord& r) {
     out << "publish=" << (p.protocol == Protocol::udp ? "udp " : "tcp ") << p.port << " "
         << p.ins_port << " " << p.host << "\n";
   }
+  for (const std::string& option : r.driver_options) out << "driver_option=" << option << "\n";
   return out.str();
 }
 
@@ -103,6 +111,8 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
     if (key == "publish") {
       if (!parse_published(value, &p)) return bad;
       r.published.push_back(p);
+    } else if (key == "driver_option") {
+      r.driver_options.push_back(value);
     } else {
       field[key] = value;
     }
@@ -111,11 +121,16 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
       !parse(field["driver"], &r.driver) || !parse(field["ins"], &r.ins)) {
     return bad;
   }
-  if (field["boot"] != boot_id()) r.owner = r.application = r.driver = r.ins = ProcId{};
   r.ins_id = static_cast<unsigned>(std::strtoul(field["ins_id"].c_str(), nullptr, 10));
   r.isolated = field["isolated"] == "1";
   r.host_net = std::strtoull(field["host_net"].c_str(), nullptr, 10);
   r.mark = field["mark"];
+  std::istringstream memory(field["memory"]);
+  memory >> r.memory.inode >> r.memory.name;
+  if (field["boot"] != boot_id()) {
+    r.owner = r.application = r.driver = r.ins = ProcId{};
+    r.memory = MemoryId{};
+  }
   r.command = field["command"];
   r.plan.slot = static_cast<unsigned>(std::strtoul(field["slot"].c_str(), nullptr, 10));
   r.plan.ins_uid = static_cast<unsigned>(std::strtoul(field["ins_uid"].c_str(), nullptr, 10));
@@ -129,6 +144,14 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
   return r;
 }
 
+Outcome<Done> check_base(const std::string& base) {
+  struct stat st {};
+  if (::lstat(base.c_str(), &st) < 0) return Done{};
+  if (is_private(st)) return Done{};
+  return Failure{"open the registry " + base, "it belongs to, or can be written by, somebody else",
+                 "remove that folder"};
+}
+
 Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
   const std::string step = "open the registry " + base;
   const mode_t mode = ::geteuid() == 0 ? 0755 : 0700;
@@ -139,7 +162,7 @@ Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
   struct stat st {};
   if (!folder || ::fstat(folder.get(), &st) < 0) return Failure{step, errno_text(errno), ""};
   // In /tmp somebody else may have been first.
-  if (st.st_uid != ::geteuid() || (st.st_mode & (S_IWGRP | S_IWOTH)) != 0) {
+  if (!is_private(st)) {
     return Failure{step, "it belongs to, or can be written by, somebody else",
                    "remove that folder"};
   }
@@ -204,9 +227,19 @@ std::vector<SessionRecord> list_sessions(const std::string& base) {
 SessionState state_of(const SessionRecord& record) {
   if (is_alive(record.owner)) return SessionState::running;
   if (is_alive(record.application)) return SessionState::orphaned;
-  if (record.mark.empty()) return SessionState::dead;
-  return processes_with_environment(record.mark).empty() ? SessionState::dead
-                                                         : SessionState::orphaned;
+  return processes_of(record).empty() ? SessionState::dead : SessionState::orphaned;
+}
+
+std::vector<pid_t> processes_of(const SessionRecord& r) {
+  std::set<pid_t> found;
+  if (!r.mark.empty()) {
+    for (const pid_t pid : processes_with_environment(r.mark)) found.insert(pid);
+  }
+  for (const pid_t pid : processes_with_memory(r.memory)) found.insert(pid);
+  for (const ProcId& ours : {r.owner, r.driver, r.ins}) {
+    if (is_alive(ours)) found.erase(ours.pid);
+  }
+  return {found.begin(), found.end()};
 }
 
 }  // namespace mw

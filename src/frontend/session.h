@@ -37,7 +37,10 @@ struct SessionRecord {
   AddressPlan plan;       // isolated only
   std::vector<Publish> published;
   std::string mark;  // "MWCOMMS_SESSION=NAME:" as it stands in the application's environment
+  MemoryId memory;   // that all its attached processes map
   std::string command;
+  std::vector<std::string>
+      driver_options;  // what the user has mwcommsd started with, one line each
 
   std::string netns() const { return "mw-" + name; }
   std::string table() const;
@@ -57,6 +60,9 @@ class BaseLock {
   UniqueFd fd_;
 };
 
+// Errors: the base folder exists and belongs to, or can be written by, somebody else.
+Outcome<Done> check_base(const std::string& base);
+
 std::string session_folder(const std::string& base, const std::string& name);
 Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& record);
 Outcome<Done> save(const std::string& base, const SessionRecord& record);
@@ -64,11 +70,14 @@ Outcome<Done> remove_session_folder(const std::string& base, const std::string& 
 std::vector<SessionRecord> list_sessions(const std::string& base);
 
 enum class SessionState : uint8_t {
-  running,   // its mw run lives
-  orphaned,  // mw run is dead, the application still runs: nobody replaces a dead INS, nothing else
-             // changes
+  running,   // its front end (mw run, or mw adopt) lives
+  orphaned,  // it is dead, the application still runs: nobody replaces a dead INS until another
+             // front end adopts the session, nothing else changes
   dead       // leftovers
 };
 SessionState state_of(const SessionRecord& record);
+
+// The processes of the application, wherever they were reparented to.
+std::vector<pid_t> processes_of(const SessionRecord& record);
 
 }  // namespace mw

@@ -38,8 +38,10 @@ TEST_F(SessionFolder, RecordSurvivesTheRoundTrip) {
   ASSERT_TRUE(plan);
   r.plan = *plan;
   r.ins_id = 3;
+  r.memory = {4711, "mw-session"};
+  r.driver_options = {"--netflow", "127.0.0.1:9997", "--netflow-token-file", "/a file"};
   r.ins = {17, 99};
-  for (const char* text : {"8080:80", "[::1]:53/udp"}) {
+  for (const char* text : {"8080:80", "[fd00::1]:53/udp"}) {
     auto p = parse_publish(text);
     ASSERT_TRUE(p);
     r.published.push_back(*p);
@@ -48,8 +50,9 @@ TEST_F(SessionFolder, RecordSurvivesTheRoundTrip) {
   ASSERT_TRUE(back);
   EXPECT_EQ(encode(*back), encode(r));
   EXPECT_EQ(back->plan.ins4, r.plan.ins4);
-  EXPECT_EQ(back->published[1].host, "::1");
+  EXPECT_EQ(back->published[1].host, "fd00::1");
   EXPECT_EQ(back->command, r.command);
+  EXPECT_EQ(back->driver_options, r.driver_options);
 }
 
 TEST_F(SessionFolder, DamagedRecordsAreRefused) {

@@ -4,11 +4,14 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <utility>
+
+#include "base/exit_codes.h"
 
 namespace mw {
 namespace {
@@ -23,6 +26,9 @@ constexpr int kForwarded[] = {SIGHUP,  SIGINT,  SIGQUIT, SIGTERM,
 constexpr milliseconds kYoung{1000};
 constexpr milliseconds kFirstDelay{20};
 constexpr milliseconds kLongestDelay{900};
+// After a row of so many that did not even become ready there is nothing to be quick about.
+constexpr unsigned kHopelessRow = 12;
+constexpr milliseconds kHopelessDelay{5000};
 constexpr milliseconds kBeat{1000};
 constexpr milliseconds kEndTimeout{2000};
 
@@ -32,6 +38,19 @@ std::string describe(int status) {
     return std::string("was killed by SIG") + (name != nullptr ? name : "?");
   }
   return "ended with exit status " + std::to_string(WEXITSTATUS(status));
+}
+
+bool says_poisoned(int status) {
+  return WIFEXITED(status) && WEXITSTATUS(status) == kExitPoisoned;
+}
+
+UniqueFd open_pidfd(pid_t pid) {
+  return UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
+}
+
+bool has_ended(const UniqueFd& pidfd) {
+  pollfd p{pidfd.get(), POLLIN, 0};
+  return ::poll(&p, 1, 0) == 1;
 }
 
 int as_shell_status(int status) {
@@ -78,6 +97,31 @@ Outcome<int> Supervisor::run() {
   return exit_status_;
 }
 
+Outcome<int> Supervisor::adopt(const Adopted& found) {
+  if (!signals_) return Failure{"watch signals", "signalfd: " + errno_text(errno), ""};
+  adopted_ = true;
+  starting_ = false;
+  command_ended_ = true;
+  application_ = found.application;
+  ins_id_ = found.ins_id;
+  adopt_helper(&driver_, found.driver);
+  adopt_helper(&ins_, found.ins);
+  config_.changed();
+  supervise();
+  end_helpers();
+  return exit_status_;
+}
+
+// One that is dead already is simply started at once.
+void Supervisor::adopt_helper(Helper* helper, const ProcId& id) {
+  UniqueFd death = open_pidfd(id.pid);
+  if (!death || !is_alive(id)) return;  // looked at second: the pidfd now pins who it is
+  helper->id = id;
+  helper->death = std::move(death);
+  helper->ready = true;
+  helper->started = Clock::now();
+}
+
 Outcome<Done> Supervisor::start(Helper* helper) {
   int ends[2];
   if (::pipe2(ends, O_CLOEXEC | O_NONBLOCK) < 0) {
@@ -90,6 +134,13 @@ Outcome<Done> Supervisor::start(Helper* helper) {
       helper == &ins_ ? config_.ins(++ins_id_, theirs.get()) : config_.driver(theirs.get());
   request.keep.push_back(theirs.get());
   request.background = true;
+  UniqueFd messages;
+  if (helper == &ins_) {
+    auto end = ins_says_.open();
+    if (!end) return end.failure();
+    messages = std::move(*end);
+    request.messages = messages.get();
+  }
   request.mask = held_.previous();
   auto pid = spawn(request);
   helper->started = Clock::now();
@@ -146,7 +197,7 @@ void Supervisor::supervise() {
 int Supervisor::next_timeout_ms() const {
   milliseconds timeout = kBeat;
   for (const Helper* h : {&driver_, &ins_}) {
-    if (h->id.pid != 0 && h->ready) continue;
+    if (h->ready || (h == &ins_ && over_)) continue;
     const auto left = std::chrono::ceil<milliseconds>(h->deadline - Clock::now());
     timeout = std::clamp(left, milliseconds{0}, timeout);
   }
@@ -154,23 +205,27 @@ int Supervisor::next_timeout_ms() const {
 }
 
 void Supervisor::wait_for_event(int timeout_ms) {
-  pollfd fds[3] = {{signals_.get(), POLLIN, 0}, {-1, POLLIN, 0}, {-1, POLLIN, 0}};
   Helper* const helpers[2] = {&driver_, &ins_};
+  pollfd fds[7] = {{signals_.get(), POLLIN, 0}, {witness_ ? witness_.get() : -1, POLLIN, 0}};
   for (int i = 0; i < 2; ++i) {
-    if (helpers[i]->ready_pipe) fds[i + 1].fd = helpers[i]->ready_pipe.get();
+    fds[2 + i] = {helpers[i]->ready_pipe ? helpers[i]->ready_pipe.get() : -1, POLLIN, 0};
+    fds[4 + i] = {helpers[i]->death ? helpers[i]->death.get() : -1, POLLIN, 0};
   }
-  if (::poll(fds, 3, timeout_ms) <= 0) return;
+  fds[6] = {ins_says_.fd(), POLLIN, 0};
+  if (::poll(fds, 7, timeout_ms) <= 0) return;
+  if (fds[6].revents != 0) ins_says_.take();
   for (int i = 0; i < 2; ++i) {
-    if (fds[i + 1].revents == 0) continue;
+    if (fds[4 + i].revents != 0) helper_ended(helpers[i], "is gone", false);
+    if (fds[2 + i].revents == 0) continue;
     char byte = 0;
     const ssize_t n = ::read(helpers[i]->ready_pipe.get(), &byte, 1);
     if (n < 0 && errno == EAGAIN) continue;
     // A newline says ready; an end without one is the helper's death, which SIGCHLD reports.
     helpers[i]->ready_pipe.reset();
     helpers[i]->ready = n == 1 && byte == '\n';
-    if (helpers[i]->ready && !starting_) {
-      config_.log(std::string(helpers[i]->name) + " serves again");
-    }
+    if (!helpers[i]->ready || starting_) continue;
+    config_.log(std::string(helpers[i]->name) + " serves again");
+    if (helpers[i] == &driver_) say_over();
   }
   if (fds[0].revents != 0) take_signals();
 }
@@ -201,10 +256,20 @@ void Supervisor::forward(const signalfd_siginfo& info) {
     return;
   }
   // Daemons that the command left behind ended their ties to the terminal; Ctrl-C still means stop.
-  for (const pid_t pid : children_of(::getpid())) {
-    if (pid == driver_.id.pid || pid == ins_.id.pid) continue;
-    ::kill(pid, sig == SIGINT ? SIGTERM : sig);
-  }
+  for (const pid_t pid : left_behind()) ::kill(pid, sig == SIGINT ? SIGTERM : sig);
+}
+
+// What the command has left: the processes at the top, which know what to do with their own
+// children.
+std::vector<pid_t> Supervisor::left_behind() const {
+  std::vector<pid_t> out = adopted_ ? config_.session_processes() : children_of(::getpid());
+  std::erase_if(out, [this](pid_t pid) { return pid == driver_.id.pid || pid == ins_.id.pid; });
+  if (!adopted_) return out;
+  const std::vector<pid_t> all = out;
+  std::erase_if(out, [&all](pid_t pid) {
+    return std::find(all.begin(), all.end(), parent_of(pid)) != all.end();
+  });
+  return out;
 }
 
 void Supervisor::reap() {
@@ -213,9 +278,9 @@ void Supervisor::reap() {
     const pid_t pid = reap_one(&status);
     if (pid <= 0) return;
     if (pid == driver_.id.pid) {
-      helper_ended(&driver_, status);
+      helper_ended(&driver_, describe(status), false);
     } else if (pid == ins_.id.pid) {
-      helper_ended(&ins_, status);
+      helper_ended(&ins_, describe(status), says_poisoned(status));
     } else if (pid == application_.pid && !command_ended_) {
       command_ended_ = true;
       exit_status_ = as_shell_status(status);
@@ -236,28 +301,54 @@ pid_t Supervisor::reap_one(int* status) {
   return ::waitpid(info.si_pid, status, 0);
 }
 
-void Supervisor::helper_ended(Helper* helper, int status) {
-  const Clock::time_point now = Clock::now();
-  const bool young = now - helper->started < kYoung;
-  helper->quick_deaths = young ? helper->quick_deaths + 1 : 0;
-  const unsigned shift = std::min(helper->quick_deaths, 8u);
-  helper->deadline =
-      now + (shift == 0 ? milliseconds{0} : std::min(kLongestDelay, kFirstDelay * (1 << shift)));
-  const std::string what = std::string(helper->name) + " (pid " + std::to_string(helper->id.pid) +
-                           ") " + describe(status);
+void Supervisor::helper_ended(Helper* helper, const std::string& how, bool poisoned) {
+  helper->deadline = Clock::now() + delay_after_death(helper, poisoned);
+  const std::string what =
+      std::string(helper->name) + " (pid " + std::to_string(helper->id.pid) + ") " + how;
   helper->id = ProcId{};
   helper->ready_pipe.reset();
+  helper->death.reset();
   helper->ready = false;
-  if (helper == &ins_) config_.ins_gone(ins_id_);
+  if (helper == &ins_) {
+    ins_says_.take();  // its last words come first
+    config_.ins_gone(ins_id_);
+  }
   config_.changed();
   if (starting_) {
     starting_failure_ = what + " before it was ready";
-  } else {
+  } else if (!over_ || helper != &ins_) {
     config_.log(what + "; starting another");
+  } else {
+    config_.log(what + ", for the " + std::to_string(poisonings_) +
+                "th time in a row because the application's side broke the channel's protocol: "
+                "no other is started, its network stays down; end the command and look at it");
+    say_over();
   }
 }
 
+milliseconds Supervisor::delay_after_death(Helper* helper, bool poisoned) {
+  const Clock::time_point now = Clock::now();
+  if (poisoned) {
+    if (now - poisoned_at_ > config_.poison_calm) poisonings_ = 0;
+    poisoned_at_ = now;
+    over_ = ++poisonings_ == kMostPoisonings;
+    return config_.poison_delay * (1 << (poisonings_ - 1));
+  }
+  const bool young = now - helper->started < kYoung;
+  helper->quick_deaths = young ? helper->quick_deaths + 1 : 0;
+  helper->stillborn = helper->ready ? 0 : helper->stillborn + 1;
+  if (helper->quick_deaths == 0) return milliseconds{0};
+  if (helper->stillborn > kHopelessRow) return kHopelessDelay;
+  return std::min(kLongestDelay, kFirstDelay * (1 << std::min(helper->quick_deaths, 8u)));
+}
+
+// The driver tells the application's processes that no INS will come.
+void Supervisor::say_over() const {
+  if (over_ && driver_.id.pid != 0) ::kill(driver_.id.pid, SIGUSR1);
+}
+
 void Supervisor::tend(Helper* helper) {
+  if (helper == &ins_ && over_) return;
   if (Clock::now() < helper->deadline || !application_runs()) return;
   if (helper->id.pid == 0) {
     if (auto done = start(helper); !done) {
@@ -289,11 +380,22 @@ void Supervisor::watch_heartbeat() {
   }
 }
 
-bool Supervisor::application_runs() const {
-  if (!command_ended_) return true;
-  for (const pid_t pid : children_of(::getpid())) {
-    if (pid != driver_.id.pid && pid != ins_.id.pid) return true;
+bool Supervisor::application_runs() {
+  if (adopted_) return witness_lives();
+  return !command_ended_ || !left_behind().empty();
+}
+
+// One process of the application is enough to know that it runs. When that one ends another is
+// looked for, twice: a parent that ends can hide its new child from one look.
+bool Supervisor::witness_lives() {
+  if (witness_ && !has_ended(witness_)) return true;
+  for (int look = 0; look < 2; ++look) {
+    for (const pid_t pid : config_.session_processes()) {
+      witness_ = open_pidfd(pid);
+      if (witness_ && !has_ended(witness_)) return true;
+    }
   }
+  witness_.reset();
   return false;
 }
 
@@ -301,6 +403,7 @@ void Supervisor::end_helpers() {
   // The driver first: it would report the end of its INS as a loss.
   end(&driver_);
   end(&ins_);
+  ins_says_.take();
 }
 
 void Supervisor::end(Helper* helper) {
@@ -309,6 +412,15 @@ void Supervisor::end(Helper* helper) {
   ::kill(helper->id.pid, SIGTERM);
   bool killed = false;
   while (helper->id.pid != 0) {
+    if (helper->death) {
+      pollfd gone{helper->death.get(), POLLIN, 0};
+      const bool in_time = ::poll(&gone, 1, static_cast<int>(kEndTimeout.count())) == 1;
+      if (!in_time) ::kill(helper->id.pid, SIGKILL);
+      if (!in_time) ::poll(&gone, 1, static_cast<int>(kEndTimeout.count()));
+      helper->death.reset();
+      helper->id = ProcId{};
+      return;
+    }
     int status = 0;
     const pid_t pid = reap_one(&status);
     if (pid < 0) return;

@@ -3,7 +3,13 @@
 // Starts driver and INS, waits until both serve, then starts the application. Replaces an INS or a
 // driver that dies. Ends when the last process of the application has ended: as a subreaper it
 // inherits what the application leaves behind, so a daemon that goes to the background stays part
-// of the session.
+// of the session. Or goes on with a session whose supervisor died: then nobody there is our child,
+// and pidfds tell what SIGCHLD does not.
+//
+// An INS that dies is replaced for ever, at once if it had served for a while and with growing
+// delays if not. One that ends because the application's side broke the protocol is replaced a few
+// times, as a hostile INS can claim that too; then the session is left without an INS, because a
+// hostile application would otherwise have us start one after the other.
 //
 // INVARIANTS  The application never runs before the channel serves, and driver and INS never
 // outlive run().
@@ -13,6 +19,7 @@
 
 #include <signal.h>
 #include <sys/signalfd.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <functional>
@@ -22,6 +29,7 @@
 #include "base/unique_fd.h"
 #include "frontend/failure.h"
 #include "frontend/process.h"
+#include "frontend/relay.h"
 
 namespace mw {
 
@@ -51,11 +59,23 @@ struct SupervisorConfig {
   std::function<void(unsigned id)> ins_gone;
   // Text that rises while the INS lives; called about once a second.
   std::function<std::string(unsigned id)> heartbeat;
+  // Whoever belongs to the application of an adopted session; our helpers are never among them.
+  std::function<std::vector<pid_t>()> session_processes;
   // Called once, when the channel serves and before the application starts.
   std::function<void()> serving;
   std::function<void(const std::string&)> log;
   std::chrono::milliseconds ready_timeout{10000};
   std::chrono::milliseconds heartbeat_timeout{6000};
+  std::chrono::milliseconds poison_delay{250};   // before the first replacement; then doubled
+  std::chrono::milliseconds poison_calm{60000};  // without it for so long: it starts afresh
+};
+
+// What is left of a session whose supervisor died.
+struct Adopted {
+  ProcId application;
+  ProcId driver;
+  ProcId ins;
+  unsigned ins_id = 0;
 };
 
 class Supervisor {
@@ -69,6 +89,11 @@ class Supervisor {
   // status. Failure: driver, INS or command could not be started; everything started has been ended
   // again.
   Outcome<int> run();
+  // The same for a session that runs already; its command's exit status is nobody's to see any
+  // more.
+  Outcome<int> adopt(const Adopted& found);
+
+  static constexpr unsigned kMostPoisonings = 5;
 
   ProcId application() const { return application_; }
   ProcId driver() const { return driver_.id; }
@@ -82,8 +107,10 @@ class Supervisor {
     const char* name;
     ProcId id;  // pid 0: not running
     UniqueFd ready_pipe;
+    UniqueFd death;  // of one that is not our child
     bool ready = false;
     unsigned quick_deaths = 0;
+    unsigned stillborn = 0;  // in a row
     Clock::time_point started;
     Clock::time_point deadline;  // not running: when to start it; not ready: when to give it up
   };
@@ -98,20 +125,31 @@ class Supervisor {
   void forward(const signalfd_siginfo& info);
   void reap();
   pid_t reap_one(int* status);
-  void helper_ended(Helper* helper, int status);
+  void helper_ended(Helper* helper, const std::string& how, bool poisoned);
+  std::chrono::milliseconds delay_after_death(Helper* helper, bool poisoned);
+  void say_over() const;
   void tend(Helper* helper);
   void watch_heartbeat();
-  bool application_runs() const;
+  std::vector<pid_t> left_behind() const;
+  bool application_runs();
+  bool witness_lives();
+  void adopt_helper(Helper* helper, const ProcId& id);
   void end_helpers();
   void end(Helper* helper);
 
   SupervisorConfig config_;
   const HeldSignals& held_;
   UniqueFd signals_;
-  Helper driver_{"mwcommsd", {}, {}, false, 0, {}, {}};
-  Helper ins_{"mwins", {}, {}, false, 0, {}, {}};
+  Helper driver_{"mwcommsd", {}, {}, {}, false, 0, 0, {}, {}};
+  Helper ins_{"mwins", {}, {}, {}, false, 0, 0, {}, {}};
+  Relay ins_says_{STDERR_FILENO};
   unsigned ins_id_ = 0;
   ProcId application_;
+  bool adopted_ = false;
+  UniqueFd witness_;  // adopted: some process of the application
+  unsigned poisonings_ = 0;
+  bool over_ = false;  // no INS will be started any more
+  Clock::time_point poisoned_at_;
   bool command_ended_ = false;
   int exit_status_ = 0;
   int interrupted_by_ = 0;  // a signal that arrived before the application was started

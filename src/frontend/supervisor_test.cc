@@ -136,6 +136,81 @@ TEST_F(Supervise, EndsAnInsThatStopsBeating) {
   EXPECT_NE(log_.find("stopped beating"), std::string::npos) << log_;
 }
 
+TEST_F(Supervise, ReplacesAnInsThatDiesAtOnceWithGrowingDelays) {
+  config_.ins = [this](unsigned id, int fd) {
+    const std::string die = id == 1 ? serve(fd) : "kill -9 $$";
+    return shell("echo " + std::to_string(id) + " $$ >>" + folder_ + "/ids; " + die);
+  };
+  const auto began = std::chrono::steady_clock::now();
+  auto outcome = run("cd " + folder_ +
+                     "; read id pid <ids; kill -9 $pid; until [ $(wc -l <ids) -ge 6 ]; do sleep "
+                     "0.02; done");
+  ASSERT_TRUE(outcome);
+  // At once, then after 40, 80, 160 and 320 ms.
+  EXPECT_GT(std::chrono::steady_clock::now() - began, milliseconds(600));
+}
+
+TEST_F(Supervise, GivesUpAnInsThatIsPoisonedAgainAndAgain) {
+  config_.driver = [this](int fd) {
+    return shell("trap 'touch " + folder_ + "/over' USR1; echo >&" + std::to_string(fd) +
+                 "; trap 'exit 0' TERM; while :; do sleep 0.02; done");
+  };
+  config_.ins = [this](unsigned id, int fd) {
+    return shell("cd " + folder_ + "; echo " + std::to_string(id) + " >>ids; echo >&" +
+                 std::to_string(fd) + "; until [ -e up ]; do sleep 0.02; done; exit 3");
+  };
+  config_.poison_delay = milliseconds(5);
+  auto outcome =
+      run("cd " + folder_ + "; touch up; until [ -e over ]; do sleep 0.02; done; sleep 0.3");
+  ASSERT_TRUE(outcome) << outcome.failure().text();
+  EXPECT_EQ(*outcome, 0) << "the application goes on";
+  EXPECT_EQ(read_text(folder_ + "/ids"), "1\n2\n3\n4\n5\n");
+  const std::string said = "no other is started";
+  ASSERT_NE(log_.find(said), std::string::npos) << log_;
+  EXPECT_EQ(log_.find(said, log_.find(said) + 1), std::string::npos) << "said once";
+}
+
+TEST_F(Supervise, APoisoningNowAndThenIsForgotten) {
+  config_.ins = [this](unsigned id, int fd) {
+    return shell("echo " + std::to_string(id) + " >>" + folder_ + "/ids; echo >&" +
+                 std::to_string(fd) + "; until [ -e " + folder_ +
+                 "/up ]; do sleep 0.02; done; exit 3");
+  };
+  config_.poison_delay = config_.poison_calm = milliseconds(1);
+  auto outcome = run("touch " + folder_ + "/up; until [ $(wc -l <" + folder_ +
+                     "/ids) -ge 8 ]; do sleep 0.02; done");
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(log_.find("no other is started"), std::string::npos) << log_;
+}
+
+TEST_F(Supervise, GoesOnWithASessionThatAnotherHadStarted) {
+  const auto start = [](const std::string& script) {
+    auto pid = spawn(shell(script));
+    EXPECT_TRUE(pid);
+    return identify(*pid);
+  };
+  Adopted found;
+  found.driver = start("exec sleep 1000");
+  found.ins = start("exec sleep 1000");
+  found.ins_id = 7;
+  found.application = start("until [ -e " + folder_ + "/ids ]; do sleep 0.02; done");
+  config_.session_processes = [&] {
+    return is_alive(found.application) ? std::vector<pid_t>{found.application.pid}
+                                       : std::vector<pid_t>{};
+  };
+  ::kill(found.ins.pid, SIGKILL);
+  const HeldSignals signals;
+  Supervisor supervisor(config_, signals);
+  auto outcome = supervisor.adopt(found);
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(*outcome, 0);
+  EXPECT_EQ(read_text(folder_ + "/ids"), "8\n") << "a new INS with the next number";
+  EXPECT_FALSE(is_alive(found.driver)) << "the helpers ended with the session";
+  EXPECT_FALSE(served_);
+  while (::waitpid(-1, nullptr, 0) > 0) {
+  }
+}
+
 TEST_F(Supervise, WaitsForDaemonsThatTheCommandLeavesBehind) {
   auto outcome = run("setsid bash -c 'sleep 0.3; touch " + folder_ + "/end' & exit 4");
   ASSERT_TRUE(outcome);

@@ -39,7 +39,7 @@ void Worker::on_call(uint32_t call) {
   if (!*begun) return;
   const Status sound = check_request(r, ch_.geometry(), index_);
   if (!sound) return fault(sound.error());
-  if (r.op == MW_OP_RESOLVE || r.op == MW_OP_RESOLVE_ADDR) {
+  if (mw_is_lookup(r.op)) {
     ControlNote note(Kind::resolve);
     note.request = std::make_unique<Request>(r);
     note.call = call;
@@ -104,7 +104,7 @@ void Worker::call_bind(uint32_t i, Sock& s, const Request& r, Answer& a) {
 }
 
 void Worker::call_listen(uint32_t i, Sock& s, const Request& r, Answer& a) {
-  result(a, ::listen(s.fd, r.arg[0]));
+  result(a, ::listen(s.fd, kernel_backlog(r.arg[0])));
   if (a.ret == 0) listener_started(i, s, r.arg[0]);
 }
 

@@ -149,7 +149,7 @@ int Control::serve() {
     }
     if (n == 0) resolver_.on_timeout();
     if (const char* why = ins_.poisoned.load(); why != nullptr && !stop_) {
-      log_line("mwins", "the application's side broke the protocol: %s; this session ends", why);
+      log_line("mwins", "the application's side broke the protocol: %s; this INS ends", why);
       send(ControlSlot{ControlType::poisoned, 0, 0, 0});
       flush();
       stop_ = true;
@@ -328,7 +328,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   }
   if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0)
     return error();
-  if (::listen(real.get(), l.backlog) < 0) return error();
+  if (::listen(real.get(), kernel_backlog(l.backlog)) < 0) return error();
   if (!ins_.slots.claim(l.slot, l.gen)) return EBUSY;
   Sock& s = ins_.slots.at(l.slot);
   s.fd = real.release();

@@ -21,6 +21,7 @@
 #include <thread>
 #include <vector>
 
+#include "base/exit_codes.h"
 #include "ins/context.h"
 #include "ins/publish.h"
 #include "ins/resolve.h"
@@ -49,8 +50,6 @@ class WorkerThreads {
   bool over_ = false;
   std::vector<std::thread> threads_;
 };
-
-constexpr int kExitPoisoned = 3;
 
 class Control {
  public:

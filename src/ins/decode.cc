@@ -75,6 +75,9 @@ Status check_request(const Request& r, const mw_geometry& geometry, uint32_t wor
           std::memchr(r.payload, 0, r.in_len) != r.payload + r.in_len - 1)
         return violation("host name without its end");
       return Ok{};
+    case MW_OP_QUERY:
+      if (r.in_len < kDnsHeaderBytes) return violation("query without a header");
+      return Ok{};
     default:
       return violation("unknown operation");
   }

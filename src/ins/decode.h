@@ -31,6 +31,8 @@ struct Answer {
   uint8_t payload[MW_CALL_PAYLOAD];
 };
 
+constexpr uint32_t kDnsHeaderBytes = 12;
+
 // Copies the request out of its cell. Errors: peer (its length cannot be; the head was copied all
 // the same).
 Status copy_request(mw_call& cell, Request& out);
@@ -40,7 +42,7 @@ Status copy_request(mw_call& cell, Request& out);
 Status check_request(const Request& r, const mw_geometry& geometry, uint32_t worker);
 
 inline bool names_a_slot(uint32_t op) {
-  return op != MW_OP_RESOLVE && op != MW_OP_RESOLVE_ADDR && op != MW_OP_SOCKET;
+  return !mw_is_lookup(op) && op != MW_OP_SOCKET;
 }
 
 }  // namespace mw

@@ -284,6 +284,7 @@ class FakePvm {
     s.slot = record.slot;
     s.gen = record.gen;
     s.fd = std::move(m->fds[0]);
+    A::store_relaxed(ch.slot(s.slot).taken, 1u);
     if (out != nullptr) *out = record;
     return s;
   }

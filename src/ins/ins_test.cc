@@ -10,6 +10,8 @@
 #include "ins/decode.h"
 #include "ins/fake_pvm.h"
 #include "ins/options.h"
+#include "ins/resolve.h"
+#include "ins/worker.h"
 
 namespace mw {
 namespace {
@@ -124,13 +126,13 @@ TEST(Ins, AcceptsABoundedNumberAheadAndLosesNone) {
     pvm.begin();
     FakeSock l = pvm.listener(backlog);
     const uint16_t port = pvm.port_of(l);
-    const int count = backlog * 2;  // as many ahead, and as many in the kernel's queue
+    const int count = backlog + 1;  // as the kernel counts; all are in, some of them ahead
+    const auto ahead = static_cast<uint32_t>(accepted_ahead(backlog));
     std::vector<UniqueFd> peers;
     for (int k = 0; k < count; ++k) peers.push_back(FakePvm::dial(port));
-    ASSERT_TRUE(eventually(
-        [&] { return pvm.ins->slots.open_count() >= static_cast<uint32_t>(1 + backlog); }));
+    ASSERT_TRUE(eventually([&] { return pvm.ins->slots.open_count() >= 1 + ahead; }));
     pvm.call(MW_OP_GETSOCKNAME, l);  // a full turn of the worker later:
-    EXPECT_LE(pvm.ins->slots.open_count(), static_cast<uint32_t>(1 + backlog + 1));
+    EXPECT_LE(pvm.ins->slots.open_count(), 1 + ahead + 1);
     std::vector<FakeSock> got;
     for (int k = 0; k < count; ++k) {
       auto s = pvm.accept(l);
@@ -139,6 +141,33 @@ TEST(Ins, AcceptsABoundedNumberAheadAndLosesNone) {
     }
     EXPECT_FALSE(pvm.accept(l, 0));
   }
+}
+
+TEST(Ins, SharesABacklogOutWithTheKernel) {
+  for (const int backlog : {1, 2, 3, 5, 63, 64, 127, 128, 511, 4096}) {
+    EXPECT_EQ(accepted_ahead(backlog) + kernel_backlog(backlog), backlog);
+    EXPECT_LE(accepted_ahead(backlog), 64);
+  }
+  EXPECT_EQ(accepted_ahead(0), 1) << "or nothing could ever be accepted";
+  EXPECT_EQ(kernel_backlog(-1), -1) << "the kernel's own largest";
+}
+
+TEST(Ins, AListenerThatIsClosedResetsWhatWasNotTaken) {
+  FakePvm pvm;
+  pvm.begin();
+  auto l = std::make_unique<FakeSock>(pvm.listener(8));
+  const uint16_t port = pvm.port_of(*l);
+  const UniqueFd first = FakePvm::dial(port);
+  auto taken = pvm.accept(*l);
+  ASSERT_TRUE(taken);
+  const UniqueFd second = FakePvm::dial(port);
+  ASSERT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 3; }));
+  l.reset();
+  taken.reset();
+  char byte = 0;
+  EXPECT_EQ(::recv(second.get(), &byte, 1, 0), -1);
+  EXPECT_EQ(errno, ECONNRESET) << "it was in the queue";
+  EXPECT_EQ(::recv(first.get(), &byte, 1, 0), 0) << "it was accepted and closed";
 }
 
 TEST(Ins, NoDescriptorOrSlotLeftIsNoEndlessLoop) {
@@ -603,6 +632,26 @@ TEST(Ins, LooksNamesUpWithoutANetwork) {
             EAI_FAMILY);
 }
 
+TEST(Ins, CutsADnsMessageBehindItsQuestion) {
+  const auto message = [](std::string_view question) {
+    std::string m("\x12\x34\x81\x80\0\1\0\7\0\7\0\7", 12);
+    m += question;
+    return m + std::string(3000, 'x');
+  };
+  const auto cut = [](std::string m) {
+    m.resize(cut_message(reinterpret_cast<uint8_t*>(m.data()), m.size()));
+    return m;
+  };
+  const std::string question("\4name\4test\0\0\20\0\1", 15);
+  EXPECT_EQ(cut(message(question)), std::string("\x12\x34\x83\x80\0\1\0\0\0\0\0\0", 12) + question);
+  // What cannot be read is left out: a pointer, labels without end, no question at all.
+  const std::string bare("\x12\x34\x83\x80\0\0\0\0\0\0\0\0", 12);
+  EXPECT_EQ(cut(message(std::string("\xc0\x0c\0\1\0\1", 6))), bare);
+  EXPECT_EQ(cut(message(std::string(3000, '\x3f'))), bare);
+  EXPECT_EQ(cut(message("")), bare);
+  EXPECT_EQ(cut(std::string("\x12\x34\x81\x80\0\1\0\0\0\0\0\0", 12)), bare);
+}
+
 TEST(InsProgram, ServesFromInsideItsSandbox) {
   FakePvm pvm(kTestGeometry, MWINS_PROGRAM);
   pvm.begin();
@@ -699,6 +748,9 @@ TEST(Decode, RefusesWhatCannotBe) {
   r.op = MW_OP_RESOLVE;
   r.in_len = 3;
   std::memcpy(r.payload, "a\0b", 3);
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.op = MW_OP_QUERY;
+  r.in_len = kDnsHeaderBytes - 1;
   EXPECT_FALSE(check_request(r, kTestGeometry, 0));
   r.op = MW_OP_LISTEN;
   mw_geometry two = kTestGeometry;

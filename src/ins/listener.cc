@@ -23,7 +23,7 @@ namespace {
 
 using A = StdAtomics;
 
-constexpr uint32_t kMaxAhead = 64;
+constexpr int kMaxAhead = 64;
 constexpr int kAcceptsPerTurn = 64;
 
 bool is_wildcard(const mw_addr& a) {
@@ -43,12 +43,23 @@ bool get_name(int fd, mw_addr& out) {
 
 }  // namespace
 
+// Together with the kernel's share it must come to what the program asked for: a client can tell
+// how many connections a program that does not accept lets in. Half of a short queue, as the kernel
+// judges its queue of half-open connections by its own share.
+int accepted_ahead(int backlog) {
+  if (backlog < 0) return kMaxAhead;  // the kernel takes it for the largest
+  return std::clamp((backlog + 1) / 2, 1, kMaxAhead);
+}
+
+int kernel_backlog(int backlog) {
+  return backlog < 0 ? backlog : std::max(0, backlog - accepted_ahead(backlog));
+}
+
 void Worker::listener_started(uint32_t i, Sock& s, int backlog) {
   if (s.listener == nullptr) s.listener = std::make_unique<ListenerState>();
   ListenerState& l = *s.listener;
   s.backlog = backlog;
-  l.limit =
-      backlog < 0 ? kMaxAhead : std::clamp<uint32_t>(static_cast<uint32_t>(backlog), 1, kMaxAhead);
+  l.limit = static_cast<uint32_t>(accepted_ahead(backlog));
   l.bound_here = get_name(s.fd, l.local) && !is_wildcard(l.local);
   // The kernel doubles it: in use may be four times the half of the bound when EPOLLOUT is raised.
   const int room = static_cast<int>(l.limit * record_cost_);
@@ -199,6 +210,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   c.linger = s.linger;
   c.rcvlowat = s.rcvlowat;
   c.state = MW_ST_OPEN | MW_ST_CONNECTED;
+  c.flags |= kAccepted;
   init_shared_slot(n, c);
   telemetry_.accepted(i, s, n, c, record.local, record.peer);
   // A client that speaks first has often spoken by now: its request is there when the connection

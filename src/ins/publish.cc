@@ -11,6 +11,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "registry/registry.h"
 
 namespace mw {
 namespace {
@@ -63,9 +64,10 @@ Result<UniqueFd> Publisher::listen_channel() const {
 
 void Publisher::set(const std::string& name, const std::string& value) {
   const auto it = files_.find(name);
-  if (it == files_.end() || it->second.last == value + "\n") return;
+  // Cut to what a reader takes: how much there is to say is the application's choice.
+  const std::string line = value.substr(0, kMaxRegistryValue - 1) + "\n";
+  if (it == files_.end() || it->second.last == line) return;
   File& f = it->second;
-  const std::string line = value + "\n";
   const bool shrinks = line.size() < f.last.size();
   if (::pwrite(f.fd.get(), line.data(), line.size(), 0) != static_cast<ssize_t>(line.size()) ||
       (shrinks && ::ftruncate(f.fd.get(), static_cast<off_t>(line.size())) < 0)) {

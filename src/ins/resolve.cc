@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 #include <fstream>
 #include <memory>
@@ -103,6 +104,23 @@ std::vector<HostEntry> parse_hosts(const std::string& text) {
   return out;
 }
 
+size_t cut_message(uint8_t* message, size_t length) {
+  size_t at = kDnsHeaderBytes;
+  // One question, as every query has, of plain labels.
+  bool readable = message[4] == 0 && message[5] == 1;
+  while (readable && at < length && message[at] != 0) {
+    readable = message[at] < 64;
+    at += size_t{message[at]} + 1;
+  }
+  const size_t end = at + 1 + 4;  // the root label, type and class
+  readable = readable && end <= length && end <= MW_CALL_PAYLOAD;
+  if (!readable) message[5] = 0;
+  message[4] = 0;
+  std::memset(message + 6, 0, 6);  // no answers, authorities, additions
+  message[2] |= 2;                 // TC
+  return readable ? end : kDnsHeaderBytes;
+}
+
 Resolver::~Resolver() {
   if (channel_ != nullptr) ares_destroy(channel_);
   if (library_) ares_library_cleanup();
@@ -164,8 +182,10 @@ void Resolver::on_timeout() {
 void Resolver::lookup(uint32_t call, const Request& r) {
   if (r.op == MW_OP_RESOLVE)
     lookup_name(call, r);
-  else
+  else if (r.op == MW_OP_RESOLVE_ADDR)
     lookup_addr(call, r);
+  else
+    exchange(call, r);
 }
 
 void Resolver::lookup_name(uint32_t call, const Request& r) {
@@ -257,6 +277,26 @@ void Resolver::lookup_addr(uint32_t call, const Request& r) {
   ++pending_;
   ares_gethostbyaddr(channel_, raw, len, ss.ss_family, &Resolver::on_hostent,
                      new Pending{this, call, r.seq, 0});
+}
+
+void Resolver::exchange(uint32_t call, const Request& r) {
+  ++pending_;
+  ares_send(channel_, r.payload, static_cast<int>(r.in_len), &Resolver::on_message,
+            new Pending{this, call, r.seq, 0});
+}
+
+void Resolver::on_message(void* arg, int status, int, unsigned char* message, int length) {
+  const std::unique_ptr<Pending> p(static_cast<Pending*>(arg));
+  --p->self->pending_;
+  auto n = static_cast<size_t>(std::max(length, 0));
+  if (status != ARES_SUCCESS || message == nullptr || n < kDnsHeaderBytes)
+    return p->self->fail(p->call, p->seq, status == ARES_ECONNREFUSED ? ECONNREFUSED : ETIMEDOUT);
+  if (n > MW_CALL_PAYLOAD) n = cut_message(message, n);
+  Answer a;
+  a.ret = 0;
+  std::memcpy(a.payload, message, n);
+  a.out_len = static_cast<uint32_t>(n);
+  p->self->calls_->answer(p->call, p->seq, a);
 }
 
 void Resolver::on_hostent(void* arg, int status, int, hostent* host) {

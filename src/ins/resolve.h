@@ -28,6 +28,10 @@ struct HostEntry {
 // Pure: the lines of /etc/hosts.
 std::vector<HostEntry> parse_hosts(const std::string& text);
 
+// Pure: what is left of a DNS message that does not fit, with TC set: header and question, or the
+// header alone if the question cannot be read. Returns the new length. `length` >= kDnsHeaderBytes.
+size_t cut_message(uint8_t* message, size_t length);
+
 class Resolver {
  public:
   Resolver() = default;
@@ -49,9 +53,11 @@ class Resolver {
   struct Pending;
   static void on_sock_state(void* self, ares_socket_t fd, int readable, int writable);
   static void on_addrinfo(void* arg, int status, int timeouts, ares_addrinfo* result);
+  static void on_message(void* self, int status, int timeouts, unsigned char* message, int length);
   static void on_hostent(void* arg, int status, int timeouts, hostent* host);
   void lookup_name(uint32_t call, const Request& r);
   void lookup_addr(uint32_t call, const Request& r);
+  void exchange(uint32_t call, const Request& r);
   void answer_addrs(uint32_t call, uint32_t seq, int flags, const std::vector<mw_addr>& found,
                     const std::string& canonical);
   void answer_text(uint32_t call, uint32_t seq, const std::string& text);

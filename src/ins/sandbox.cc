@@ -17,15 +17,19 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <initializer_list>
 #include <string>
 
 #include "base/unique_fd.h"
 
 namespace mw {
 namespace {
+
+constexpr rlim_t kMaxFileBytes = 64 * 1024;
 
 Error failed(const char* where) {
   return {Fault::sys, errno, where};
@@ -66,162 +70,147 @@ Status drop_capabilities() {
   return Ok{};
 }
 
+// What a call may be made with: anything; or an argument, seen through a mask, that has one of a
+// few values; or nothing: it fails with `error` instead of being fatal, because a library asks for
+// it and lives without.
 struct Rule {
   int call;
-  // None, or one condition on an argument; several rules of one call are alternatives.
-  unsigned conditions;
-  scmp_arg_cmp when[1];
+  int error = 0;
+  unsigned argument = 0;
+  uint64_t mask = 0;  // 0: the arguments do not matter
+  std::initializer_list<uint64_t> values = {};
 };
 
-constexpr scmp_arg_cmp when_arg(unsigned n, scmp_compare op, uint64_t a, uint64_t b = 0) {
-  return {n, op, a, b};
-}
+constexpr uint64_t kWhole = ~uint64_t{0};
+constexpr uint64_t kTypeBits = 0xf;  // of a socket's type: the rest is flags
+constexpr uint64_t kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 
-#define ALLOW(name)       \
-  {                       \
-    SCMP_SYS(name), 0, {} \
-  }
-#define ALLOW_IF(name, ...) \
-  {                         \
-    SCMP_SYS(name), 1, {    \
-      __VA_ARGS__           \
-    }                       \
-  }
+#define CALL(name) SCMP_SYS(name)
 
 const Rule kRules[] = {
-    // The data path (stream.cc, dgram.cc, worker.cc).
-    ALLOW(recvfrom),
-    ALLOW(readv),
-    ALLOW(recvmsg),
-    ALLOW(sendto),
-    ALLOW(sendmsg),
-    ALLOW(epoll_wait),
-    ALLOW(epoll_pwait),
-    ALLOW(write),
-    ALLOW(poll),
-    ALLOW(fallocate),
-    ALLOW(futex),
-    // Sockets (calls.cc, listener.cc): only those of the internet families are made.
-    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_INET)),
-    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_INET6)),
-    ALLOW_IF(socketpair, when_arg(0, SCMP_CMP_EQ, AF_UNIX)),
-    ALLOW(accept4),
-    ALLOW(bind),
-    ALLOW(listen),
-    ALLOW(connect),
-    ALLOW(shutdown),
-    ALLOW(getsockopt),
-    ALLOW(setsockopt),
-    ALLOW(getsockname),
-    ALLOW(getpeername),
-    ALLOW(close),
-    ALLOW(epoll_ctl),
-    ALLOW(epoll_create1),
-    ALLOW(eventfd2),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, FIONREAD)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCOUTQ)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCOUTQNSD)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCATMARK)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, FIONBIO)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFNAME)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFINDEX)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFFLAGS)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFADDR)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFDSTADDR)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFBRDADDR)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFNETMASK)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFMETRIC)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFMTU)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFHWADDR)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFTXQLEN)),
-    ALLOW_IF(ioctl, when_arg(1, SCMP_CMP_EQ, SIOCGIFMAP)),
+    // The data path (stream.cc, dgram.cc, worker.cc). fallocate() gives memory back, and nothing
+    // else: it could fill the file system that the registry's files are in.
+    {CALL(recvfrom)},
+    {CALL(readv)},
+    {CALL(recvmsg)},
+    {CALL(sendto)},
+    {CALL(sendmsg)},
+    {CALL(epoll_wait)},
+    {CALL(epoll_pwait)},
+    {CALL(write)},
+    {CALL(poll)},
+    {CALL(futex)},
+    {CALL(fallocate), 0, 1, kWhole, {kPunch}},
+    // Sockets (calls.cc, listener.cc): only those of the internet families are made. A pair is of
+    // streams: one end of a pair of datagram sockets could be pointed at somebody's local socket.
+    {CALL(socket), 0, 0, kWhole, {AF_INET, AF_INET6}},
+    {CALL(socket), EAFNOSUPPORT, 0, kWhole, {AF_UNIX, AF_NETLINK}},
+    {CALL(socketpair), 0, 1, kTypeBits, {SOCK_STREAM}},
+    {CALL(accept4)},
+    {CALL(bind)},
+    {CALL(listen)},
+    {CALL(connect)},
+    {CALL(shutdown)},
+    {CALL(getsockopt)},
+    {CALL(setsockopt)},
+    {CALL(getsockname)},
+    {CALL(getpeername)},
+    {CALL(close)},
+    {CALL(epoll_ctl)},
+    {CALL(epoll_create1)},
+    {CALL(eventfd2)},
+    {CALL(ioctl),
+     0,
+     1,
+     kWhole,
+     {FIONREAD, SIOCOUTQ, SIOCOUTQNSD, SIOCATMARK, FIONBIO, SIOCGIFNAME, SIOCGIFINDEX, SIOCGIFFLAGS,
+      SIOCGIFADDR, SIOCGIFDSTADDR, SIOCGIFBRDADDR, SIOCGIFNETMASK, SIOCGIFMETRIC, SIOCGIFMTU,
+      SIOCGIFHWADDR, SIOCGIFTXQLEN, SIOCGIFMAP}},
     // The region and the control thread (control.cc, publish.cc, resolve.cc).
-    ALLOW(read),
-    ALLOW(writev),
-    ALLOW(pwrite64),
-    ALLOW(pread64),
-    ALLOW(ftruncate),
-    ALLOW(fstat),
-    ALLOW(newfstatat),
-    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_DUPFD_CLOEXEC)),
-    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_GETFL)),
-    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_SETFL)),
-    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_GETFD)),
-    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_SETFD)),
-    ALLOW_IF(fcntl, when_arg(1, SCMP_CMP_EQ, F_GET_SEALS)),
-    ALLOW(recvmmsg),
-    ALLOW(sendmmsg),
+    {CALL(read)},
+    {CALL(writev)},
+    {CALL(pwrite64)},
+    {CALL(pread64)},
+    {CALL(ftruncate)},
+    {CALL(fstat)},
+    {CALL(newfstatat)},
+    {CALL(fcntl), 0, 1, kWhole, {F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_GET_SEALS}},
+    {CALL(recvmmsg)},
+    {CALL(sendmmsg)},
     // Memory, time, random numbers, the end (libc). No memory becomes executable.
-    ALLOW_IF(mmap, when_arg(2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
-    ALLOW_IF(mprotect, when_arg(2, SCMP_CMP_MASKED_EQ, PROT_EXEC, 0)),
-    ALLOW(munmap),
-    ALLOW(mremap),
-    ALLOW(madvise),
-    ALLOW(brk),
-    ALLOW(clock_gettime),
-    ALLOW(gettimeofday),
-    ALLOW(clock_nanosleep),
-    ALLOW(getrandom),
-    ALLOW(sched_yield),
-    ALLOW(restart_syscall),
-    ALLOW(rt_sigreturn),
-    ALLOW(rt_sigprocmask),
-    ALLOW(rt_sigaction),
-    ALLOW(getpid),
-    ALLOW(gettid),
-    ALLOW(tgkill),
-    ALLOW(exit),
-    ALLOW(exit_group),
-    ALLOW(set_robust_list),
-    ALLOW(rseq),
-    ALLOW(membarrier),
+    {CALL(mmap), 0, 2, PROT_EXEC, {0}},
+    {CALL(mprotect), 0, 2, PROT_EXEC, {0}},
+    {CALL(munmap)},
+    {CALL(mremap)},
+    {CALL(madvise)},
+    {CALL(brk)},
+    {CALL(clock_gettime)},
+    {CALL(gettimeofday)},
+    {CALL(clock_nanosleep)},
+    {CALL(getrandom)},
+    {CALL(sched_yield)},
+    {CALL(restart_syscall)},
+    {CALL(rt_sigreturn)},
+    {CALL(rt_sigprocmask)},
+    {CALL(rt_sigaction)},
+    {CALL(getpid)},
+    {CALL(gettid)},
+    {CALL(exit)},
+    {CALL(exit_group)},
+    {CALL(set_robust_list)},
+    {CALL(rseq)},
+    {CALL(membarrier)},
 #ifdef MW_SANITIZED
     // What the sanitizers' own runtime asks for, to check and to report.
-    ALLOW(open),
-    ALLOW(openat),
-    ALLOW(readlink),
-    ALLOW(sigaltstack),
-    ALLOW(sched_getaffinity),
-    ALLOW(prctl),
-    ALLOW(getrlimit),
-    ALLOW(prlimit64),
-    ALLOW(setrlimit),
-    ALLOW(clone),
-    ALLOW(clone3),
-    ALLOW(wait4),
-    ALLOW(ptrace),
-    ALLOW(pipe),
-    ALLOW(pipe2),
-    ALLOW(getppid),
-    ALLOW(dup2),
-    ALLOW(lseek),
-    ALLOW(stat),
-    ALLOW(lstat),
-    ALLOW(getdents64),
-    ALLOW(process_vm_readv),
-    ALLOW(uname),
-    ALLOW(nanosleep),
-    ALLOW(arch_prctl),
-    ALLOW(kill),
-    ALLOW(getuid),
-    ALLOW(access),
-    ALLOW(ioctl),
-    ALLOW(mincore),
-    ALLOW(set_tid_address),
+    {CALL(open)},
+    {CALL(openat)},
+    {CALL(readlink)},
+    {CALL(sigaltstack)},
+    {CALL(sched_getaffinity)},
+    {CALL(prctl)},
+    {CALL(getrlimit)},
+    {CALL(prlimit64)},
+    {CALL(setrlimit)},
+    {CALL(clone)},
+    {CALL(clone3)},
+    {CALL(wait4)},
+    {CALL(ptrace)},
+    {CALL(pipe)},
+    {CALL(pipe2)},
+    {CALL(getppid)},
+    {CALL(dup2)},
+    {CALL(lseek)},
+    {CALL(stat)},
+    {CALL(lstat)},
+    {CALL(getdents64)},
+    {CALL(process_vm_readv)},
+    {CALL(uname)},
+    {CALL(nanosleep)},
+    {CALL(arch_prctl)},
+    {CALL(kill)},
+    {CALL(getuid)},
+    {CALL(access)},
+    {CALL(ioctl)},
+    {CALL(mincore)},
+    {CALL(set_tid_address)},
+#else
+    {CALL(open), EACCES},
+    {CALL(openat), EACCES},
+    {CALL(prlimit64), EACCES},
+    {CALL(readlink), EACCES},
 #endif
 };
 
-// Asked for by libraries that live without it: an error instead of death.
-const Rule kRefused[] = {
-#ifndef MW_SANITIZED
-    ALLOW(open),
-    ALLOW(openat),
-    ALLOW(prlimit64),
-    ALLOW(readlink),
-#endif
-    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_UNIX)),
-    ALLOW_IF(socket, when_arg(0, SCMP_CMP_EQ, AF_NETLINK)),
-};
+int add_rule(scmp_filter_ctx filter, const Rule& r) {
+  const uint32_t action = r.error == 0 ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(r.error);
+  if (r.mask == 0) return ::seccomp_rule_add_array(filter, action, r.call, 0, nullptr);
+  int bad = 0;
+  for (const uint64_t value : r.values) {  // alternatives
+    const scmp_arg_cmp when{r.argument, SCMP_CMP_MASKED_EQ, r.mask, value};
+    if (bad == 0) bad = ::seccomp_rule_add_array(filter, action, r.call, 1, &when);
+  }
+  return bad;
+}
 
 }  // namespace
 
@@ -266,6 +255,11 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   if (const Status dropped = drop_capabilities(); !dropped) return dropped.error();
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return failed("no_new_privs");
   if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return failed("dumpable");
+  // What it publishes is small; the file system that it stands in is everybody's.
+  rlimit file{};
+  if (::getrlimit(RLIMIT_FSIZE, &file) < 0) return failed("limit of file sizes");
+  file = {std::min(file.rlim_cur, kMaxFileBytes), std::min(file.rlim_max, kMaxFileBytes)};
+  if (::setrlimit(RLIMIT_FSIZE, &file) < 0) return failed("limit of file sizes");
   return notes;
 }
 
@@ -278,11 +272,11 @@ Status filter_system_calls() {
   int bad = ::seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
   if (bad == 0) bad = ::seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
   for (const Rule& r : kRules)
-    if (bad == 0) bad = ::seccomp_rule_add_array(ctx, SCMP_ACT_ALLOW, r.call, r.conditions, r.when);
-  for (const Rule& r : kRefused) {
-    const uint32_t error = SCMP_ACT_ERRNO(r.call == SCMP_SYS(socket) ? EAFNOSUPPORT : EACCES);
-    if (bad == 0) bad = ::seccomp_rule_add_array(ctx, error, r.call, r.conditions, r.when);
-  }
+    if (bad == 0) bad = add_rule(ctx, r);
+  // abort() signals its own thread. Without root the INS runs as the user's own uid, which could
+  // signal all of the user's processes.
+  const Rule own{CALL(tgkill), 0, 0, kWhole, {static_cast<uint64_t>(::getpid())}};
+  if (bad == 0) bad = add_rule(ctx, own);
   if (bad == 0) bad = ::seccomp_load(ctx);
   ::seccomp_release(ctx);
   if (bad != 0) return with(bad, "seccomp filter");

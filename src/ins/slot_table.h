@@ -53,6 +53,7 @@ constexpr uint32_t kLingering = 32;   // the last descriptor is gone, bytes are 
 constexpr uint32_t kQueued = 64;      // in the worker's local work list
 constexpr uint32_t kWarm = 128;       // in the worker's list of slots with memory to give back
 constexpr uint32_t kOobHeld = 256;    // `oob` holds an urgent byte for the application
+constexpr uint32_t kAccepted = 512;   // came from a listener
 constexpr uint32_t kBypassSeen = 2048;
 constexpr uint32_t kReadDone = 4096;          // recv() said end or error: nothing more to read
 constexpr uint32_t kRegistered = 8192;        // the real socket is in the epoll set

@@ -466,6 +466,7 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_relaxed(shared.want, 0u);
   A::store_relaxed(shared.accept_flags, 0u);
   A::store_relaxed(shared.watches, uint64_t{0});
+  A::store_relaxed(shared.taken, 0u);
   A::store_relaxed(shared.rx_tail, MW_INDEX_START);
   A::store_relaxed(shared.tx_head, MW_INDEX_START);
   A::store_relaxed(shared.error, 0);
@@ -589,6 +590,9 @@ void Worker::last_close(uint32_t i, Sock& s) {
   }
   if (s.kind == SockKind::dgram) return free_slot(i, s);
   if ((s.flags & kLingering) != 0) return;
+  // Still in the queue when its listener was closed: the kernel resets such a connection.
+  if ((s.flags & kAccepted) != 0 && A::load_relaxed(ch_.slot(i).taken) == 0)
+    return reset_and_free(i, s);
   if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);
   mw_slot& shared = ch_.slot(i);
   auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);

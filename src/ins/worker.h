@@ -26,6 +26,11 @@
 
 namespace mw {
 
+// A listener's queue of a program's backlog is shared out: so many are accepted ahead of the
+// program, and the rest is listen()'s.
+int accepted_ahead(int backlog);
+int kernel_backlog(int backlog);
+
 class Worker {
  public:
   Worker(InsContext& ins, uint32_t index);

@@ -95,7 +95,7 @@ bool await(uint32_t at) {
     if (done == seq) continue;
     if (raw_futex(&cell.done_seq, FUTEX_WAIT, done, &kTick) < 0 && errno == ETIMEDOUT) {
       ++ticks;
-      if (ticks >= kTicksToLiveness && cell.op != MW_OP_RESOLVE &&
+      if (ticks >= kTicksToLiveness && mw_is_lookup(cell.op) == 0 &&
           A::load_relaxed(process.session.header().state) != kSessionUp)
         break;
     }
@@ -109,7 +109,7 @@ bool await(uint32_t at) {
 // have it read what is not there.
 bool possible(const CallRequest& r, const CallAnswer& a) {
   if (a.len > MW_CALL_PAYLOAD) return false;
-  const bool lookup = r.op == MW_OP_RESOLVE || r.op == MW_OP_RESOLVE_ADDR;
+  const bool lookup = mw_is_lookup(r.op) != 0;
   if (a.ret < 0) return lookup ? a.err > -4096 && a.err < 4096 : a.err > 0 && a.err < 4096;
   if (lookup || r.op == MW_OP_IOCTL || r.op == MW_OP_RECVMSG) return true;
   return a.ret <= (r.op == MW_OP_SENDMSG ? r.arg[3] : 0);
@@ -156,7 +156,7 @@ bool session_up() {
 }
 
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
-  if (process.poisoned) return {-1, ECONNRESET, 0};
+  if (is_poisoned()) return {-1, ECONNRESET, 0};
   if (!session_up()) return {-1, ENETDOWN, 0};
   if (request.op != MW_OP_SOCKET && request.op < MW_OP_RESOLVE) await_posted(request.slot);
   if (process.talks_to_itself) process.unsettled = true;
@@ -173,7 +173,7 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
 }
 
 void post(const CallRequest& request) {
-  if (process.poisoned || !session_up()) return;
+  if (is_poisoned() || !session_up()) return;
   if (process.talks_to_itself) process.unsettled = true;
   await_posted(request.slot);
   const uint32_t at = acquire_cell();

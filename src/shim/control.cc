@@ -268,6 +268,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
     libc.close(fd);
     return rc;
   }
+  StdAtomics::store_relaxed(process.channel.slot(record.slot).taken, 1u);
   SessionSlot& mine = process.session.slot(record.slot);
   mine.local = record.local;
   mine.peer = record.peer;

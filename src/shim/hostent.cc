@@ -2,7 +2,12 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -129,6 +134,32 @@ int by_address(const void* address, socklen_t len, int family, hostent* out, cha
   return rc;
 }
 
+// The notification of getaddrinfo_a(), as its caller asked for it.
+void notify(const sigevent& how) {
+  if (how.sigev_notify == SIGEV_SIGNAL) {
+    siginfo_t info{};
+    info.si_signo = how.sigev_signo;
+    info.si_code = SI_ASYNCNL;
+    info.si_pid = ::getpid();
+    info.si_uid = ::getuid();
+    info.si_value = how.sigev_value;
+    libc.syscall(SYS_rt_sigqueueinfo, info.si_pid, how.sigev_signo, &info);
+  } else if (how.sigev_notify == SIGEV_THREAD) {
+    auto* copy = static_cast<sigevent*>(::malloc(sizeof how));
+    if (copy == nullptr) return;
+    *copy = how;
+    const auto body = [](void* p) -> void* {
+      const sigevent e = *static_cast<sigevent*>(p);
+      ::free(p);
+      ::pthread_detach(::pthread_self());
+      e.sigev_notify_function(e.sigev_value);
+      return nullptr;
+    };
+    pthread_t thread{};
+    if (::pthread_create(&thread, how.sigev_notify_attributes, body, copy) != 0) ::free(copy);
+  }
+}
+
 thread_local hostent static_entry;
 thread_local char static_buffer[2048];
 
@@ -163,4 +194,19 @@ MW_EXPORT hostent* gethostbyaddr(const void* address, socklen_t len, int family)
              &herr);
   if (result == nullptr) h_errno = herr;
   return result;
+}
+// The C library's own would look up with its own resolver. Ours has the answers before it returns,
+// also with GAI_NOWAIT: gai_error() then tells them, and gai_suspend() finds nothing to wait for.
+MW_EXPORT int getaddrinfo_a(int mode, gaicb* list[], int n, sigevent* how) {
+  if (mode != GAI_WAIT && mode != GAI_NOWAIT) {
+    errno = EINVAL;
+    return EAI_SYSTEM;
+  }
+  for (int i = 0; i < n; ++i) {
+    if (list[i] == nullptr) continue;
+    gaicb& one = *list[i];
+    one.__return = shim_getaddrinfo(one.ar_name, one.ar_service, one.ar_request, &one.ar_result);
+  }
+  if (mode == GAI_NOWAIT && how != nullptr) notify(*how);
+  return 0;
 }

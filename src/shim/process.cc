@@ -540,10 +540,31 @@ const char* session_setting() {
 }
 
 void poison(const char* where) {
-  if (process.poisoned) return;
+  if (is_poisoned()) return;
+  const int saved = errno;
+  const uint32_t epoch = StdAtomics::load_acquire(process.session.header().epoch);
+  process.poisoned_epoch = epoch;
   process.poisoned = true;
   log_line("mwshim", "the network stack broke the channel protocol (%s): all its sockets are reset",
            where);
+  // Over a connection of its own: ours may be a forked parent's, or that of a driver which died.
+  if (const int fd = connect_to_driver(); fd >= 0) {
+    AttachRequest report{};
+    report.type = AttachType::violation;
+    report.version = MW_PROTOCOL_VERSION;
+    report.epoch = epoch;
+    memcpy(report.token, session_token, sizeof session_token);
+    (void)send_message(fd, bytes_of(report), {}, MSG_DONTWAIT);
+    unhide_and_close(fd);
+  }
+  errno = saved;
+}
+
+bool still_poisoned() {
+  if (StdAtomics::load_acquire(process.session.header().epoch) == process.poisoned_epoch)
+    return true;
+  process.poisoned = false;
+  return false;
 }
 
 void ring_bell(int fd) {

@@ -47,7 +47,8 @@ struct Process {
   uint32_t pid = 0;         // of the process that this state belongs to
   uint32_t attach_pid = 0;  // of the process that made attach_fd
   bool attached = false;
-  bool poisoned = false;
+  bool poisoned = false;  // by the INS of poisoned_epoch; see is_poisoned()
+  uint32_t poisoned_epoch = 0;
   // The program has confined itself with a seccomp filter: from now on the shim sleeps with read()
   // and poll() only, which every such filter of a network program allows.
   bool confined = false;
@@ -158,9 +159,13 @@ int identify(int fd, uint32_t slot, uint32_t gen);
 const char* preload_setting();
 const char* session_setting();
 
-// Marks the channel as broken by its other end: says so once; every protected socket fails from now
-// on.
+// Marks the channel as broken by its other end: says so once, to the user and to the driver, which
+// ends that INS. Every protected socket of this process fails until another INS serves.
 void poison(const char* where);
+bool still_poisoned();
+inline bool is_poisoned() {
+  return process.poisoned && still_poisoned();
+}
 
 void ring_bell(int fd);
 

@@ -23,7 +23,7 @@ constexpr uint32_t kDeadState =
 bool is_dead(const Sock& s) {
   const SessionHeader& h = process.session.header();
   const auto first = *const_cast<const volatile uint32_t*>(&h.first_gen);
-  return process.poisoned || A::load_relaxed(s.mine.gen) != s.gen ||
+  return is_poisoned() || A::load_relaxed(s.mine.gen) != s.gen ||
          static_cast<int32_t>(s.gen - first) < 0;
 }
 

@@ -135,7 +135,7 @@ USAGE = {
            ["run", "-p", "1:2:3:4", "--", "true"], ["run", "-p", "65536", "--", "true"],
            ["run", "--net", "x", "--", "true"], ["run", "--net", "host", "-p", "80", "--", "true"],
            ["run", "--ins", "2", "--", "true"], ["run", "--workers", "0", "--", "true"],
-           ["run", "--workers", "many", "--", "true"], ["ps", "--", "x"], ["clean", "x"], ["version", "x"]],
+           ["run", "--workers", "many", "--", "true"], ["ps", "--", "x"], ["clean", "x", "y"], ["adopt"], ["version", "x"]],
     "mwins": [[], ["--registry"], ["--registry", "/x"], ["--registry", "/x", "--id", "y"],
               ["--registry", "/x", "--id", "1", "--workers", "0"], ["--bogus", "1"],
               ["--registry", "/x", "--id", "1", "--uid", "0"]],

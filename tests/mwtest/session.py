@@ -1,7 +1,10 @@
 """`mw run` as tests see it: its sessions, and the state of the host that it must leave as it was."""
 
+import contextlib
 import os
 import re
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -46,6 +49,23 @@ def host_state() -> dict:
             "forwarding": forwarding()}
 
 
+def gone(pid: int) -> bool:
+    """It has ended, whether or not anybody has asked for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def copy_of_the_build(mw: str, folder: Path) -> Path:
+    """The programs that `mw run` needs, copied; gives the copy's mw."""
+    source = Path(mw).parent.parent
+    for name in ("bin/mw", "bin/mwins", "bin/mwcommsd", "lib/libmwshim.so"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(source / name, folder / name)
+    return folder / "bin/mw"
+
+
 class Session:
     """A running `mw run`, known by its record."""
 
@@ -66,3 +86,33 @@ class Session:
 
     def pid(self, who: str) -> int:
         return int(self.refresh()[who].split()[0])
+
+    def alive(self, who: str) -> bool:
+        return not gone(self.pid(who))
+
+    def lose_front_end(self) -> int:
+        """kill -9 of whatever supervises it; gives its pid."""
+        victim = self.pid("owner")
+        os.kill(victim, signal.SIGKILL)
+        if victim == self.background.pid:
+            self.background.process.wait(60)
+        else:
+            proc.wait_for(lambda: gone(victim), 60, "its end")
+        return victim
+
+    def adopted(self, before: int) -> int:
+        """Waits until another front end than `before` has the session; gives its pid."""
+        proc.wait_for(lambda: self.pid("owner") != before and self.alive("owner"), 60, "another front end")
+        return self.pid("owner")
+
+    def end(self) -> None:
+        """Ends a session that some other front end than our `mw run` may have by now."""
+        self.background.stop()
+        record = sessions().get(self.name)
+        if record is None:
+            return
+        pids = [int(record[who].split()[0]) for who in ("owner", "application")]
+        for pid in filter(None, pids):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        proc.wait_for(lambda: self.name not in sessions(), 60, f"the end of {self.name}")

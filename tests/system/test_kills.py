@@ -110,3 +110,35 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     owner = session.pid("owner")
     proc.wait_for(lambda: len(descendants(owner)) == 4, 60, "there are driver, INS, shell and server",
                   session.background)
+
+
+def test_random_kills_of_front_ends_too(mw, unchanged, start, server):
+    seed = int(os.environ.get("MW_SEED", random.randrange(1 << 32)))
+    print(f"MW_SEED={seed}")
+    chance = random.Random(seed)
+    session = start("-p", f"{PORT}:80", "--", *server, "80", "victim")
+    proc.wait_for(served, 15, "the first answer", session.background)
+    load = Load()
+    load.start()
+    try:
+        for number in range(KILLS // 3):
+            time.sleep(chance.uniform(0, 0.3))  # the random point
+            # Driver and front end are not killed together: each replaces the other.
+            victim = chance.choice(["ins", "driver", "owner", "owner", "owner ins"])
+            pids = {who: session.pid(who) for who in victim.split()}
+            if not all(pids.values()):
+                continue  # its successor is not there yet
+            for pid in pids.values():
+                os.kill(pid, signal.SIGKILL)
+            for who, pid in pids.items():
+                proc.wait_for(lambda: session.pid(who) not in (0, pid) and session.alive(who), 20,
+                              f"another {who} after kill {number}, of {victim} {pids}")
+            proc.wait_for(served, 15, f"an answer after kill {number}, of {victim} {pids}")
+    finally:
+        load.stopped.set()
+    load.join(30)
+    assert not load.is_alive(), "a client hangs"
+    assert load.good > 0
+    folder = f"/run/mwcomms/{session.name}"
+    helpers = proc.run(["pgrep", "-fc", "--", f"--registry {folder} "], 10, check=False).stdout.split()[0]
+    assert int(helpers) == 2, "one driver and one INS"

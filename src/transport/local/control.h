@@ -25,8 +25,7 @@ enum class ControlType : uint32_t {
   group_open = 8,   // driver to INS: ControlSlot{slot = group} + the group's doorbell eventfd
   group_close = 9,  // driver to INS: ControlSlot{slot = group}
   bypass = 10,      // INS to driver: ControlSlot: bytes that nobody expected on a placeholder
-  poisoned =
-      11,  // INS to driver: ControlSlot: the PVM broke the protocol; the INS ends the session
+  poisoned = 11,    // INS to driver: ControlSlot: the PVM broke the protocol; the INS ends itself
   // driver to INS, if kFeatureTelemetry was taken: ControlSlot + memory for the workers' rings, the
   // driver's doorbell eventfd, and a SEQPACKET socket for InsRequest and InsReply
   telemetry = 12,
@@ -115,12 +114,14 @@ enum class AttachType : uint32_t {
                    // AttachReply with `group` + fds doorbell, read end of the life pipe; or ENOENT
   group_keep = 4,  // shim: AttachRequest + an epoll instance that is about to leave the process (by
                    // exec or SCM_RIGHTS): its group then lasts as long as the instance
+  violation = 5,   // shim: AttachRequest: the INS of this epoch broke the protocol. No answer.
 };
 
 struct AttachRequest {
   AttachType type;
   uint32_t version;
   uint8_t token[16];  // the session's secret, from MWCOMMS_SESSION
+  uint32_t epoch;     // violation: as the process read it from the session's header; else 0
 };
 
 struct AttachReply {

@@ -1,0 +1,207 @@
+#include "driver/front_end.h"
+
+#include <signal.h>
+#include <spawn.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "base/log.h"
+#include "driver/process_info.h"
+#include "transport/local/session_fds.h"
+
+namespace mw {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr int kAcceptsPerTurn = 8;
+
+// Ours without the session's secret, which the successor gets over its connection.
+std::vector<char*> environment_for_adopter() {
+  std::vector<char*> out;
+  for (char** e = environ; *e != nullptr; ++e) {
+    if (std::strncmp(*e, "MWCOMMS_TOKEN=", std::strlen("MWCOMMS_TOKEN=")) != 0) out.push_back(*e);
+  }
+  out.push_back(nullptr);
+  return out;
+}
+
+// Starts it in a terminal session of its own: a Ctrl-C is for the application. 0: it cannot be.
+pid_t spawn_adopter(const DriverOptions& options, int* error) {
+  std::vector<std::string> words{options.adopt_with, "adopt", options.session};
+  std::vector<char*> argv;
+  for (std::string& word : words) argv.push_back(word.data());
+  argv.push_back(nullptr);
+  sigset_t none;
+  sigset_t all;
+  ::sigemptyset(&none);
+  ::sigfillset(&all);
+  posix_spawnattr_t attributes;
+  if ((*error = ::posix_spawnattr_init(&attributes)) != 0) return 0;
+  ::posix_spawnattr_setsigmask(&attributes, &none);
+  ::posix_spawnattr_setsigdefault(&attributes, &all);
+  ::posix_spawnattr_setflags(&attributes,
+                             POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  pid_t pid = 0;
+  *error = ::posix_spawn(&pid, argv[0], nullptr, &attributes, argv.data(),
+                         environment_for_adopter().data());
+  ::posix_spawnattr_destroy(&attributes);
+  return *error == 0 ? pid : 0;
+}
+
+}  // namespace
+
+Status FrontEnd::open(LocalRegistry& registry) {
+  if (options_.front_end == 0) return Ok{};
+  timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
+  if (!timer_) return Error{Fault::sys, errno, "timerfd_create"};
+  if (auto s = poller_.add(timer_.get(), EPOLLIN, Source::adopt_timer); !s) return s;
+  if (auto s = listen(registry); !s) return s;
+  // It has started us: if somebody else is our parent by now, it died and the pid means nothing.
+  if (!watch(options_.front_end) || ::getppid() != static_cast<pid_t>(options_.front_end))
+    on_death();
+  return Ok{};
+}
+
+Status FrontEnd::listen(LocalRegistry& registry) {
+  auto folder = registry.open_folder(kAdoptFolder);
+  if (!folder) return folder.error();
+  listener_ = UniqueFd{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!listener_) return Error{Fault::sys, errno, "socket for front ends"};
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  const std::string path = "/proc/self/fd/" + std::to_string(folder->get()) + "/" + kAdoptSocket;
+  std::memcpy(a.sun_path, path.c_str(), path.size() + 1);
+  if (::unlink(a.sun_path) < 0 && errno != ENOENT)
+    return Error{Fault::sys, errno, "removal of an earlier driver's socket"};
+  if (::bind(listener_.get(), reinterpret_cast<const sockaddr*>(&a), sizeof a) < 0)
+    return Error{Fault::sys, errno, "bind for front ends"};
+  if (::listen(listener_.get(), 4) < 0) return Error{Fault::sys, errno, "listen for front ends"};
+  return poller_.add(listener_.get(), EPOLLIN, Source::adopt);
+}
+
+bool FrontEnd::watch(uint32_t pid) {
+  UniqueFd death{static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
+  if (!death || !poller_.add(death.get(), EPOLLIN, Source::front_end_death)) return false;
+  death_ = std::move(death);
+  pid_ = pid;
+  return true;
+}
+
+void FrontEnd::on_death() {
+  if (death_) {
+    if (!has_died(death_.get())) return;  // news of the one before
+    poller_.remove(death_.get());
+    death_.reset();
+  }
+  if (adopter_ == static_cast<pid_t>(pid_)) forget_adopter();
+  const char* hint = options_.adopt_with.empty() ? "" : "; starting another";
+  log_line("mwcommsd", "the front end of %s (pid %u) is gone%s", options_.session.c_str(),
+           pid_ != 0 ? pid_ : options_.front_end, hint);
+  failures_ = 0;
+  const auto age = std::chrono::duration_cast<milliseconds>(Clock::now() - started_);
+  start_after(adopter_ != 0 && age < options_.adopt_delay ? options_.adopt_delay - age
+                                                          : milliseconds{0});
+}
+
+void FrontEnd::start_after(milliseconds delay) {
+  if (delay.count() <= 0) return start_adopter();
+  itimerspec t{};
+  t.it_value.tv_sec = delay.count() / 1000;
+  t.it_value.tv_nsec = delay.count() % 1000 * 1'000'000;
+  (void)::timerfd_settime(timer_.get(), 0, &t, nullptr);
+}
+
+void FrontEnd::on_timer() {
+  uint64_t expired = 0;
+  (void)::read(timer_.get(), &expired, sizeof expired);
+  start_adopter();
+}
+
+void FrontEnd::start_adopter() {
+  if (death_ || options_.adopt_with.empty()) return;
+  if (adopter_death_) return;  // one is on its way
+  started_ = Clock::now();
+  int error = 0;
+  adopter_ = spawn_adopter(options_, &error);
+  if (adopter_ != 0) {
+    adopter_death_ = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, adopter_, 0))};
+    if (adopter_death_ && poller_.add(adopter_death_.get(), EPOLLIN, Source::adopter_death)) return;
+    log_line("mwcommsd", "cannot watch the new front end (pid %d): error %d", adopter_, errno);
+    return;
+  }
+  log_line("mwcommsd", "cannot start %s: %s", options_.adopt_with.c_str(), std::strerror(error));
+  adopter_failed();
+}
+
+void FrontEnd::forget_adopter() {
+  if (!adopter_death_) return;
+  poller_.remove(adopter_death_.get());
+  adopter_death_.reset();
+  (void)::waitpid(adopter_, nullptr, WNOHANG);
+}
+
+void FrontEnd::on_adopter_end() {
+  if (!adopter_death_ || !has_died(adopter_death_.get())) return;  // news of the one before
+  forget_adopter();
+  // If it is what we watch, that says the rest; if somebody else has the session, all is well.
+  if (!death_) adopter_failed();
+}
+
+void FrontEnd::adopter_failed() {
+  if (++failures_ < kMostFailures) return start_after(options_.adopt_delay * (1 << failures_));
+  log_line("mwcommsd", "%s has no front end: nobody replaces a dead INS; try: mw adopt %s",
+           options_.session.c_str(), options_.session.c_str());
+}
+
+void FrontEnd::on_connect() {
+  for (int i = 0; i < kAcceptsPerTurn; ++i) {
+    const UniqueFd connection{
+        ::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+    if (!connection) return;
+    auto who = peer_of(connection.get());
+    if (!who || (who->uid != 0 && who->uid != ::geteuid())) continue;
+    if (death_ && !has_died(death_.get())) {
+      log_line("mwcommsd", "refused %s: %s has a front end", describe(*who).c_str(),
+               options_.session.c_str());
+      continue;
+    }
+    if (auto handed = hand_over_to(connection.get()); !handed) {
+      log_line("mwcommsd", "cannot hand %s over to %s: %s (error %d)", options_.session.c_str(),
+               describe(*who).c_str(), handed.error().where, handed.error().err);
+      continue;
+    }
+    if (death_) poller_.remove(death_.get());
+    death_.reset();
+    if (!watch(who->pid)) {
+      pid_ = who->pid;
+      on_death();
+    }
+  }
+}
+
+Status FrontEnd::hand_over_to(int connection) const {
+  std::vector<SessionFdRef> fds{{SessionFdRole::channel, options_.channel_fd},
+                                {SessionFdRole::session, options_.session_fd},
+                                {SessionFdRole::attach, options_.attach_fd},
+                                {SessionFdRole::drop_pvm, options_.drop_pvm_fd},
+                                {SessionFdRole::drop_ins, options_.drop_ins_fd}};
+  for (const int bell : options_.bell_fds) fds.push_back({SessionFdRole::bell, bell});
+  if (options_.store_fds[0] >= 0) {
+    fds.push_back({SessionFdRole::store_in, options_.store_fds[0]});
+    fds.push_back({SessionFdRole::store_out, options_.store_fds[1]});
+  }
+  for (const int kept : options_.kept_fds) fds.push_back({SessionFdRole::kept, kept});
+  return hand_over(connection, options_.token, fds);
+}
+
+}  // namespace mw
