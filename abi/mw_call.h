@@ -1,36 +1,39 @@
-/* mw_call.h - a control call: the PVM fills a cell of the call table, the INS executes and answers it.
- * Spec: docs/protocol.md 5. Options, addresses, flags and errno values are Linux's own. */
+/* mw_call.h - a control call: the PVM fills a cell of the call table, the INS executes and answers
+ * it. Spec: docs/protocol.md 5. Options, addresses, flags and errno values are Linux's own. */
 #pragma once
 #include "abi/mw_types.h"
 
-/* Operations. `slot`/`gen` name the socket unless stated; `arg` meaning in brackets; in: payload of the
- * request; out: payload of the answer; `ret`/`err` are what the system call would return. */
+/* Operations. `slot`/`gen` name the socket unless stated; `arg` meaning in brackets; in: payload of
+ * the request; out: payload of the answer; `ret`/`err` are what the system call would return. */
 enum mw_op {
   MW_OP_NONE = 0,
-  MW_OP_SOCKET = 1,      /* [domain, type, protocol]; arrives with a placeholder; out: mw_new_socket */
-  MW_OP_BIND = 2,        /* in: sockaddr */
-  MW_OP_LISTEN = 3,      /* [backlog] */
-  MW_OP_CONNECT = 4,     /* [1: the caller waits for the outcome]; in: sockaddr; never blocks: EINPROGRESS, then MW_ST_CONNECTING clears */
-  MW_OP_SHUTDOWN = 5,    /* [how]; bytes already in the send ring leave first */
-  MW_OP_GETSOCKOPT = 6,  /* [level, name, optlen]; in: optval; out: optval, ret 0, out_len = optlen */
+  MW_OP_SOCKET = 1,   /* [domain, type, protocol]; arrives with a placeholder; out: mw_new_socket */
+  MW_OP_BIND = 2,     /* in: sockaddr */
+  MW_OP_LISTEN = 3,   /* [backlog] */
+  MW_OP_CONNECT = 4,  /* [1: the caller waits for the outcome]; in: sockaddr; never blocks:
+                         EINPROGRESS, then MW_ST_CONNECTING clears */
+  MW_OP_SHUTDOWN = 5, /* [how]; bytes already in the send ring leave first */
+  MW_OP_GETSOCKOPT =
+      6, /* [level, name, optlen]; in: optval; out: optval, ret 0, out_len = optlen */
   MW_OP_SETSOCKOPT = 7,  /* [level, name]; in: optval */
   MW_OP_GETSOCKNAME = 8, /* out: sockaddr */
   MW_OP_GETPEERNAME = 9, /* out: sockaddr */
   MW_OP_IOCTL = 10,      /* [request]; in/out: the argument (at most 64 bytes) */
-  /* One message: [flags, name length, control length, data length]; in: name, then control, then, if
-   * flag bit MW_SEND_INLINE of `flags2` is set, the data; else the data are the next bytes of the
-   * send ring and the INS consumes them whatever the outcome. Datagrams and MSG_OOB. */
+  /* One message: [flags, name length, control length, data length]; in: name, then control, then,
+   * if flag bit MW_SEND_INLINE of `flags2` is set, the data; else the data are the next bytes of
+   * the send ring and the INS consumes them whatever the outcome. Datagrams and MSG_OOB. */
   MW_OP_SENDMSG = 11,
   /* What is not in the receive ring: [flags, name room, control room, data room] with MSG_OOB or
    * MSG_ERRQUEUE; out: mw_recv_head, name, control, data. */
   MW_OP_RECVMSG = 12,
-  /* Host name lookup: slot unused, [family, flags]; in: NUL-terminated name; out: an array of sockaddr
-   * (each mw_addr) and, after it, the canonical name; err is an EAI_* value. */
+  /* Host name lookup: slot unused, [family, flags]; in: NUL-terminated name; out: an array of
+   * sockaddr (each mw_addr) and, after it, the canonical name; err is an EAI_* value. */
   MW_OP_RESOLVE = 13,
   /* Address to name: slot unused, [flags]; in: sockaddr; out: NUL-terminated name; err is EAI_*. */
   MW_OP_RESOLVE_ADDR = 14,
-  /* A DNS message as it stands, for the INS's name servers: slot unused; in: the query; out: the answer,
-   * cut after its question, with TC set, if it is longer than a payload; err is an errno value. */
+  /* A DNS message as it stands, for the INS's name servers: slot unused; in: the query; out: the
+   * answer, cut after its question, with TC set, if it is longer than a payload; err is an errno
+   * value. */
   MW_OP_QUERY = 15,
 };
 

@@ -1,8 +1,8 @@
 /* mw_ready_set.h - a set of small integers that one side adds to and the other drains.
- * Spec: docs/protocol.md 4. Announces which sockets or calls have news. It is a bitmap of three levels:
- * bit i of level 0 is member i; a bit of level n+1 says "that word of level n may be non-zero".
- * Adding sets the bits from the bottom up, draining clears them from the top down, both with
- * read-modify-write operations; so a set bit is never missed and adding twice costs nothing.
+ * Spec: docs/protocol.md 4. Announces which sockets or calls have news. It is a bitmap of three
+ * levels: bit i of level 0 is member i; a bit of level n+1 says "that word of level n may be
+ * non-zero". Adding sets the bits from the bottom up, draining clears them from the top down, both
+ * with read-modify-write operations; so a set bit is never missed and adding twice costs nothing.
  * There is nothing to reserve: a producer killed at any instruction blocks nobody. */
 #pragma once
 #include "abi/mw_types.h"

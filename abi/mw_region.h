@@ -1,6 +1,6 @@
 /* mw_region.h - what is where in the shared region.
- * Spec: docs/protocol.md 2. The layout is a pure function of the geometry; both ends compute it from a
- * private copy that they checked, and never from the region afterwards. */
+ * Spec: docs/protocol.md 2. The layout is a pure function of the geometry; both ends compute it
+ * from a private copy that they checked, and never from the region afterwards. */
 #pragma once
 #include "abi/mw_call.h"
 #include "abi/mw_ready_set.h"
@@ -50,7 +50,9 @@ struct mw_layout {
   uint64_t bytes;
 };
 
-static inline int mw_is_pow2(uint32_t v) { return v != 0 && (v & (v - 1)) == 0; }
+static inline int mw_is_pow2(uint32_t v) {
+  return v != 0 && (v & (v - 1)) == 0;
+}
 
 /* Returns 0 and fills *out, or -1 if the geometry is not acceptable. */
 static inline int mw_layout_of(const struct mw_geometry* g, struct mw_layout* out) {

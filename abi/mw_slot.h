@@ -12,7 +12,8 @@
 #define MW_WANT_TOKEN_IN 1u  /* put a token on the placeholder when input or state changes */
 #define MW_WANT_TOKEN_OUT 2u /* ... when the send ring has room again or state changes */
 #define MW_WANT_OUT_EVENT 4u /* announce to the watching groups when there is room again */
-#define MW_WANT_RX_ROOM 8u   /* set by the INS, cleared by the PVM: announce when the reader made room */
+#define MW_WANT_RX_ROOM \
+  8u /* set by the INS, cleared by the PVM: announce when the reader made room */
 
 /* state, written by the INS only */
 #define MW_ST_OPEN 1u
@@ -33,8 +34,8 @@ struct mw_slot {
   uint32_t rx_head;
   uint32_t want;
   uint32_t accept_flags; /* MW_ACCEPT_*: what the last accept on this listener asked for */
-  uint64_t watches;      /* four 16-bit numbers, each 0 or 1 + a group that wants this socket's news */
-  uint32_t taken;        /* accepted connection: set once an accept has handed it to the program */
+  uint64_t watches; /* four 16-bit numbers, each 0 or 1 + a group that wants this socket's news */
+  uint32_t taken;   /* accepted connection: set once an accept has handed it to the program */
   uint8_t pad0[36];
   /* The INS's line. */
   uint32_t rx_tail;
@@ -49,8 +50,8 @@ struct mw_slot {
 MW_STATIC_ASSERT(sizeof(struct mw_slot) == 128, "frozen since protocol 1");
 MW_STATIC_ASSERT(offsetof(struct mw_slot, rx_tail) == 64, "one writer per cache line");
 
-/* A received datagram in the receive ring: this head, then control_len bytes of control messages, then
- * data_len bytes; the next one starts at the next multiple of 8. */
+/* A received datagram in the receive ring: this head, then control_len bytes of control messages,
+ * then data_len bytes; the next one starts at the next multiple of 8. */
 struct mw_dgram_head {
   uint32_t data_len;
   uint32_t control_len;

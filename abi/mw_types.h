@@ -1,6 +1,6 @@
 /* mw_types.h - the integer types of the shared region, for C11, C++20 and the kernel alike.
- * Spec: docs/protocol.md 1. Every field is fixed-width and little-endian as the host is; there are no
- * pointers and no bitfields; any byte pattern is a legal value of every structure in abi/. */
+ * Spec: docs/protocol.md 1. Every field is fixed-width and little-endian as the host is; there are
+ * no pointers and no bitfields; any byte pattern is a legal value of every structure in abi/. */
 #pragma once
 #ifdef __KERNEL__
 #include <linux/stddef.h>
