@@ -179,8 +179,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   record.peer.len = std::min<uint32_t>(len, sizeof record.peer.bytes);
   if (ins_.wishes.any()) {
     if (is_unwelcome(record.peer)) {
-      const linger now{1, 0};
-      ::setsockopt(real.get(), SOL_SOCKET, SO_LINGER, &now, sizeof now);
+      reset_at_close(real.get());
       ins_.slots.release(n);
       return true;
     }
@@ -196,6 +195,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) <
       0) {
     // The accepted connection cannot be put back: it is reset, as when a server runs out of memory.
+    reset_at_close(real.get());
     give_back();
     stall(i, s);
     return false;
@@ -224,6 +224,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   Status sent = send_message(s.ph, bytes_of(record), fds, MSG_DONTWAIT);
   if (!sent) {
     telemetry_.event(MW_TEL_CLOSE, n, c);
+    reset_at_close(real.get());
     c.fd = c.ph = -1;
     give_back();
     // A full queue: look what was taken before the next one. Else the last descriptor is just being

@@ -611,11 +611,15 @@ void Worker::last_close(uint32_t i, Sock& s) {
     ::setsockopt(s.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kLingerTimeoutMs, sizeof kLingerTimeoutMs);
 }
 
+void Worker::reset_at_close(int fd) {
+  const linger now{1, 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
 // Closes the connection now and with a reset; the slot and its placeholder stay.
 void Worker::abort_socket(uint32_t i, Sock& s) {
   if (s.listener != nullptr || s.fd < 0) return;
-  const linger now{1, 0};
-  ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+  reset_at_close(s.fd);
   telemetry_.event(MW_TEL_CLOSE, i, s);
   ::close(s.fd);
   s.fd = -1;
@@ -628,10 +632,7 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
 }
 
 void Worker::reset_and_free(uint32_t i, Sock& s) {
-  if (s.fd >= 0) {
-    const linger now{1, 0};
-    ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-  }
+  if (s.fd >= 0) reset_at_close(s.fd);
   free_slot(i, s);
 }
 

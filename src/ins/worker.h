@@ -79,6 +79,7 @@ class Worker {
 
   // closing (worker.cc)
   void last_close(uint32_t i, Sock& s);
+  static void reset_at_close(int fd);
   void abort_socket(uint32_t i, Sock& s);
   void reset_and_free(uint32_t i, Sock& s);
   void finish_close(uint32_t i, Sock& s);
