@@ -247,6 +247,8 @@ bool Worker::spin() {
     }
     sock_news_.watch(false);
   } while (!found && now_ns() - from < spin_ns_);
+  // What the kernel tells, a close perhaps, may have come before the call that we saw.
+  if (found) turn_events(0);
   return found;
 }
 
