@@ -6,10 +6,13 @@
 
 namespace mw {
 
-inline int64_t monotonic_ms() {
+inline int64_t monotonic_ns() {
   timespec t{};
   ::clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1000 + t.tv_nsec / 1'000'000;
+  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
+}
+inline int64_t monotonic_ms() {
+  return monotonic_ns() / 1'000'000;
 }
 
 inline uint64_t realtime_ns() {

@@ -7,7 +7,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
-#include <map>
 #include <optional>
 #include <set>
 
@@ -239,6 +238,48 @@ Request request_for(Feature feature, bool write) {
   return r;
 }
 
+int list(Client& engine, const Filter& filter, bool json) {
+  std::vector<Flow> flows = engine.take_flows();
+  std::erase_if(flows, [&](const Flow& f) { return !filter.takes(f); });
+  std::sort(flows.begin(), flows.end(),
+            [](const Flow& a, const Flow& b) { return a.socket < b.socket; });
+  const double now = static_cast<double>(realtime_ns()) / 1e9;
+  if (json)
+    print_document(flows, now);
+  else
+    print_table(flows, now);
+  return 0;
+}
+
+int follow(Client& engine, const Filter& filter, bool json) {
+  std::set<int64_t> accepted;
+  std::set<uint16_t> listening;
+  const std::vector<Flow> flows = engine.take_flows();
+  for (const Flow& f : flows)
+    if ((f.flags & kFlowListener) != 0) listening.insert(f.local.port);
+  for (const Flow& f : flows)
+    if (listening.count(f.local.port) != 0) accepted.insert(f.socket);
+  for (;;) {
+    auto seen = engine.next(-1);
+    if (!seen) return fail(json, seen.error());
+    int64_t socket = seen->socket;
+    if (seen->kind == ObservationKind::accept) {
+      socket = static_cast<int64_t>(seen->extra);
+      accepted.insert(socket);
+    } else if (seen->kind != ObservationKind::connect && seen->kind != ObservationKind::close) {
+      continue;
+    }
+    const bool final = seen->kind == ObservationKind::close;
+    const bool from_outside = accepted.count(socket) != 0;
+    if (final) accepted.erase(socket);
+    Flow f;
+    f.local = seen->local;
+    f.remote = seen->remote;
+    // What never was a connection is none of a watcher's business.
+    if (f.remote.port != 0 && filter.takes(f)) print_record(*seen, socket, from_outside, final);
+  }
+}
+
 }  // namespace
 
 CLI::App* FlowCommands::add(CLI::App& app, const char* name, const char* text) {
@@ -275,10 +316,11 @@ bool FlowCommands::given() const {
 }
 
 int FlowCommands::run() const {
-  return !*flows_ ? act() : watch_ ? follow() : list();
+  return *flows_ ? show() : act();
 }
 
-int FlowCommands::list() const {
+// Asks for what there is, and shows that, or follows what becomes of it.
+int FlowCommands::show() const {
   Filter filter;
   std::string why;
   if (!filter.parse(filter_, &why)) return fail(json_, ExitStatus::usage, "not a filter: " + why);
@@ -289,54 +331,8 @@ int FlowCommands::list() const {
   auto answer = engine->ask(request_for(Feature::list, false));
   if (!answer) return fail(json_, answer.error());
   if (answer->status != 0) return refusal(json_, answer->status);
-  std::vector<Flow> flows = engine->take_flows();
-  std::erase_if(flows, [&](const Flow& f) { return !filter.takes(f); });
-  std::sort(flows.begin(), flows.end(),
-            [](const Flow& a, const Flow& b) { return a.socket < b.socket; });
-  const double now = static_cast<double>(realtime_ns()) / 1e9;
-  if (json_)
-    print_document(flows, now);
-  else
-    print_table(flows, now);
-  return 0;
-}
-
-int FlowCommands::follow() const {
-  Filter filter;
-  std::string why;
-  if (!filter.parse(filter_, &why)) return fail(json_, ExitStatus::usage, "not a filter: " + why);
-  const auto path = find_session(session_, &why);
-  if (!path) return fail(json_, ExitStatus::unreachable, why);
-  auto engine = Client::connect(*path, kAnswerMs);
-  if (!engine) return fail(json_, engine.error());
-  auto answer = engine->ask(request_for(Feature::list, false));
-  if (!answer) return fail(json_, answer.error());
-  std::map<int64_t, bool> accepted;
-  std::set<uint16_t> listening;
-  const std::vector<Flow> flows = engine->take_flows();
-  for (const Flow& f : flows)
-    if ((f.flags & kFlowListener) != 0) listening.insert(f.local.port);
-  for (const Flow& f : flows)
-    if (listening.count(f.local.port) != 0) accepted[f.socket] = true;
-  for (;;) {
-    auto seen = engine->next(-1);
-    if (!seen) return fail(json_, seen.error());
-    int64_t socket = seen->socket;
-    if (seen->kind == ObservationKind::accept) {
-      socket = static_cast<int64_t>(seen->extra);
-      accepted[socket] = true;
-    } else if (seen->kind != ObservationKind::connect && seen->kind != ObservationKind::close) {
-      continue;
-    }
-    const bool final = seen->kind == ObservationKind::close;
-    const bool from_outside = accepted.count(socket) != 0;
-    if (final) accepted.erase(socket);
-    Flow f;
-    f.local = seen->local;
-    f.remote = seen->remote;
-    // What never was a connection is none of a watcher's business.
-    if (f.remote.port != 0 && filter.takes(f)) print_record(*seen, socket, from_outside, final);
-  }
+  if (watch_) return follow(*engine, filter, json_);
+  return list(*engine, filter, json_);
 }
 
 int FlowCommands::act() const {

@@ -19,8 +19,7 @@ class FlowCommands {
 
  private:
   CLI::App* add(CLI::App& app, const char* name, const char* text);
-  int list() const;
-  int follow() const;
+  int show() const;
   int act() const;
 
   CLI::App* flows_;

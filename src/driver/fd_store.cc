@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/clock.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {
@@ -51,11 +52,9 @@ FdStore::FdStore(int in, int out) : in_(in), out_(out) {
 
 template <class Keep>
 Status FdStore::rotate(Keep&& keep) {
-  timespec now{};
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
   Record mark{};  // of this pass; one that an earlier driver left when it was killed is not kept
   mark.key = {StoreKind::mark, static_cast<uint32_t>(::getpid())};
-  mark.serial = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000u + now.tv_nsec;
+  mark.serial = static_cast<uint64_t>(monotonic_ns());
   if (auto sent = send_message(in_, mark.bytes(), {}, MSG_DONTWAIT); !sent)
     return full_or(sent.error());
   records_ = 0;

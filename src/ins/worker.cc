@@ -14,6 +14,7 @@
 #include <cstring>
 #include <ctime>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/received_fds.h"
 #include "ring/atomics.h"
@@ -57,12 +58,6 @@ bool is_stream_placeholder(int fd) {
   if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX) return false;
   len = sizeof type;
   return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
-}
-
-int64_t now_ns() {
-  timespec t{};
-  ::clock_gettime(CLOCK_MONOTONIC, &t);
-  return int64_t{t.tv_sec} * 1'000'000'000 + t.tv_nsec;
 }
 
 uint32_t accept_record_cost() {
@@ -219,10 +214,10 @@ void Worker::sleep() {
   if (dead_.size() >= kDeadBatch && !records_under_way()) close_dead();
   if (!sock_news_.prepare_sleep()) return;
   if (call_news_.prepare_sleep()) {
-    const int64_t from = may_spin_ ? now_ns() : 0;
+    const int64_t from = may_spin_ ? monotonic_ns() : 0;
     turn_events(sleep_ms());
     if (may_spin_) {
-      const bool was_short = now_ns() - from < kLongestSpinNs;
+      const bool was_short = monotonic_ns() - from < kLongestSpinNs;
       spin_ns_ = was_short ? std::clamp(2 * spin_ns_, kFirstSpinNs, kLongestSpinNs) : spin_ns_ / 2;
     }
     call_news_.wake();
@@ -235,21 +230,24 @@ void Worker::sleep() {
 // nobody else wants the processor. True: there is or was something to do.
 bool Worker::spin() {
   if (spin_ns_ < kFirstSpinNs) return false;
-  const int64_t from = now_ns();
+  const int64_t from = monotonic_ns();
   if (!processors_free(from)) return false;
-  bool found = false;
   do {
-    found = turn_events(0) > 0;
+    if (turn_events(0) > 0) return true;
+    bool found = false;
     sock_news_.watch(true);
     for (int look = 0; look < kLooksPerPoll && !found; ++look) {
       for (int p = 0; p < kPausesPerLook; ++p) __builtin_ia32_pause();
       found = !sock_news_.empty() || !call_news_.empty();
     }
     sock_news_.watch(false);
-  } while (!found && now_ns() - from < spin_ns_);
-  // What the kernel tells, a close perhaps, may have come before the call that we saw.
-  if (found) turn_events(0);
-  return found;
+    if (found) {
+      // What the kernel tells, a close perhaps, may have come before the call that we saw.
+      turn_events(0);
+      return true;
+    }
+  } while (monotonic_ns() - from < spin_ns_);
+  return false;
 }
 
 // True if no more threads want to run than there are processors. Holds for a while.

@@ -139,7 +139,7 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags) {
   constexpr int kMostTokens = 1000;
   for (int tokens = 0; tokens < kMostTokens; ++tokens) {
     if (deadline != 0) {
-      const int64_t left = std::max<int64_t>(0, deadline - now_ns());
+      const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
       pollfd p{s.fd, POLLIN, 0};
       if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
       flags |= MSG_DONTWAIT;

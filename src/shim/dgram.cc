@@ -224,7 +224,7 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
     if (n != -EAGAIN || !blocking) return n;
     const int64_t deadline = timeout.deadline();
     // The stack's own send buffer is full: it drains in well under a millisecond or not at all.
-    if (deadline != 0 && now_ns() >= deadline) return -EAGAIN;
+    if (deadline != 0 && monotonic_ns() >= deadline) return -EAGAIN;
     const timespec brief{0, 200'000};
     if (::nanosleep(&brief, nullptr) < 0) return -EINTR;
   }

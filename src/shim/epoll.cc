@@ -159,8 +159,9 @@ int group_of(int epfd) {
   instances[group] = {epfd, bell, life[0], 0, true, false, serial};
   set_entry(epfd, {Kind::epoll, static_cast<uint32_t>(group) + 1, 0});
   A::fetch_add(process.session.header().groups_made, 1u);
-  // Whoever sleeps in the instance looks again, in all processes, when the INS rings for its new
-  // group.
+  // Whoever sleeps in the instance, in any process, looks again and finds the group. The ring with
+  // which the INS greets a new group may have come before the count could tell.
+  ring_bell(bell);
   if (is_inner(epfd)) mark_nested(static_cast<uint32_t>(group));
   return group;
 }
@@ -524,7 +525,7 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
 
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
   constexpr int kLook = 256;  // the place for that many events is looked at
-  const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+  const int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
   release_held();
   settle();
   for (;;) {
@@ -537,7 +538,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       // this wait.
       refresh_nested(epfd);
       int64_t left = timeout_ns;
-      if (deadline != 0) left = std::max<int64_t>(0, deadline - now_ns());
+      if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
       const int n = kernel_wait(epfd, out, max, left, mask);
       if (n <= 0) return n;
       const int kept = corrected(epfd, out, without_bell(out, n));
@@ -560,7 +561,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       return n;
     }
     int64_t left = timeout_ns;
-    if (deadline != 0) left = std::max<int64_t>(0, deadline - now_ns());
+    if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
     if (!epoll_prepare_sleep(group)) continue;
     const int k = kernel_wait(epfd, out, max, left, mask);
     epoll_wake(group);
@@ -569,7 +570,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     n += harvest(group, out + n, max - n);
     if (n > 0) return n;
     if (left == 0) return 0;
-    if (k == 0 && deadline != 0 && now_ns() >= deadline) return 0;
+    if (k == 0 && deadline != 0 && monotonic_ns() >= deadline) return 0;
   }
 }
 

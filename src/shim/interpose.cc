@@ -260,7 +260,7 @@ MW_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec* time
       },
       [&](const Sock& s) -> int {
         if (const int error = fault_of(timeout); error != 0) return -error;
-        const int64_t deadline = timeout != nullptr ? now_ns() + to_ns(timeout) : 0;
+        const int64_t deadline = timeout != nullptr ? mw::monotonic_ns() + to_ns(timeout) : 0;
         unsigned got = 0;
         while (got < n) {
           int f = flags & ~MSG_WAITFORONE;
@@ -270,7 +270,7 @@ MW_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec* time
           if (k < 0) return got > 0 ? static_cast<int>(got) : static_cast<int>(k);
           v[got++].msg_len = static_cast<unsigned>(k);
           // As in the kernel the time is looked at after each message only.
-          if (deadline != 0 && now_ns() >= deadline) break;
+          if (deadline != 0 && mw::monotonic_ns() >= deadline) break;
         }
         return static_cast<int>(got);
       });
@@ -544,10 +544,10 @@ MW_EXPORT int select(int n, fd_set* r, fd_set* w, fd_set* x, timeval* timeout) {
     ns = timeout->tv_sec * 1'000'000'000 + timeout->tv_usec * 1000;
   }
   const int saved = errno;
-  const int64_t start = now_ns();
+  const int64_t start = mw::monotonic_ns();
   const int rc = shim_select(n, r, w, x, ns, nullptr);
   if (timeout != nullptr) {  // Linux leaves the time that was not slept
-    const int64_t left = std::max<int64_t>(0, ns - (now_ns() - start));
+    const int64_t left = std::max<int64_t>(0, ns - (mw::monotonic_ns() - start));
     timeout->tv_sec = left / 1'000'000'000;
     timeout->tv_usec = left % 1'000'000'000 / 1000;
   }

@@ -161,7 +161,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     ordinary |= items[i].watch == Watch::kernel && fds[i].fd >= 0;
     fds[i].revents = 0;
   }
-  const int64_t deadline = timeout_ns > 0 ? now_ns() + timeout_ns : 0;
+  const int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
   release_held();
   settle();
   for (;;) {
@@ -177,7 +177,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
       return count_ready(fds, n);
     }
     int64_t left = timeout_ns;
-    if (deadline != 0) left = std::max<int64_t>(0, deadline - now_ns());
+    if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
     const bool sole = count_waiter(fds, items.get(), n, 1);
     if (!sole && (left < 0 || left > kSharedSliceNs)) left = kSharedSliceNs;
     nfds_t asleep = 0;
@@ -205,7 +205,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
       judge(fds, items.get(), n);
       if (const int ready_now = count_ready(fds, n); ready_now > 0) return ready_now;
     }
-    if (deadline != 0 && now_ns() >= deadline) {
+    if (deadline != 0 && monotonic_ns() >= deadline) {
       judge(fds, items.get(), n);
       return count_ready(fds, n);
     }

@@ -12,6 +12,7 @@
 
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/received_fds.h"
 #include "shim/epoll.h"
 #include "shim/stdio.h"
@@ -504,17 +505,12 @@ void note_connect_to_port(uint16_t port) {
 
 void settle_slowly() {
   process.unsettled = false;
-  timespec start{};
-  ::clock_gettime(CLOCK_MONOTONIC, &start);
+  const int64_t start = monotonic_ns();
   for (;;) {
     bool resting = true;
     for (uint32_t w = 0; w < process.channel.geometry().workers; ++w)
       resting &= process.channel.sock_news(w).consumer_rests();
-    timespec now{};
-    ::clock_gettime(CLOCK_MONOTONIC, &now);
-    const int64_t waited =
-        (now.tv_sec - start.tv_sec) * 1'000'000'000 + now.tv_nsec - start.tv_nsec;
-    if (resting || waited > 500'000 || process.confined) return;
+    if (resting || monotonic_ns() - start > 500'000 || process.confined) return;
     ::sched_yield();
   }
 }

@@ -151,12 +151,6 @@ void arm(const Sock& s, short what) {
   A::fence();  // pairs with the INS's fence between publication and its look at want
 }
 
-int64_t now_ns() {
-  timespec t{};
-  ::clock_gettime(CLOCK_MONOTONIC, &t);
-  return t.tv_sec * 1'000'000'000ll + t.tv_nsec;
-}
-
 namespace {
 
 // Sleeps in poll(). Returns what it returned.
@@ -171,7 +165,7 @@ int poll_placeholder(int fd, int64_t ns) {
 int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole) {
   int64_t left = -1;
   if (deadline != 0) {
-    left = deadline - now_ns();
+    left = deadline - monotonic_ns();
     if (left <= 0) return -EAGAIN;
   }
   if (!sole) {

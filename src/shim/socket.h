@@ -15,6 +15,7 @@
 
 #include <cstdint>
 
+#include "base/clock.h"
 #include "shim/process.h"
 
 namespace mw::shim {
@@ -80,9 +81,8 @@ constexpr int64_t kSharedSliceNs = 20'000'000;
 // Removes tokens that turned out to be stale. Only for a sole sleeper that did not take them.
 void discard_tokens(const Sock& s);
 
-int64_t now_ns();
 inline int64_t deadline_after_us(int64_t us) {
-  return us == 0 ? 0 : now_ns() + us * 1000;
+  return us == 0 ? 0 : monotonic_ns() + us * 1000;
 }
 
 // When a blocked call gives up. A timeout that somebody changes while the call waits counts from
