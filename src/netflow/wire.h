@@ -1,4 +1,4 @@
-// wire.h - the NetFlow interface's messages, version 1: structures <-> bytes. Spec:
+// wire.h - the NetFlow interface's messages: structures <-> bytes. Spec:
 // docs/netflow.md.
 //
 // Every integer is big-endian and every structure packed; a message's length follows from its first
@@ -13,6 +13,7 @@
 #include <cstdint>
 #include <optional>
 #include <span>
+#include <string>
 
 #include "base/result.h"
 
@@ -22,8 +23,13 @@ constexpr uint16_t kSigObservation = 0xd310;
 constexpr uint16_t kSigRequest = 0xd320;
 constexpr uint16_t kSigResponse = 0xd32f;
 
-// Sent only to an engine that asked for it; its length follows the signature.
+// Version 2: sent only by and to an engine that asks for it; the length follows the signature.
+constexpr uint16_t kSigExtendedRequest = 0xd321;
 constexpr uint16_t kSigFlow = 0xd341;
+constexpr uint16_t kSigSample = 0xd342;
+constexpr uint16_t kSigProcessSample = 0xd343;
+constexpr uint16_t kSigRound = 0xd344;
+constexpr uint16_t kSigRule = 0xd345;
 
 constexpr size_t kObservationBytes = 116;
 constexpr size_t kRequestBytes = 46;
@@ -96,6 +102,9 @@ enum class Feature : uint16_t {
   defer_accept = 0x0007,
   nodelay = 0x0008,
   list = 0x0010,
+  sampling = 0x0201,
+  rules = 0x0202,
+  undo = 0x0203,
   is_open = 0x0101,
   owner_running = 0x0102,
   sndbuf = 0x0109,
@@ -105,9 +114,15 @@ enum class Feature : uint16_t {
   sndlowat = 0x010d,
   rcvlowat = 0x010e,
   error = 0x010f,
+  min_rate_in = 0x0310,
+  min_rate_out = 0x0311,
+  pause = 0x0312,
+  pacing = 0x0313,
   congestion = 0x1101,
   delack_ticks = 0x1102,
   address_block = 0x1103,
+  peer_cap = 0x1314,
+  allow = 0x1315,
 };
 
 constexpr uint64_t kCongestionReno = 0x90;
@@ -152,6 +167,153 @@ struct Flow {
   bool operator==(const Flow&) const = default;
 };
 constexpr uint16_t kFlowListener = 1;
+
+// ---- version 2: what is sampled ----
+
+constexpr uint32_t kNever = 0xffffffff;  // an age: it never happened
+
+// Sample::flags
+constexpr uint16_t kSampleListener = 1;
+constexpr uint16_t kSampleInbound = 2;  // it was accepted; else the application connected it
+constexpr uint16_t kSampleTcp = 4;      // the members from tcp_state to delivery_rate are true
+constexpr uint16_t kSamplePaused = 8;
+constexpr uint16_t kSamplePaced = 16;
+constexpr uint16_t kSampleMinRate = 32;
+constexpr uint16_t kSampleAllowed = 64;  // its peer is on the allow list
+
+// A socket as it stands. The members are encoded in this order. Ages are milliseconds before `now`.
+struct Sample {
+  uint64_t sequence = 0;
+  uint64_t now_ns = 0;   // CLOCK_REALTIME
+  uint64_t mono_ns = 0;  // CLOCK_MONOTONIC, the same moment
+  int64_t socket = 0;
+  uint16_t type = 1;  // 1 stream, 2 datagram
+  uint16_t flags = 0;
+  Endpoint local;
+  Endpoint remote;
+  uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
+  uint32_t uid = 0;
+  std::array<char, 16> command{};  // NUL-padded
+  // Seen from the application.
+  uint64_t bytes_in = 0;
+  uint64_t bytes_out = 0;
+  uint32_t calls_in = 0;  // modulo 2^32
+  uint32_t calls_out = 0;
+  uint32_t age = kNever;  // since it was accepted, connected or made
+  uint32_t first_in = kNever;
+  uint32_t last_in = kNever;
+  uint32_t first_out = kNever;
+  uint32_t last_out = kNever;
+  uint64_t rate_in = 0;  // bytes a second, weighed over the last seconds
+  uint64_t rate_out = 0;
+  uint32_t unread = 0;  // bytes that came and the application has not taken
+  uint32_t unsent = 0;  // bytes that the application wrote and that have not left this host
+  // What it costs: threads that wait for this socket now, since when the first of them does, and
+  // the time that threads have waited for it in all.
+  uint32_t waiting_threads = 0;
+  uint32_t waiting = 0;  // milliseconds
+  uint64_t worker_us = 0;
+  // Listeners.
+  uint32_t queue = 0;  // connections that wait to be accepted
+  uint32_t backlog = 0;
+  // From the kernel's TCP_INFO.
+  uint32_t tcp_state = 0;
+  uint32_t rtt_us = 0;
+  uint32_t rttvar_us = 0;
+  uint32_t min_rtt_us = 0;
+  uint32_t snd_wnd = 0;
+  uint32_t notsent = 0;
+  uint32_t unacked = 0;  // segments
+  uint32_t total_retrans = 0;
+  uint32_t probes = 0;
+  uint32_t backoff = 0;
+  uint32_t last_data_recv = 0;  // milliseconds
+  uint32_t last_data_sent = 0;
+  uint32_t last_ack_recv = 0;
+  uint64_t bytes_acked = 0;
+  uint64_t bytes_received = 0;
+  uint64_t bytes_retrans = 0;
+  uint64_t busy_us = 0;
+  uint64_t rwnd_limited_us = 0;
+  uint64_t sndbuf_limited_us = 0;
+  uint64_t delivery_rate = 0;  // bytes a second
+  bool operator==(const Sample&) const = default;
+};
+
+// A process of the session.
+struct ProcessSample {
+  uint64_t sequence = 0;
+  uint32_t pid = 0;
+  uint32_t uid = 0;
+  std::array<char, 16> command{};
+  uint64_t rss_bytes = 0;
+  uint64_t cpu_us = 0;  // user and system, since it began
+  uint32_t threads = 0;
+  uint32_t fds = 0;
+  bool operator==(const ProcessSample&) const = default;
+};
+
+// The end of a round, and the INS's health.
+struct Round {
+  uint64_t sequence = 0;
+  uint64_t now_ns = 0;   // CLOCK_REALTIME
+  uint64_t mono_ns = 0;  // CLOCK_MONOTONIC
+  uint64_t round = 0;
+  uint32_t sockets = 0;  // samples in this round
+  uint32_t processes = 0;
+  uint64_t missed = 0;  // messages that this engine was not sent, since it connected
+  uint32_t ins = 0;
+  uint32_t ins_pid = 0;
+  uint32_t heartbeat = kNever;  // age of its last sign of life
+  uint32_t slots = 0;           // sockets that there may be
+  uint64_t ins_rss_bytes = 0;
+  uint64_t ins_cpu_us = 0;
+  uint32_t ins_fds = 0;
+  uint32_t ins_restarts = 0;       // in this session
+  uint64_t telemetry_dropped = 0;  // reports that it could not hand over
+  bool operator==(const Round&) const = default;
+};
+
+// ---- version 2: what is changed ----
+
+// ExtendedRequest::options
+constexpr uint32_t kDryRun = 1;
+constexpr uint32_t kEndsWithConnection = 2;
+constexpr uint32_t kRequestOptions = kDryRun | kEndsWithConnection;
+constexpr size_t kMaxReason = 160;
+
+struct ExtendedRequest {
+  Request request;
+  uint32_t ttl_s = 0;  // 0: until it is undone
+  uint32_t options = 0;
+  std::string reason;
+  bool operator==(const ExtendedRequest&) const = default;
+};
+
+// Rule::state
+constexpr uint16_t kRuleInForce = 1;
+constexpr uint16_t kRuleExpired = 2;
+constexpr uint16_t kRuleUndone = 3;
+constexpr uint16_t kRuleSocketGone = 4;
+constexpr uint16_t kRuleDone = 5;  // it was one act, like a close
+
+struct Rule {
+  uint64_t sequence = 0;
+  uint32_t id = 0;
+  uint16_t name = 0;   // a Feature
+  uint16_t flags = 0;  // of its request: what it is about
+  uint16_t state = kRuleInForce;
+  uint64_t value0 = 0;
+  uint64_t value1 = 0;
+  int64_t socket = 0;
+  Endpoint peer;  // of the socket, or the address alone
+  Timestamp since;
+  Timestamp until;     // when it ended or will end; 0: for ever
+  uint32_t hits = 0;   // connections that it has cut or refused
+  std::string engine;  // who made it; u16 bytes, then the text
+  std::string reason;  // u16 bytes, then the text
+  bool operator==(const Rule&) const = default;
+};
 
 // ---- socket identifiers ----
 
