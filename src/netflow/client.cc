@@ -15,8 +15,8 @@ namespace {
 // No message of the server is longer; one that says so has lost its framing.
 constexpr size_t kLongestMessage = 65536;
 
-template <class Message>
-Status keep(Result<Message> message, std::deque<Message>& in) {
+template <class Message, class Messages>
+Status keep(Result<Message> message, Messages& in) {
   if (!message) return message.error();
   in.push_back(*message);
   return Ok{};
@@ -43,6 +43,29 @@ Result<Client> Client::connect(const std::string& path, int timeout_ms) {
   return Client(std::move(fd), timeout_ms);
 }
 
+// A message that is complete.
+Status Client::take(uint16_t sig, std::span<const uint8_t> message) {
+  switch (sig) {
+    case kSigObservation:
+      return keep(decode_observation(message.first<kObservationBytes>()), observations_);
+    case kSigResponse:
+      return keep(decode_response(message.first<kResponseBytes>()), responses_);
+    case kSigFlow:
+      return keep(decode_flow(message), flows_);
+    case kSigSample:
+      return keep(decode_sample(message), sampling_.samples);
+    case kSigProcessSample:
+      return keep(decode_process_sample(message), sampling_.processes);
+    default:
+      break;
+  }
+  auto round = decode_round(message);
+  if (!round) return round.error();
+  sampling_.round = *round;
+  rounds_.push_back(std::exchange(sampling_, {}));
+  return Ok{};
+}
+
 // Takes whole messages off the front of what came.
 Status Client::decode() {
   size_t at = 0;
@@ -50,21 +73,12 @@ Status Client::decode() {
     const std::span<const uint8_t> left = std::span<const uint8_t>(pending_).subspan(at);
     const uint16_t sig = signature_of(left);
     size_t length = message_bytes(sig);
-    if (sig == kSigFlow)
+    if (has_length(sig))
       length = size_t{left[2]} << 24 | size_t{left[3]} << 16 | size_t{left[4]} << 8 | left[5];
-    if (length < 6 || length > kLongestMessage || sig == kSigRequest)
+    if (length < 6 || length > kLongestMessage || sig == kSigRequest || sig == kSigExtendedRequest)
       return Error{Fault::peer, 0, "the server sent something that is no message"};
     if (left.size() < length) break;
-    Status kept = Ok{};
-    if (sig == kSigObservation)
-      kept = keep(decode_observation(left.first<kObservationBytes>()), observations_);
-    else if (sig == kSigResponse)
-      kept = keep(decode_response(left.first<kResponseBytes>()), responses_);
-    else if (auto flow = decode_flow(left.first(length)); flow)
-      flows_.push_back(*flow);
-    else
-      kept = flow.error();
-    if (!kept) return kept;
+    if (Status taken = take(sig, left.first(length)); !taken) return taken;
     at += length;
   }
   pending_.erase(pending_.begin(), pending_.begin() + static_cast<long>(at));
@@ -89,6 +103,17 @@ Result<Observation> Client::next(int timeout_ms) {
     if (const Status got = read(timeout_ms); !got) return got.error();
   const Observation first = observations_.front();
   observations_.pop_front();
+  return first;
+}
+
+Result<SampledRound> Client::next_round(int timeout_ms) {
+  const int64_t deadline = timeout_ms < 0 ? -1 : monotonic_ms() + timeout_ms;
+  while (rounds_.empty()) {
+    const int64_t left = deadline < 0 ? -1 : std::max<int64_t>(0, deadline - monotonic_ms());
+    if (const Status got = read(static_cast<int>(left)); !got) return got.error();
+  }
+  SampledRound first = std::move(rounds_.front());
+  rounds_.pop_front();
   return first;
 }
 

@@ -25,6 +25,13 @@
 
 namespace mw::netflow {
 
+// Everything that one round of samples said.
+struct SampledRound {
+  Round round;
+  std::vector<Sample> samples;
+  std::vector<ProcessSample> processes;
+};
+
 class Client {
  public:
   // The path of a session's local socket. An answer is waited for `timeout_ms`, -1: for ever.
@@ -37,6 +44,12 @@ class Client {
   // Sends the request with an id of its own and waits for its answer; what is observed meanwhile is
   // kept for next(). Errors: as next().
   Result<Response> ask(Request request);
+  // The next round of samples, whole; Feature::sampling makes them come. A round of which messages
+  // are missing has fewer samples than its Round says. Observations that came before it are kept
+  // for next(): whoever wants none turns the monitoring off. Errors: as next().
+  Result<SampledRound> next_round(int timeout_ms);
+  // Readable when the server sent something; what was kept already does not show there.
+  int fd() const { return socket_.get(); }
   // The flow messages that came since the last time: they precede the answer to Feature::list.
   std::vector<Flow> take_flows() { return std::exchange(flows_, {}); }
 
@@ -44,6 +57,7 @@ class Client {
   Client(UniqueFd socket, int timeout_ms) : socket_(std::move(socket)), timeout_ms_(timeout_ms) {}
   Status read(int timeout_ms);
   Status decode();
+  Status take(uint16_t sig, std::span<const uint8_t> message);
 
   UniqueFd socket_;
   int timeout_ms_;
@@ -51,6 +65,8 @@ class Client {
   std::deque<Observation> observations_;
   std::deque<Response> responses_;
   std::vector<Flow> flows_;
+  SampledRound sampling_;  // as far as it came
+  std::deque<SampledRound> rounds_;
   uint32_t next_id_ = 1;
 };
 

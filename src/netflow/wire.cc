@@ -31,6 +31,10 @@ class Writer {
     out_ = out_.subspan(bytes.size());
     return *this;
   }
+  Writer& put(int64_t value) { return put(static_cast<uint64_t>(value)); }
+  Writer& put(const std::array<char, 16>& text) {
+    return put(std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
+  }
   Writer& put(const Timestamp& t) { return put(t.seconds).put(t.nanoseconds); }
   Writer& put(const Address& a) { return put(a.af).put(std::span<const uint8_t>(a.bytes)); }
   Writer& put(const Endpoint& e) { return put(e.address).put(e.port); }
@@ -61,6 +65,16 @@ class Reader {
     in_ = in_.subspan(N);
     return bytes;
   }
+  template <std::unsigned_integral T>
+  void take(T& value) {
+    value = take<T>();
+  }
+  void take(int64_t& value) { value = static_cast<int64_t>(take<uint64_t>()); }
+  void take(std::array<char, 16>& text) {
+    const auto bytes = take_bytes<16>();
+    std::memcpy(text.data(), bytes.data(), bytes.size());
+  }
+  void take(Endpoint& e) { e = take_endpoint(); }
   Timestamp take_timestamp() {
     const auto seconds = take<uint64_t>();
     return {seconds, take<uint64_t>()};
@@ -80,6 +94,53 @@ class Reader {
 bool is_address(const Address& a) {
   return a.af == 6 || (a.af == 4 && std::all_of(a.bytes.begin() + 4, a.bytes.end(),
                                                 [](uint8_t b) { return b == 0; }));
+}
+
+// ---- what is sampled: each message's members in the order of its bytes, for both directions ----
+
+template <class S, class Each>
+requires std::same_as<std::remove_const_t<S>, Sample>
+void each_member(S& s, Each&& each) {
+  each(s.sequence, s.now_ns, s.mono_ns, s.socket, s.type, s.flags, s.local, s.remote, s.pid, s.uid,
+       s.command, s.bytes_in, s.bytes_out, s.calls_in, s.calls_out, s.age, s.first_in, s.last_in,
+       s.first_out, s.last_out, s.rate_in, s.rate_out, s.unread, s.unsent, s.waiting_threads,
+       s.waiting, s.worker_us, s.queue, s.backlog, s.tcp_state, s.rtt_us, s.rttvar_us, s.min_rtt_us,
+       s.snd_wnd, s.notsent, s.unacked, s.total_retrans, s.probes, s.backoff, s.last_data_recv,
+       s.last_data_sent, s.last_ack_recv, s.bytes_acked, s.bytes_received, s.bytes_retrans,
+       s.busy_us, s.rwnd_limited_us, s.sndbuf_limited_us, s.delivery_rate);
+}
+
+template <class S, class Each>
+requires std::same_as<std::remove_const_t<S>, ProcessSample>
+void each_member(S& s, Each&& each) {
+  each(s.sequence, s.pid, s.uid, s.command, s.rss_bytes, s.cpu_us, s.threads, s.fds);
+}
+
+template <class S, class Each>
+requires std::same_as<std::remove_const_t<S>, Round>
+void each_member(S& s, Each&& each) {
+  each(s.sequence, s.now_ns, s.mono_ns, s.round, s.sockets, s.processes, s.missed, s.ins, s.ins_pid,
+       s.heartbeat, s.slots, s.ins_rss_bytes, s.ins_cpu_us, s.ins_fds, s.ins_restarts,
+       s.telemetry_dropped);
+}
+
+template <class Message, size_t N>
+void encode_members(uint16_t sig, const Message& m, std::span<uint8_t, N> out) {
+  Writer to(out);
+  to.put(sig).put(static_cast<uint32_t>(N));
+  each_member(m, [&](const auto&... member) { (to.put(member), ...); });
+}
+
+// Errors: peer (another signature, too short, or not as long as it says).
+template <class Message>
+Result<Message> decode_members(uint16_t sig, size_t least, std::span<const uint8_t> bytes) {
+  if (bytes.size() < least) return Error{Fault::peer, 0, "a message that is too short"};
+  Reader from(bytes);
+  if (from.take<uint16_t>() != sig) return Error{Fault::peer, 0, "another message"};
+  if (from.take<uint32_t>() != bytes.size()) return Error{Fault::peer, 0, "a message's length"};
+  Message m;
+  each_member(m, [&](auto&... member) { (from.take(member), ...); });
+  return m;
 }
 
 // "192.0.2.1", exactly: four numbers without leading zeros, then NULs to the end.
@@ -153,6 +214,10 @@ size_t message_bytes(uint16_t sig) {
     default:
       return 0;
   }
+}
+
+bool has_length(uint16_t sig) {
+  return sig == kSigExtendedRequest || (sig >= kSigFlow && sig <= kSigRule);
 }
 
 uint16_t signature_of(std::span<const uint8_t> bytes) {
@@ -233,6 +298,33 @@ Result<Flow> decode_flow(std::span<const uint8_t> bytes) {
   if (!is_address(f.local.address) || !is_address(f.remote.address))
     return Error{Fault::peer, 0, "a flow's address is none"};
   return f;
+}
+
+void encode(const Sample& s, std::span<uint8_t, kSampleBytes> out) {
+  encode_members(kSigSample, s, out);
+}
+
+void encode(const ProcessSample& s, std::span<uint8_t, kProcessSampleBytes> out) {
+  encode_members(kSigProcessSample, s, out);
+}
+
+void encode(const Round& r, std::span<uint8_t, kRoundBytes> out) {
+  encode_members(kSigRound, r, out);
+}
+
+Result<Sample> decode_sample(std::span<const uint8_t> bytes) {
+  auto s = decode_members<Sample>(kSigSample, kSampleBytes, bytes);
+  if (s && (!is_address(s->local.address) || !is_address(s->remote.address)))
+    return Error{Fault::peer, 0, "a sample's address is none"};
+  return s;
+}
+
+Result<ProcessSample> decode_process_sample(std::span<const uint8_t> bytes) {
+  return decode_members<ProcessSample>(kSigProcessSample, kProcessSampleBytes, bytes);
+}
+
+Result<Round> decode_round(std::span<const uint8_t> bytes) {
+  return decode_members<Round>(kSigRound, kRoundBytes, bytes);
 }
 
 Result<Observation> decode_observation(std::span<const uint8_t, kObservationBytes> bytes) {

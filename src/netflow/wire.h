@@ -35,6 +35,9 @@ constexpr size_t kObservationBytes = 116;
 constexpr size_t kRequestBytes = 46;
 constexpr size_t kResponseBytes = 26;
 constexpr size_t kFlowBytes = 142;
+constexpr size_t kSampleBytes = 310;
+constexpr size_t kProcessSampleBytes = 62;
+constexpr size_t kRoundBytes = 102;
 
 struct Address {
   uint32_t af = 4;                  // 4 or 6
@@ -339,6 +342,8 @@ void name_peer(Request& request, const Address& address);
 // Bytes of the whole message that starts with these two; 0 for a signature that is unknown, and for
 // one whose length follows it.
 size_t message_bytes(uint16_t sig);
+// A message of version 2: a u32 behind the signature is its length.
+bool has_length(uint16_t sig);
 // The signature at the start of a message. `bytes` holds at least two.
 uint16_t signature_of(std::span<const uint8_t> bytes);
 
@@ -346,12 +351,19 @@ void encode(const Observation& o, std::span<uint8_t, kObservationBytes> out);
 void encode(const Request& r, std::span<uint8_t, kRequestBytes> out);
 void encode(const Response& r, std::span<uint8_t, kResponseBytes> out);
 void encode(const Flow& f, std::span<uint8_t, kFlowBytes> out);
+void encode(const Sample& s, std::span<uint8_t, kSampleBytes> out);
+void encode(const ProcessSample& s, std::span<uint8_t, kProcessSampleBytes> out);
+void encode(const Round& r, std::span<uint8_t, kRoundBytes> out);
 
 // Errors: peer (another signature, an id where none belongs, an address family that is none).
 Result<Observation> decode_observation(std::span<const uint8_t, kObservationBytes> in);
 Result<Request> decode_request(std::span<const uint8_t, kRequestBytes> in);
 Result<Response> decode_response(std::span<const uint8_t, kResponseBytes> in);
-// Takes longer messages too: what a later version adds stands at the end. Errors: peer.
+// Those of version 2 take longer messages too: what a later version adds stands at the end. Errors:
+// peer.
 Result<Flow> decode_flow(std::span<const uint8_t> in);
+Result<Sample> decode_sample(std::span<const uint8_t> in);
+Result<ProcessSample> decode_process_sample(std::span<const uint8_t> in);
+Result<Round> decode_round(std::span<const uint8_t> in);
 
 }  // namespace mw::netflow

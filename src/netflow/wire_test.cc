@@ -160,7 +160,134 @@ TEST(Wire, AFlowComesBackAndMayBeLonger) {
   EXPECT_FALSE(decode_flow(std::span(golden).first(141)));
 }
 
+// Each member another value, in the order of the specification.
+const char kSampleHex[] =
+    "d342 00000136 0000000000000003"                         // signature, length, sequence
+    "17a1b2c3d4e5f607 000000e8d4a51001 5300070000000012"     // now, monotonic, socket
+    "0001 0006"                                              // a stream, inbound and TCP
+    "00000004 c0000201 000000000000000000000000 0050"        // local
+    "00000006 20010db8000000000000000000000001 d431"         // remote
+    "0000004d 00000021 6e67696e780000000000000000000000"     // pid, uid, nginx
+    "0000000000000102 0000000100000000 00000007 00000008"    // bytes and calls, in and out
+    "00002710 00000bb8 000003e8 ffffffff ffffffff"           // age, first and last in, out
+    "0000000000000019 000000000000001a 0000001b 0000001c"    // rates, unread, unsent
+    "0000001d 0000001e 000000000000001f"                     // waits
+    "00000020 00000021"                                      // queue, backlog
+    "00000001 00000023 00000024 00000025 00000026 00000027"  // state ... notsent
+    "00000028 00000029 0000002a 0000002b"                    // unacked ... backoff
+    "0000002c 0000002d 0000002e"                             // ages of data and of an ACK
+    "000000000000002f 0000000000000030 0000000000000031"     // bytes
+    "0000000000000032 0000000000000033 0000000000000034"     // times
+    "0000000000000035";                                      // delivery rate
+
+Sample sample() {
+  Sample s;
+  s.sequence = 3;
+  s.now_ns = 0x17a1b2c3d4e5f607;
+  s.mono_ns = 0xe8d4a51001;
+  s.socket = encode(SocketId{7, 0x12});
+  s.type = 1;
+  s.flags = kSampleInbound | kSampleTcp;
+  s.local = observation().local;
+  s.remote = observation().remote;
+  s.pid = 77;
+  s.uid = 33;
+  s.command = {'n', 'g', 'i', 'n', 'x'};
+  s.bytes_in = 0x102;
+  s.bytes_out = 0x1'0000'0000;
+  s.calls_in = 7;
+  s.calls_out = 8;
+  s.age = 10'000;
+  s.first_in = 3000;
+  s.last_in = 1000;
+  s.first_out = s.last_out = kNever;
+  s.rate_in = 0x19, s.rate_out = 0x1a, s.unread = 0x1b, s.unsent = 0x1c;
+  s.waiting_threads = 0x1d, s.waiting = 0x1e, s.worker_us = 0x1f;
+  s.queue = 0x20, s.backlog = 0x21;
+  s.tcp_state = 1, s.rtt_us = 0x23, s.rttvar_us = 0x24, s.min_rtt_us = 0x25;
+  s.snd_wnd = 0x26, s.notsent = 0x27, s.unacked = 0x28, s.total_retrans = 0x29;
+  s.probes = 0x2a, s.backoff = 0x2b;
+  s.last_data_recv = 0x2c, s.last_data_sent = 0x2d, s.last_ack_recv = 0x2e;
+  s.bytes_acked = 0x2f, s.bytes_received = 0x30, s.bytes_retrans = 0x31;
+  s.busy_us = 0x32, s.rwnd_limited_us = 0x33, s.sndbuf_limited_us = 0x34, s.delivery_rate = 0x35;
+  return s;
+}
+
+// A message of version 2 is the golden bytes, comes back from them, may be longer than today's and
+// not shorter, and is not taken for another one.
+template <size_t N, class Message, class Decode>
+void expect_version_two(const Message& m, std::vector<uint8_t> golden, Decode decode) {
+  ASSERT_EQ(golden.size(), N);
+  EXPECT_EQ(encoded<N>(m), golden);
+  auto back = decode(golden);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(*back, m);
+  EXPECT_FALSE(decode(std::span(golden).first(N - 1)));
+  auto longer = golden;
+  longer.resize(N + 9);
+  EXPECT_FALSE(decode(longer));  // it says another length
+  longer[4] = static_cast<uint8_t>((N + 9) >> 8);
+  longer[5] = static_cast<uint8_t>(N + 9);
+  ASSERT_TRUE(decode(longer));
+  EXPECT_EQ(*decode(longer), m);
+  golden[1] ^= 0x40;
+  EXPECT_FALSE(decode(golden));
+}
+
+TEST(Wire, ASampleIsTheSpecificationsBytes) {
+  expect_version_two<kSampleBytes>(sample(), bytes_of_hex(kSampleHex), decode_sample);
+  auto bytes = bytes_of_hex(kSampleHex);
+  bytes[45] = 5;  // the local address's family
+  EXPECT_FALSE(decode_sample(bytes));
+}
+
+TEST(Wire, AProcessSampleIsTheSpecificationsBytes) {
+  ProcessSample s;
+  s.sequence = 4;
+  s.pid = 77;
+  s.uid = 33;
+  s.command = {'n', 'g', 'i', 'n', 'x'};
+  s.rss_bytes = 0x1'2345'6000;
+  s.cpu_us = 0x5060708;
+  s.threads = 9;
+  s.fds = 10;
+  expect_version_two<kProcessSampleBytes>(
+      s,
+      bytes_of_hex("d343 0000003e 0000000000000004 0000004d 00000021"
+                   "6e67696e780000000000000000000000 0000000123456000 0000000005060708"
+                   "00000009 0000000a"),
+      decode_process_sample);
+}
+
+TEST(Wire, ARoundIsTheSpecificationsBytes) {
+  Round r;
+  r.sequence = 5;
+  r.now_ns = 0x17a1b2c3d4e5f607;
+  r.mono_ns = 0xe8d4a51001;
+  r.round = 6;
+  r.sockets = 10'000;
+  r.processes = 8;
+  r.missed = 0x90;
+  r.ins = 7;
+  r.ins_pid = 1000;
+  r.heartbeat = 11;
+  r.slots = 0x10000;
+  r.ins_rss_bytes = 0x1'2345'6000;
+  r.ins_cpu_us = 0x5060708;
+  r.ins_fds = 12;
+  r.ins_restarts = 13;
+  r.telemetry_dropped = 14;
+  expect_version_two<kRoundBytes>(
+      r,
+      bytes_of_hex("d344 00000066 0000000000000005 17a1b2c3d4e5f607 000000e8d4a51001"
+                   "0000000000000006 00002710 00000008 0000000000000090 00000007 000003e8"
+                   "0000000b 00010000 0000000123456000 0000000005060708 0000000c 0000000d"
+                   "000000000000000e"),
+      decode_round);
+}
+
 TEST(Wire, CodesAreTheSpecifications) {
+  EXPECT_EQ(static_cast<int>(Feature::sampling), 0x0201);
   EXPECT_EQ(static_cast<int>(Feature::monitor_on), 0x0001);
   EXPECT_EQ(static_cast<int>(Feature::monitor_off), 0x0002);
   EXPECT_EQ(static_cast<int>(Feature::nodelay), 0x0008);

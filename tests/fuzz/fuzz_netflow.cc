@@ -74,6 +74,10 @@ void run(const uint8_t* data, size_t size) {
   decode_and_encode<kObservationBytes>(bytes, decode_observation);
   decode_and_encode<kRequestBytes>(bytes, decode_request);
   decode_and_encode<kResponseBytes>(bytes, decode_response);
+  decode_and_encode<kFlowBytes>(bytes, decode_flow);
+  decode_and_encode<kSampleBytes>(bytes, decode_sample);
+  decode_and_encode<kProcessSampleBytes>(bytes, decode_process_sample);
+  decode_and_encode<kRoundBytes>(bytes, decode_round);
 }
 
 }  // namespace

@@ -92,6 +92,10 @@ class Requests:
         """Turns the observations to this client on or off."""
         return self._ask(Feature.MONITOR_ON if on else Feature.MONITOR_OFF, WRITE, 1, bytes(20))
 
+    def sample(self, seconds: float) -> Any:
+        """A round of samples of every socket and process each so many seconds, for rounds(); 0: no more."""
+        return self._ask(Feature.SAMPLING, WRITE, round(seconds * 1000), bytes(20))
+
     def get(self, feature: Feature, socket: Optional[int] = None) -> Any:
         """The value of a feature: of a socket, or of the whole stack."""
         if socket is None:

@@ -8,25 +8,30 @@ import ssl
 from typing import AsyncIterator, Optional, Union
 
 from . import _requests
-from .wire import Decoder, Feature, Flow, Observation, Request, Response
+from .wire import (Decoder, Feature, Flow, Observation, Request, Response, Rounds,
+                   SampledRound)
 
 
 class AsyncClient(_requests.Requests):
     """One connection to a NetFlow server; an asynchronous context manager.
 
     Every request is a coroutine, and several may wait at once. Observations are kept until they are
-    asked for, at most `kept` of them; `missed` counts those that came beyond.
+    asked for, at most `kept` of them; `missed` counts those that came beyond. So are rounds of samples,
+    the last `kept_rounds`; `missed_rounds` counts those that made room.
     """
 
     def __init__(self, address: Optional[str] = None, *, session: Optional[str] = None,
                  token: Optional[str] = None, tls: Optional[ssl.SSLContext] = None,
-                 kept: int = 65536) -> None:
+                 kept: int = 65536, kept_rounds: int = 16) -> None:
         self._address = address or _requests.address_of_session(session)
         self._token = token
         self._tls = tls
         self.missed = 0
         self._kept = kept
         self._observations: asyncio.Queue[Optional[Observation]] = asyncio.Queue()
+        self.missed_rounds = 0
+        self._rounds: asyncio.Queue[Optional[SampledRound]] = asyncio.Queue()
+        self._kept_rounds = kept_rounds
         self._flows: list[Flow] = []
         self._listing = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Response]] = {}
@@ -54,20 +59,33 @@ class AsyncClient(_requests.Requests):
         self._writer.close()
         await asyncio.gather(self._writer.wait_closed(), return_exceptions=True)
 
+    def _take_observation(self, observation: Observation) -> None:
+        if self._observations.qsize() < self._kept:
+            self._observations.put_nowait(observation)
+        else:
+            self.missed += 1
+
+    def _take_round(self, whole: SampledRound) -> None:
+        if self._rounds.qsize() >= self._kept_rounds:
+            self._rounds.get_nowait()
+            self.missed_rounds += 1
+        self._rounds.put_nowait(whole)
+
     async def _read(self) -> None:
         decoder = Decoder()
+        sampling = Rounds()
         try:
             while data := await self._reader.read(1 << 16):
                 for message in decoder.feed(data):
                     if isinstance(message, Observation):
-                        if self._observations.qsize() < self._kept:
-                            self._observations.put_nowait(message)
-                        else:
-                            self.missed += 1
+                        self._take_observation(message)
                     elif isinstance(message, Flow):
                         self._flows.append(message)
-                    elif (future := self._waiting.pop(message.id, None)) and not future.done():
-                        future.set_result(message)
+                    elif isinstance(message, Response):
+                        if (future := self._waiting.pop(message.id, None)) and not future.done():
+                            future.set_result(message)
+                    elif (whole := sampling.add(message)) is not None:
+                        self._take_round(whole)
             raise ConnectionResetError("the NetFlow server closed the connection")
         except Exception as failure:  # handed to everybody who waits, here or later
             self._failure = failure
@@ -75,6 +93,7 @@ class AsyncClient(_requests.Requests):
                 if not future.done():
                     future.set_exception(failure)
             self._observations.put_nowait(None)
+            self._rounds.put_nowait(None)
 
     async def observations(self) -> AsyncIterator[Observation]:
         """Observations as they come; ends by raising what ended the connection."""
@@ -84,6 +103,15 @@ class AsyncClient(_requests.Requests):
                 assert self._failure is not None
                 raise self._failure
             yield observation
+
+    async def rounds(self) -> AsyncIterator[SampledRound]:
+        """Rounds of samples as they come; ends by raising what ended the connection."""
+        while True:
+            whole = await self._rounds.get()
+            if whole is None:
+                assert self._failure is not None
+                raise self._failure
+            yield whole
 
     async def list(self) -> list[Flow]:
         """Every socket that is open now."""

@@ -8,7 +8,8 @@ from collections import deque
 from typing import Deque, Iterator, Optional, Union
 
 from . import _requests
-from .wire import Decoder, Feature, Flow, Observation, Request, Response
+from .wire import (Decoder, Feature, Flow, Observation, Request, Response, Rounds,
+                   SampledRound)
 
 
 class Client(_requests.Requests):
@@ -30,6 +31,8 @@ class Client(_requests.Requests):
         self._observations: Deque[Observation] = deque()
         self._responses: dict[int, Response] = {}
         self._flows: list[Flow] = []
+        self._sampling = Rounds()
+        self._rounds: Deque[SampledRound] = deque()
         self._ids = itertools.count(1)
 
     def __enter__(self) -> "Client":
@@ -56,8 +59,10 @@ class Client(_requests.Requests):
                 self._observations.append(message)
             elif isinstance(message, Flow):
                 self._flows.append(message)
-            else:
+            elif isinstance(message, Response):
                 self._responses[message.id] = message
+            elif (whole := self._sampling.add(message)) is not None:
+                self._rounds.append(whole)
 
     def next(self) -> Observation:
         """The next observation."""
@@ -69,6 +74,17 @@ class Client(_requests.Requests):
         """Observations as they come, without an end."""
         while True:
             yield self.next()
+
+    def next_round(self) -> SampledRound:
+        """The next round of samples; sample() makes them come."""
+        while not self._rounds:
+            self._read()
+        return self._rounds.popleft()
+
+    def rounds(self) -> Iterator[SampledRound]:
+        """Rounds of samples as they come, without an end."""
+        while True:
+            yield self.next_round()
 
     def list(self) -> list[Flow]:
         """Every socket that is open now."""

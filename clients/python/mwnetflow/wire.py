@@ -1,4 +1,4 @@
-"""The messages of the NetFlow interface, version 1 (docs/netflow.md): values <-> bytes."""
+"""The messages of the NetFlow interface (docs/netflow.md): values <-> bytes."""
 
 from __future__ import annotations
 
@@ -6,19 +6,29 @@ import enum
 import ipaddress
 import struct
 from dataclasses import dataclass
-from typing import Union
+from typing import NamedTuple, Optional, Union
 
 SIG_OBSERVATION = 0xD310
 SIG_REQUEST = 0xD320
 SIG_RESPONSE = 0xD32F
 SIG_FLOW = 0xD341
+SIG_SAMPLE = 0xD342
+SIG_PROCESS_SAMPLE = 0xD343
+SIG_ROUND = 0xD344
 
 _ENDPOINT = "I16sH"
 _OBSERVATION = struct.Struct(">HIHQQQQq" + _ENDPOINT + _ENDPOINT + "QQQ")
 _REQUEST = struct.Struct(">HIHHQQ20s")
 _RESPONSE = struct.Struct(">HIIQQ")
 _FLOW = struct.Struct(">HIQqHHQQQQ" + _ENDPOINT + _ENDPOINT + "QQII16s")
+_SAMPLE = struct.Struct(">HIQQQqHH" + _ENDPOINT + _ENDPOINT + "II16sQQII5IQQIIIIQII13I7Q")
+_PROCESS_SAMPLE = struct.Struct(">HIQII16sQQII")
+_ROUND = struct.Struct(">HIQQQQIIQIIIIQQIIQ")
 _LENGTH = {SIG_OBSERVATION: _OBSERVATION.size, SIG_REQUEST: _REQUEST.size, SIG_RESPONSE: _RESPONSE.size}
+# Those of version 2 say how long they are: at least this.
+_LEAST = {SIG_FLOW: _FLOW.size, SIG_SAMPLE: _SAMPLE.size, SIG_PROCESS_SAMPLE: _PROCESS_SAMPLE.size,
+          SIG_ROUND: _ROUND.size}
+_NEVER = 0xFFFFFFFF
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
@@ -46,6 +56,7 @@ class Feature(enum.IntEnum):
     DEFER_ACCEPT = 0x0007
     NODELAY = 0x0008
     LIST = 0x0010
+    SAMPLING = 0x0201
     IS_OPEN = 0x0101
     OWNER_RUNNING = 0x0102
     SNDBUF = 0x0109
@@ -141,7 +152,114 @@ class Flow:
     command: str
 
 
-Message = Union[Observation, Response, Flow]
+class SampleFlag(enum.IntFlag):
+    """What else is true of a sampled socket."""
+    LISTENER = 1
+    INBOUND = 2
+    TCP = 4
+    PAUSED = 8
+    PACED = 16
+    MIN_RATE = 32
+    ALLOWED = 64
+
+
+class Sample(NamedTuple):
+    """A socket as it stands; `Sample` in src/netflow/wire.h says what the members are.
+
+    Times are seconds: `now` since 1970, `mono` of the monotonic clock, ages before now (None: it
+    never happened); times with a unit in their name are in that unit.
+    """
+    sequence: int
+    now: float
+    mono: float
+    socket: int
+    datagram: bool
+    flags: SampleFlag
+    local: Endpoint
+    remote: Endpoint
+    pid: int
+    uid: int
+    command: str
+    bytes_in: int
+    bytes_out: int
+    calls_in: int
+    calls_out: int
+    age: Optional[float]
+    first_in: Optional[float]
+    last_in: Optional[float]
+    first_out: Optional[float]
+    last_out: Optional[float]
+    rate_in: int
+    rate_out: int
+    unread: int
+    unsent: int
+    waiting_threads: int
+    waiting_ms: int
+    worker_us: int
+    queue: int
+    backlog: int
+    tcp_state: int
+    rtt_us: int
+    rttvar_us: int
+    min_rtt_us: int
+    snd_wnd: int
+    notsent: int
+    unacked: int
+    total_retrans: int
+    probes: int
+    backoff: int
+    last_data_recv_ms: int
+    last_data_sent_ms: int
+    last_ack_recv_ms: int
+    bytes_acked: int
+    bytes_received: int
+    bytes_retrans: int
+    busy_us: int
+    rwnd_limited_us: int
+    sndbuf_limited_us: int
+    delivery_rate: int
+
+
+class ProcessSample(NamedTuple):
+    """A process of the session."""
+    sequence: int
+    pid: int
+    uid: int
+    command: str
+    rss_bytes: int
+    cpu_us: int
+    threads: int
+    fds: int
+
+
+class Round(NamedTuple):
+    """The end of a round of samples, and the health of the stack."""
+    sequence: int
+    now: float
+    mono: float
+    round: int
+    sockets: int
+    processes: int
+    missed: int
+    ins: int
+    ins_pid: int
+    heartbeat: Optional[float]
+    slots: int
+    ins_rss_bytes: int
+    ins_cpu_us: int
+    ins_fds: int
+    ins_restarts: int
+    telemetry_dropped: int
+
+
+class SampledRound(NamedTuple):
+    """Everything that one round said."""
+    round: Round
+    samples: list[Sample]
+    processes: list[ProcessSample]
+
+
+Message = Union[Observation, Response, Flow, Sample, ProcessSample, Round]
 
 
 def socket_identity(socket: int) -> bytes:
@@ -174,7 +292,61 @@ def _flow(data: memoryview) -> Flow:
      remote, remote_port, bytes_in, bytes_out, pid, uid, command) = _FLOW.unpack(data[:_FLOW.size])
     return Flow(sequence, socket, kind == 2, bool(flags & 1), start + start_ns / 1e9, last + last_ns / 1e9,
                 _endpoint(local_af, local, local_port), _endpoint(remote_af, remote, remote_port),
-                bytes_in, bytes_out, pid, uid, command.rstrip(b"\0").decode("ascii", "replace"))
+                bytes_in, bytes_out, pid, uid, _text(command))
+
+
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode("ascii", "replace")
+
+
+def _age(milliseconds: int) -> Optional[float]:
+    return None if milliseconds == _NEVER else milliseconds / 1e3
+
+
+def _sample(data: memoryview) -> Sample:
+    (_, _, sequence, now, mono, socket, kind, flags, local_af, local, local_port, remote_af, remote, remote_port,
+     pid, uid, command, bytes_in, bytes_out, calls_in, calls_out, age, first_in, last_in, first_out, last_out,
+     *rest) = _SAMPLE.unpack(data[:_SAMPLE.size])
+    return Sample(sequence, now / 1e9, mono / 1e9, socket, kind == 2, SampleFlag(flags),
+                  _endpoint(local_af, local, local_port), _endpoint(remote_af, remote, remote_port), pid, uid,
+                  _text(command), bytes_in, bytes_out, calls_in, calls_out, _age(age), _age(first_in),
+                  _age(last_in), _age(first_out), _age(last_out), *rest)
+
+
+def _process_sample(data: memoryview) -> ProcessSample:
+    _, _, sequence, pid, uid, command, *rest = _PROCESS_SAMPLE.unpack(data[:_PROCESS_SAMPLE.size])
+    return ProcessSample(sequence, pid, uid, _text(command), *rest)
+
+
+def _round(data: memoryview) -> Round:
+    (_, _, sequence, now, mono, number, sockets, processes, missed, ins, ins_pid, heartbeat,
+     *rest) = _ROUND.unpack(data[:_ROUND.size])
+    return Round(sequence, now / 1e9, mono / 1e9, number, sockets, processes, missed, ins, ins_pid,
+                 _age(heartbeat), *rest)
+
+
+class Rounds:
+    """Puts samples together to the rounds that they came in."""
+
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._processes: list[ProcessSample] = []
+
+    def add(self, message: Union[Sample, ProcessSample, Round]) -> Optional[SampledRound]:
+        """The round that ends with this message, if one does."""
+        if isinstance(message, Sample):
+            self._samples.append(message)
+            return None
+        if isinstance(message, ProcessSample):
+            self._processes.append(message)
+            return None
+        whole = SampledRound(message, self._samples, self._processes)
+        self._samples, self._processes = [], []
+        return whole
+
+
+_DECODE = {SIG_OBSERVATION: _observation, SIG_FLOW: _flow, SIG_SAMPLE: _sample, SIG_PROCESS_SAMPLE: _process_sample,
+           SIG_ROUND: _round, SIG_RESPONSE: lambda data: Response(*_RESPONSE.unpack(data)[1:])}
 
 
 class Decoder:
@@ -191,13 +363,13 @@ class Decoder:
         sig = view[0] << 8 | view[1]
         if sig in (SIG_OBSERVATION, SIG_RESPONSE):
             return _LENGTH[sig]
-        if sig != SIG_FLOW:
+        if sig not in _LEAST:
             raise ProtocolError(f"signature {sig:#06x}")
         if len(view) < 6:
             return 0
         length = int.from_bytes(view[2:6], "big")
-        if not _FLOW.size <= length <= 65536:
-            raise ProtocolError(f"a flow of {length} bytes")
+        if not _LEAST[sig] <= length <= 65536:
+            raise ProtocolError(f"a message {sig:#06x} of {length} bytes")
         return length
 
     def feed(self, data: bytes) -> list[Message]:
@@ -208,13 +380,7 @@ class Decoder:
         with memoryview(bytes(self._pending)) as view:
             while (length := self._length(view[at:])) and at + length <= len(view):
                 message = view[at:at + length]
-                sig = message[0] << 8 | message[1]
-                if sig == SIG_OBSERVATION:
-                    messages.append(_observation(message))
-                elif sig == SIG_FLOW:
-                    messages.append(_flow(message))
-                else:
-                    messages.append(Response(*_RESPONSE.unpack(message)[1:]))
+                messages.append(_DECODE[message[0] << 8 | message[1]](message))
                 at += length
         del self._pending[:at]
         return messages
