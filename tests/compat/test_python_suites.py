@@ -106,25 +106,24 @@ def _native(suite: str, directory: Path) -> dict:
 
 @pytest.fixture(scope="session")
 def runs(tmp_path_factory):
-    """Runs the suites two at a time, the longest first: they wait more than they work."""
+    """Runs two at a time, the longest first: they wait more than they work."""
     directory = tmp_path_factory.mktemp("suites")
     for one in (directory, directory.parent, directory.parent.parent):
         one.chmod(0o755)
 
-    def both(suite: str) -> tuple:
-        return _native(suite, directory), _run("mw", suite, directory)
-
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        answers = {suite: pool.submit(both, suite) for suite in CHOSEN}
+        answers = {suite: (pool.submit(_native, suite, directory), pool.submit(_run, "mw", suite, directory))
+                   for suite in CHOSEN}
         yield directory, answers
-        for answer in answers.values():
-            answer.cancel()
+        for pair in answers.values():
+            for answer in pair:
+                answer.cancel()
 
 
 @pytest.mark.parametrize("suite", CHOSEN)
 def test_suite(suite, runs):
     directory, answers = runs
-    native, ours = answers[suite].result()
+    native, ours = (answer.result() for answer in answers[suite])
     wanted = {name for name, result in native.items() if result == PASSED}
     assert wanted, f"{suite} passes nothing natively"
     missing = sorted(name for name in wanted if ours.get(name) != PASSED)
