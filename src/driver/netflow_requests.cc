@@ -87,8 +87,10 @@ void NetflowService::answer(const Asked& a, uint32_t err, uint64_t value0, uint6
   server_->respond(a.engine, {a.request.id, err, err == 0 ? value0 : 0, err == 0 ? value1 : 0});
 }
 
-void NetflowService::on_request(EngineId engine, const Request& r) {
+void NetflowService::on_request(EngineId engine, const netflow::Asking& asking) {
+  const Request& r = asking.request.request;
   const Asked a{engine, r};
+  if (asking.extended) return answer(a, EOPNOTSUPP);
   // What an engine was answered or shown before counts: nothing of it may still be in the rings.
   if (ins_ && epoch_ != 0) drain();
   switch (static_cast<Feature>(r.name)) {

@@ -69,8 +69,8 @@ NetflowService::NetflowService(std::unique_ptr<netflow::Server> server, SessionM
       worker_bells_(std::move(worker_bells)),
       server_(std::move(server)),
       address_(server_->address()) {
-  server_->on_request = [this](EngineId engine, const netflow::Request& r) {
-    on_request(engine, r);
+  server_->on_request = [this](EngineId engine, const netflow::Asking& asking) {
+    on_request(engine, asking);
   };
   server_->on_listening = [this] { follow_engines(); };
 }

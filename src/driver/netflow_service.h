@@ -87,7 +87,7 @@ class NetflowService {
   void retry_deferred();
 
   // netflow_requests.cc
-  void on_request(EngineId engine, const netflow::Request& r);
+  void on_request(EngineId engine, const netflow::Asking& asking);
   void answer(const Asked& a, uint32_t err, uint64_t value0 = 0, uint64_t value1 = 0);
   void defer(const Asked& a);
   bool on_socket_request(const Asked& a, bool may_wait);

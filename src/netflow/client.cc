@@ -18,7 +18,7 @@ constexpr size_t kLongestMessage = 65536;
 template <class Message, class Messages>
 Status keep(Result<Message> message, Messages& in) {
   if (!message) return message.error();
-  in.push_back(*message);
+  in.push_back(std::move(*message));
   return Ok{};
 }
 
@@ -56,6 +56,8 @@ Status Client::take(uint16_t sig, std::span<const uint8_t> message) {
       return keep(decode_sample(message), sampling_.samples);
     case kSigProcessSample:
       return keep(decode_process_sample(message), sampling_.processes);
+    case kSigRule:
+      return keep(decode_rule(message), rules_);
     default:
       break;
   }
@@ -72,9 +74,7 @@ Status Client::decode() {
   while (pending_.size() - at >= 6) {
     const std::span<const uint8_t> left = std::span<const uint8_t>(pending_).subspan(at);
     const uint16_t sig = signature_of(left);
-    size_t length = message_bytes(sig);
-    if (has_length(sig))
-      length = size_t{left[2]} << 24 | size_t{left[3]} << 16 | size_t{left[4]} << 8 | left[5];
+    const size_t length = has_length(sig) ? stated_bytes(left) : message_bytes(sig);
     if (length < 6 || length > kLongestMessage || sig == kSigRequest || sig == kSigExtendedRequest)
       return Error{Fault::peer, 0, "the server sent something that is no message"};
     if (left.size() < length) break;
@@ -121,13 +121,33 @@ Result<Response> Client::ask(Request request) {
   request.id = next_id_++;
   std::array<uint8_t, kRequestBytes> bytes;
   encode(request, bytes);
-  if (::send(socket_.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL) !=
-      static_cast<ssize_t>(bytes.size()))
+  return exchange(request.id, bytes);
+}
+
+Result<Response> Client::ask(ExtendedRequest request) {
+  request.request.id = next_id_++;
+  return exchange(request.request.id, encoded(request));
+}
+
+Result<std::vector<Rule>> Client::rules() {
+  rules_.clear();
+  Request list;
+  list.name = static_cast<uint16_t>(Feature::rules);
+  auto answer = ask(list);
+  if (!answer) return answer.error();
+  if (answer->status != 0)
+    return Error{Fault::sys, static_cast<int>(answer->status), "listing the rules"};
+  return std::exchange(rules_, {});
+}
+
+Result<Response> Client::exchange(uint32_t id, std::span<const uint8_t> request) {
+  if (::send(socket_.get(), request.data(), request.size(), MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(request.size()))
     return Error{Fault::shutdown, errno, "sending a request"};
   const int64_t deadline = timeout_ms_ < 0 ? -1 : monotonic_ms() + timeout_ms_;
   for (;;) {
     const auto it = std::find_if(responses_.begin(), responses_.end(),
-                                 [&](const Response& r) { return r.id == request.id; });
+                                 [id](const Response& r) { return r.id == id; });
     if (it != responses_.end()) {
       const Response found = *it;
       responses_.erase(it);

@@ -15,6 +15,7 @@
 #pragma once
 
 #include <deque>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -44,6 +45,7 @@ class Client {
   // Sends the request with an id of its own and waits for its answer; what is observed meanwhile is
   // kept for next(). Errors: as next().
   Result<Response> ask(Request request);
+  Result<Response> ask(ExtendedRequest request);
   // The next round of samples, whole; Feature::sampling makes them come. A round of which messages
   // are missing has fewer samples than its Round says. Observations that came before it are kept
   // for next(): whoever wants none turns the monitoring off. Errors: as next().
@@ -52,12 +54,15 @@ class Client {
   int fd() const { return socket_.get(); }
   // The flow messages that came since the last time: they precede the answer to Feature::list.
   std::vector<Flow> take_flows() { return std::exchange(flows_, {}); }
+  // The rules in force, and those that ended last. Errors: as next(), sys (the server refused).
+  Result<std::vector<Rule>> rules();
 
  private:
   Client(UniqueFd socket, int timeout_ms) : socket_(std::move(socket)), timeout_ms_(timeout_ms) {}
   Status read(int timeout_ms);
   Status decode();
   Status take(uint16_t sig, std::span<const uint8_t> message);
+  Result<Response> exchange(uint32_t id, std::span<const uint8_t> request);
 
   UniqueFd socket_;
   int timeout_ms_;
@@ -67,6 +72,7 @@ class Client {
   std::vector<Flow> flows_;
   SampledRound sampling_;  // as far as it came
   std::deque<SampledRound> rounds_;
+  std::vector<Rule> rules_;
   uint32_t next_id_ = 1;
 };
 

@@ -272,8 +272,8 @@ bool Server::read_requests(EngineId id, Engine& e, const char** why) {
       }
       if (bytes.empty()) continue;
     }
-    const auto used = e.requests.feed(bytes, [&](const Request& r) {
-      take(id, e, r);
+    const auto used = e.requests.feed(bytes, [&](const Asking& asking) {
+      take(id, e, asking);
       return true;
     });
     if (!used) {
@@ -298,10 +298,13 @@ bool Server::read_token_line(Engine& e, std::span<const uint8_t>& bytes) {
   return e.admitted;
 }
 
-void Server::take(EngineId id, Engine& e, const Request& r) {
+void Server::take(EngineId id, Engine& e, const Asking& asking) {
+  const Request& r = asking.request.request;
   ++e.outstanding;
   const auto answer = [&](int err) { respond(id, {r.id, static_cast<uint32_t>(err), 0, 0}); };
-  if ((r.flags & ~kRequestFlags) != 0) return answer(EINVAL);
+  if ((r.flags & ~kRequestFlags) != 0 || (asking.request.options & ~kRequestOptions) != 0 ||
+      !is_plain_text(asking.request.reason))
+    return answer(EINVAL);
   if (r.name == static_cast<uint16_t>(Feature::monitor_on) ||
       r.name == static_cast<uint16_t>(Feature::monitor_off)) {
     e.monitoring = r.name == static_cast<uint16_t>(Feature::monitor_on);
@@ -311,7 +314,7 @@ void Server::take(EngineId id, Engine& e, const Request& r) {
     return answer(0);
   }
   if (r.write() && !e.may_act) return answer(EPERM);
-  on_request(id, r);
+  on_request(id, asking);
 }
 
 // ---- writing ----

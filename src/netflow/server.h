@@ -54,7 +54,7 @@ class Server {
 
   using EngineId = uint64_t;
   // A request that is well-formed and not about the connection itself. It is to be answered once.
-  std::function<void(EngineId, const Request&)> on_request;
+  std::function<void(EngineId, const Asking&)> on_request;
 
   // Engines came, or turned their monitoring on or off: called before they are told.
   std::function<void()> on_listening;
@@ -124,7 +124,7 @@ class Server {
   static Result<size_t> receive(Engine& e, std::span<uint8_t> room);
   bool read_requests(EngineId id, Engine& e, const char** why);
   bool read_token_line(Engine& e, std::span<const uint8_t>& bytes);
-  void take(EngineId id, Engine& e, const Request& r);
+  void take(EngineId id, Engine& e, const Asking& asking);
   static Result<size_t> send(Engine& e);
   static bool flush(Engine& e);
   static void forget_observations(Engine& e);

@@ -31,8 +31,9 @@ class ServerTest : public testing::Test {
     auto made = Server::make(options_);
     ASSERT_TRUE(made) << made.error().where;
     server_ = std::move(*made);
-    server_->on_request = [this](Server::EngineId engine, const Request& r) {
-      asked_.push_back({engine, r});
+    server_->on_request = [this](Server::EngineId engine, const Asking& asking) {
+      asked_.push_back({engine, asking.request.request});
+      last_ = asking;
     };
     server_->on_listening = [] {};
   }
@@ -121,6 +122,7 @@ class ServerTest : public testing::Test {
   ServerOptions options_;
   std::unique_ptr<Server> server_;
   std::vector<Asked> asked_;
+  Asking last_;
 };
 
 TEST_F(ServerTest, EveryEngineGetsEveryObservation) {
@@ -216,6 +218,59 @@ TEST_F(ServerTest, AnUnknownFlagIsAnsweredAndAnUnknownSignatureIsTheEnd) {
   EXPECT_EQ(next_response(fd).status, static_cast<uint32_t>(EINVAL));
   const uint8_t wrong[] = {0xd3, 0x10};
   ASSERT_EQ(::send(fd.get(), wrong, sizeof wrong, 0), 2);
+  EXPECT_TRUE(eventually([&] { return server_->engines() == 0; }));
+}
+
+ExtendedRequest extended(uint32_t id, const std::string& reason, uint32_t options = 0) {
+  ExtendedRequest r;
+  r.request.id = id;
+  r.request.name = static_cast<uint16_t>(Feature::nodelay);
+  r.ttl_s = 7;
+  r.options = options;
+  r.reason = reason;
+  return r;
+}
+
+TEST_F(ServerTest, BothFormsOfRequestsInAnyPieces) {
+  start();
+  const UniqueFd fd = engine();
+  std::vector<uint8_t> all = encoded(extended(1, "why", kDryRun));
+  all.resize(all.size() + kRequestBytes);
+  encode(request(2, Feature::nodelay),
+         std::span<uint8_t, kRequestBytes>(all.data() + all.size() - kRequestBytes, kRequestBytes));
+  const auto third = encoded(extended(3, ""));
+  all.insert(all.end(), third.begin(), third.end());
+  for (const uint8_t byte : all) {
+    ASSERT_EQ(::send(fd.get(), &byte, 1, 0), 1);
+    server_->handle_events();
+    if (asked_.size() == 1) {
+      EXPECT_TRUE(last_.extended);
+      EXPECT_EQ(last_.request, extended(1, "why", kDryRun));
+    }
+    if (asked_.size() == 2) {
+      EXPECT_FALSE(last_.extended);
+    }
+  }
+  ASSERT_EQ(asked_.size(), 3u);
+  EXPECT_EQ(last_.request, extended(3, ""));
+}
+
+TEST_F(ServerTest, AnExtendedRequestThatMeansNothingIsAnsweredAndOneThatCannotBeIsTheEnd) {
+  start();
+  const UniqueFd fd = engine();
+  for (const auto& r : {extended(1, "why", 4), extended(2, "\x1b[2J"), extended(3, "\xff")}) {
+    const auto bytes = encoded(r);
+    ASSERT_EQ(::send(fd.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
+    EXPECT_EQ(next_response(fd).status, static_cast<uint32_t>(EINVAL));
+  }
+  EXPECT_TRUE(asked_.empty());
+  const uint8_t endless[] = {0xd3, 0x21, 0x7f, 0xff, 0xff, 0xff};
+  ASSERT_EQ(::send(fd.get(), endless, sizeof endless, 0), 6);
+  EXPECT_TRUE(eventually([&] { return server_->engines() == 0; }));
+  const UniqueFd other = engine();
+  auto bytes = encoded(extended(4, "why"));
+  bytes[7] = 61 + 3;  // the fixed part is longer than the message
+  ASSERT_EQ(::send(other.get(), bytes.data(), bytes.size(), 0), static_cast<ssize_t>(bytes.size()));
   EXPECT_TRUE(eventually([&] { return server_->engines() == 0; }));
 }
 

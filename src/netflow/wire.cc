@@ -10,6 +10,7 @@ namespace {
 
 constexpr uint64_t kSocketTag = 0x53;
 constexpr uint32_t kOldTextFamily = 2;
+constexpr size_t kFixedAt = 8;  // behind signature, length and the length of the fixed part
 
 // Writes one integer after the other, big-endian.
 class Writer {
@@ -32,6 +33,9 @@ class Writer {
     return *this;
   }
   Writer& put(int64_t value) { return put(static_cast<uint64_t>(value)); }
+  Writer& put_text(std::string_view text) {
+    return put(std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
+  }
   Writer& put(const std::array<char, 16>& text) {
     return put(std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
   }
@@ -79,6 +83,13 @@ class Reader {
     const auto seconds = take<uint64_t>();
     return {seconds, take<uint64_t>()};
   }
+  std::string take_text(size_t bytes) {
+    std::string text(reinterpret_cast<const char*>(in_.data()), bytes);
+    in_ = in_.subspan(bytes);
+    return text;
+  }
+  void skip(size_t bytes) { in_ = in_.subspan(bytes); }
+  size_t left() const { return in_.size(); }
   Endpoint take_endpoint() {
     Endpoint e;
     e.address.af = take<uint32_t>();
@@ -162,6 +173,23 @@ std::optional<Address> address_of_text(const std::array<uint8_t, 16>& text) {
   return a;
 }
 
+// The head of a message with texts. Returns what follows the fixed part of `known` bytes that we
+// know: the bytes of it that a later version added. Errors: peer.
+Result<size_t> check_head(std::span<const uint8_t> bytes, uint16_t sig, size_t known) {
+  if (bytes.size() < known) return Error{Fault::peer, 0, "a message that is too short"};
+  Reader in(bytes);
+  if (in.take<uint16_t>() != sig) return Error{Fault::peer, 0, "another signature"};
+  if (in.take<uint32_t>() != bytes.size()) return Error{Fault::peer, 0, "a message's length"};
+  const size_t fixed = in.take<uint16_t>();
+  if (fixed < known || fixed > bytes.size())
+    return Error{Fault::peer, 0, "the length of a message's fixed part"};
+  return fixed - known;
+}
+
+std::string_view cut(const std::string& text) {
+  return std::string_view(text).substr(0, kMaxReason);
+}
+
 }  // namespace
 
 int64_t encode(SocketId id) {
@@ -224,6 +252,33 @@ uint16_t signature_of(std::span<const uint8_t> bytes) {
   return Reader(bytes).take<uint16_t>();
 }
 
+uint32_t stated_bytes(std::span<const uint8_t> bytes) {
+  return Reader(bytes.subspan(2)).take<uint32_t>();
+}
+
+bool is_plain_text(std::string_view text) {
+  for (size_t at = 0; at < text.size();) {
+    const auto first = static_cast<uint8_t>(text[at++]);
+    if (first < 0x80) {
+      if (first < 0x20 || first == 0x7f) return false;
+      continue;
+    }
+    const size_t more = first >= 0xf0 ? 3 : first >= 0xe0 ? 2 : 1;
+    if (first < 0xc2 || first > 0xf4 || text.size() - at < more) return false;
+    uint32_t code = first & (0x3fu >> more);
+    for (size_t k = 0; k < more; ++k) {
+      const auto next = static_cast<uint8_t>(text[at++]);
+      if ((next & 0xc0) != 0x80) return false;
+      code = code << 6 | (next & 0x3f);
+    }
+    constexpr uint32_t kShortest[] = {0, 0x80, 0x800, 0x10000};
+    if (code < kShortest[more] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000) ||
+        code < 0xa0)  // C1 controls: terminals obey them
+      return false;
+  }
+  return true;
+}
+
 void encode(const Observation& o, std::span<uint8_t, kObservationBytes> out) {
   Writer(out)
       .put(kSigObservation)
@@ -273,6 +328,98 @@ void encode(const Flow& f, std::span<uint8_t, kFlowBytes> out) {
       .put(f.pid)
       .put(f.uid)
       .put(std::span<const uint8_t>(command));
+}
+
+std::vector<uint8_t> encoded(const ExtendedRequest& r) {
+  const std::string_view reason = cut(r.reason);
+  std::vector<uint8_t> bytes(kExtendedRequestBytes + reason.size());
+  Writer(bytes)
+      .put(kSigExtendedRequest)
+      .put(static_cast<uint32_t>(bytes.size()))
+      .put(static_cast<uint16_t>(kExtendedRequestBytes))
+      .put(r.request.id)
+      .put(r.request.flags)
+      .put(r.request.name)
+      .put(r.request.value0)
+      .put(r.request.value1)
+      .put(std::span<const uint8_t>(r.request.identity))
+      .put(r.ttl_s)
+      .put(r.options)
+      .put_text(reason);
+  return bytes;
+}
+
+Result<ExtendedRequest> decode_extended_request(std::span<const uint8_t> bytes) {
+  auto added = check_head(bytes, kSigExtendedRequest, kExtendedRequestBytes);
+  if (!added) return added.error();
+  Reader in(bytes.subspan(kFixedAt));
+  ExtendedRequest r;
+  r.request.id = in.take<uint32_t>();
+  r.request.flags = in.take<uint16_t>();
+  r.request.name = in.take<uint16_t>();
+  r.request.value0 = in.take<uint64_t>();
+  r.request.value1 = in.take<uint64_t>();
+  r.request.identity = in.take_bytes<20>();
+  r.ttl_s = in.take<uint32_t>();
+  r.options = in.take<uint32_t>();
+  in.skip(*added);
+  if (in.left() > kMaxReason) return Error{Fault::peer, 0, "a reason that is too long"};
+  r.reason = in.take_text(in.left());
+  return r;
+}
+
+std::vector<uint8_t> encoded(const Rule& r) {
+  const std::string_view engine = cut(r.engine);
+  const std::string_view reason = cut(r.reason);
+  std::vector<uint8_t> bytes(kRuleBytes + 2 + engine.size() + 2 + reason.size());
+  Writer(bytes)
+      .put(kSigRule)
+      .put(static_cast<uint32_t>(bytes.size()))
+      .put(static_cast<uint16_t>(kRuleBytes))
+      .put(r.sequence)
+      .put(r.id)
+      .put(r.name)
+      .put(r.flags)
+      .put(r.state)
+      .put(r.value0)
+      .put(r.value1)
+      .put(static_cast<uint64_t>(r.socket))
+      .put(r.peer)
+      .put(r.since)
+      .put(r.until)
+      .put(r.hits)
+      .put(static_cast<uint16_t>(engine.size()))
+      .put_text(engine)
+      .put(static_cast<uint16_t>(reason.size()))
+      .put_text(reason);
+  return bytes;
+}
+
+Result<Rule> decode_rule(std::span<const uint8_t> bytes) {
+  auto added = check_head(bytes, kSigRule, kRuleBytes);
+  if (!added) return added.error();
+  Reader in(bytes.subspan(kFixedAt));
+  Rule r;
+  r.sequence = in.take<uint64_t>();
+  r.id = in.take<uint32_t>();
+  r.name = in.take<uint16_t>();
+  r.flags = in.take<uint16_t>();
+  r.state = in.take<uint16_t>();
+  r.value0 = in.take<uint64_t>();
+  r.value1 = in.take<uint64_t>();
+  r.socket = static_cast<int64_t>(in.take<uint64_t>());
+  r.peer = in.take_endpoint();
+  r.since = in.take_timestamp();
+  r.until = in.take_timestamp();
+  r.hits = in.take<uint32_t>();
+  in.skip(*added);
+  for (std::string* text : {&r.engine, &r.reason}) {
+    const size_t length = in.left() < 2 ? SIZE_MAX : in.take<uint16_t>();
+    if (length > in.left()) return Error{Fault::peer, 0, "a rule's text"};
+    *text = in.take_text(length);
+  }
+  if (!is_address(r.peer.address)) return Error{Fault::peer, 0, "a rule's address is none"};
+  return r;
 }
 
 Result<Flow> decode_flow(std::span<const uint8_t> bytes) {

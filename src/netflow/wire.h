@@ -2,7 +2,7 @@
 // docs/netflow.md.
 //
 // Every integer is big-endian and every structure packed; a message's length follows from its first
-// two bytes. Nothing here does input or output, reads a clock or allocates.
+// two bytes, or stands behind them (version 2). Nothing here does input or output or reads a clock.
 //
 // TRUST       A request's bytes are an engine's: any pattern is decoded into something or refused,
 //             and what was decoded is still to be checked for meaning by whoever executes it.
@@ -14,6 +14,8 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "base/result.h"
 
@@ -38,6 +40,11 @@ constexpr size_t kFlowBytes = 142;
 constexpr size_t kSampleBytes = 310;
 constexpr size_t kProcessSampleBytes = 62;
 constexpr size_t kRoundBytes = 102;
+// Up to their texts; what a later version adds stands before those.
+constexpr size_t kExtendedRequestBytes = 60;
+constexpr size_t kRuleBytes = 108;
+// No engine's message is longer, whatever version it speaks.
+constexpr size_t kMaxRequestBytes = 512;
 
 struct Address {
   uint32_t af = 4;                  // 4 or 6
@@ -289,7 +296,7 @@ struct ExtendedRequest {
   Request request;
   uint32_t ttl_s = 0;  // 0: until it is undone
   uint32_t options = 0;
-  std::string reason;
+  std::string reason;  // UTF-8 without control characters
   bool operator==(const ExtendedRequest&) const = default;
 };
 
@@ -346,6 +353,10 @@ size_t message_bytes(uint16_t sig);
 bool has_length(uint16_t sig);
 // The signature at the start of a message. `bytes` holds at least two.
 uint16_t signature_of(std::span<const uint8_t> bytes);
+// The length that stands behind a version 2 signature. `bytes` holds at least six.
+uint32_t stated_bytes(std::span<const uint8_t> bytes);
+// UTF-8 as it has to be, without control characters: it can be shown on a terminal.
+bool is_plain_text(std::string_view text);
 
 void encode(const Observation& o, std::span<uint8_t, kObservationBytes> out);
 void encode(const Request& r, std::span<uint8_t, kRequestBytes> out);
@@ -354,6 +365,9 @@ void encode(const Flow& f, std::span<uint8_t, kFlowBytes> out);
 void encode(const Sample& s, std::span<uint8_t, kSampleBytes> out);
 void encode(const ProcessSample& s, std::span<uint8_t, kProcessSampleBytes> out);
 void encode(const Round& r, std::span<uint8_t, kRoundBytes> out);
+// Texts that are too long are cut.
+std::vector<uint8_t> encoded(const ExtendedRequest& r);
+std::vector<uint8_t> encoded(const Rule& r);
 
 // Errors: peer (another signature, an id where none belongs, an address family that is none).
 Result<Observation> decode_observation(std::span<const uint8_t, kObservationBytes> in);
@@ -365,5 +379,8 @@ Result<Flow> decode_flow(std::span<const uint8_t> in);
 Result<Sample> decode_sample(std::span<const uint8_t> in);
 Result<ProcessSample> decode_process_sample(std::span<const uint8_t> in);
 Result<Round> decode_round(std::span<const uint8_t> in);
+// The same, where a later version adds before the texts.
+Result<ExtendedRequest> decode_extended_request(std::span<const uint8_t> in);
+Result<Rule> decode_rule(std::span<const uint8_t> in);
 
 }  // namespace mw::netflow

@@ -286,6 +286,114 @@ TEST(Wire, ARoundIsTheSpecificationsBytes) {
       decode_round);
 }
 
+const char kExtendedHex[] =
+    "d321 00000043 003c"                                    // sig, length, fixed part
+    "01020304 0005 1103 0000000000000001 0000000000000000"  // as in a plain request
+    "00000004 cb007109 000000000000000000000000"
+    "00000258 00000003"  // 600 s, dry run and bound to the connection
+    "746f6f20c3a9 2e";   // the reason
+
+ExtendedRequest extended_request() {
+  ExtendedRequest r;
+  r.request.id = 0x01020304;
+  r.request.flags = kRequestWrite;
+  r.request.name = static_cast<uint16_t>(Feature::address_block);
+  r.request.value0 = 1;
+  name_peer(r.request, v4(203, 0, 113, 9));
+  r.ttl_s = 600;
+  r.options = kDryRun | kEndsWithConnection;
+  r.reason = "too \u00e9.";
+  return r;
+}
+
+// With three bytes that a later version might add, in front of the texts.
+std::vector<uint8_t> of_a_later_version(std::vector<uint8_t> bytes) {
+  const size_t fixed = bytes[6] << 8 | bytes[7];
+  bytes.insert(bytes.begin() + static_cast<long>(fixed), {1, 2, 3});
+  bytes[7] = static_cast<uint8_t>(bytes[7] + 3);
+  bytes[5] = static_cast<uint8_t>(bytes[5] + 3);
+  return bytes;
+}
+
+TEST(Wire, AnExtendedRequestIsTheSpecificationsBytes) {
+  const auto golden = bytes_of_hex(kExtendedHex);
+  EXPECT_EQ(encoded(extended_request()), golden);
+  auto back = decode_extended_request(golden);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(*back, extended_request());
+  auto later = decode_extended_request(of_a_later_version(golden));
+  ASSERT_TRUE(later);
+  EXPECT_EQ(*later, extended_request());
+  ExtendedRequest wordy = extended_request();
+  wordy.reason = std::string(kMaxReason + 1, 'x');
+  EXPECT_EQ(decode_extended_request(encoded(wordy))->reason.size(), kMaxReason);
+}
+
+TEST(Wire, AnExtendedRequestWhoseLengthsDoNotFitIsRefused) {
+  const auto golden = bytes_of_hex(kExtendedHex);
+  for (size_t n = 0; n < golden.size(); ++n)
+    EXPECT_FALSE(decode_extended_request(std::span(golden).first(n))) << n;
+  for (const auto& [at, value] :
+       {std::pair{1, 0x20}, {5, 0x42}, {5, 0x44}, {2, 1}, {7, 0x3b}, {7, 0x44}, {6, 0xff}}) {
+    auto broken = golden;
+    broken[static_cast<size_t>(at)] = static_cast<uint8_t>(value);
+    EXPECT_FALSE(decode_extended_request(broken)) << at;
+  }
+  auto wordy = golden;
+  wordy.resize(kExtendedRequestBytes + kMaxReason + 1);
+  wordy[5] = static_cast<uint8_t>(wordy.size());
+  EXPECT_FALSE(decode_extended_request(wordy));
+}
+
+TEST(Wire, ARuleIsTheSpecificationsBytes) {
+  Rule r;
+  r.sequence = 9;
+  r.id = 0x0a0b0c0d;
+  r.name = static_cast<uint16_t>(Feature::min_rate_in);
+  r.flags = kRequestWrite | kRequestBySocket;
+  r.state = kRuleExpired;
+  r.value0 = 500;
+  r.value1 = 20;
+  r.socket = encode(SocketId{7, 0x12});
+  r.peer = {v4(192, 0, 2, 1), 54321};
+  r.since = {0x65a1b2c3, 42};
+  r.until = {0x65a1b2c4, 1};
+  r.hits = 3;
+  r.engine = "mw[7]";
+  r.reason = "slow";
+  const auto golden = bytes_of_hex(
+      "d345 00000079 006c 0000000000000009 0a0b0c0d 0310 0003 0002 00000000000001f4"
+      "0000000000000014 5300070000000012 00000004 c0000201 000000000000000000000000 d431"
+      "0000000065a1b2c3 000000000000002a 0000000065a1b2c4 0000000000000001 00000003"
+      "0005 6d775b375d 0004 736c6f77");
+  EXPECT_EQ(encoded(r), golden);
+  auto back = decode_rule(golden);
+  ASSERT_TRUE(back);
+  EXPECT_EQ(*back, r);
+  ASSERT_TRUE(decode_rule(of_a_later_version(golden)));
+  EXPECT_EQ(*decode_rule(of_a_later_version(golden)), r);
+  for (size_t n = 0; n < golden.size(); ++n) {
+    auto shorter = golden;
+    shorter.resize(n);
+    EXPECT_FALSE(decode_rule(shorter)) << n;
+    if (n < 6) continue;
+    shorter[5] = static_cast<uint8_t>(n);
+    EXPECT_FALSE(decode_rule(shorter)) << n;
+  }
+}
+
+TEST(Wire, OnlyTextThatATerminalMayBeShownIsPlain) {
+  for (const char* text : {"", "slow, 20 B/s", "\u00e9\u20ac\U0001f600", "~"})
+    EXPECT_TRUE(is_plain_text(text)) << text;
+  for (const char* text : {"\x1b[2J", "a\nb", "\x7f", "\x80", "\xc3", "\xc0\xaf", "\xe0\x80\xaf",
+                           "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xf5\x80\x80\x80",
+                           "\xc2\x9b"
+                           "2J",
+                           "\xe2\x82"})
+    EXPECT_FALSE(is_plain_text(text)) << text;
+  EXPECT_FALSE(is_plain_text(std::string("a\0b", 3)));
+}
+
 TEST(Wire, CodesAreTheSpecifications) {
   EXPECT_EQ(static_cast<int>(Feature::sampling), 0x0201);
   EXPECT_EQ(static_cast<int>(Feature::monitor_on), 0x0001);

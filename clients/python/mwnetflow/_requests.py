@@ -7,11 +7,28 @@ import os
 import socket as _socket
 import ssl
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
-from .wire import BY_PEER, BY_SOCKET, WRITE, Address, Feature, Response, peer_identity, socket_identity
+from .wire import (BY_PEER, BY_SOCKET, DRY_RUN, ENDS_WITH_CONNECTION, WRITE, Address, ExtendedRequest, Feature, Request,
+                   Response, peer_identity, socket_identity)
 
 _TIMES = (Feature.SNDTIMEO, Feature.RCVTIMEO)
+_RATES = (Feature.MIN_RATE_IN, Feature.MIN_RATE_OUT)
+
+
+class MinRate(NamedTuple):
+    """The value of a minimum rate: bytes a second, 0 for none, and seconds of grace."""
+    rate: int
+    grace: int = 0
+
+
+class Changed(NamedTuple):
+    """What change() did: the value in force, and the rule's id, 0 if only rules() tells it."""
+    value: Any
+    rule: int
+
+
+Value = Union[int, float, MinRate]
 
 
 class RequestError(OSError):
@@ -22,16 +39,25 @@ class RequestError(OSError):
         super().__init__(status, f"{name}: {os.strerror(status)}")
 
 
-def value_of(feature: int, response: Response) -> Union[int, float]:
-    """What a response says: seconds for times, else a number. Raises RequestError."""
+def value_of(feature: int, response: Response) -> Value:
+    """What a response says: seconds for times, a MinRate for minimum rates, else a number. Raises RequestError."""
     if response.status != 0:
         raise RequestError(feature, response.status)
     if feature in _TIMES:
         return response.value0 + response.value1 / 1e6
+    if feature in _RATES:
+        return MinRate(response.value0, response.value1)
     return response.value0
 
 
-def values_for(feature: int, value: Union[int, float]) -> tuple[int, int]:
+def changed(feature: int, response: Response) -> Changed:
+    value = value_of(feature, response)
+    return Changed(value, 0 if feature in _TIMES + _RATES else response.value1)
+
+
+def values_for(feature: int, value: Value) -> tuple[int, int]:
+    if isinstance(value, tuple):
+        return value
     if feature not in _TIMES:
         return int(value) & 0xFFFFFFFFFFFFFFFF, 0
     microseconds = round(value * 1e6)
@@ -82,11 +108,28 @@ def open_socket(address: str, token: Optional[str], context: Optional[ssl.SSLCon
     return wrapped
 
 
-class Requests:
-    """Every request, in terms of `_ask`, which returns the value or something that leads to it."""
+def _identity(socket: Optional[int], peer: Union[str, Address, None]) -> tuple[int, bytes]:
+    """What a request is about, as flags and as 20 bytes."""
+    if socket is not None:
+        return BY_SOCKET, socket_identity(socket)
+    if peer is not None:
+        return BY_PEER, peer_identity(peer)
+    return 0, bytes(20)
 
-    def _ask(self, feature: int, flags: int, value: Union[int, float], identity: bytes) -> Any:
+
+class Requests:
+    """Every request, in terms of `_send`, which returns what `reading` makes of the answer, or something that leads
+    to it."""
+
+    def _send(self, request: Request, reading: Callable[[int, Response], Any]) -> Any:
         raise NotImplementedError
+
+    def _next_id(self) -> int:
+        raise NotImplementedError
+
+    def _ask(self, feature: int, flags: int, value: Value, identity: bytes) -> Any:
+        value0, value1 = values_for(feature, value)
+        return self._send(Request(self._next_id(), flags, feature, value0, value1, identity), value_of)
 
     def monitor(self, on: bool) -> Any:
         """Turns the observations to this client on or off."""
@@ -96,17 +139,30 @@ class Requests:
         """A round of samples of every socket and process each so many seconds, for rounds(); 0: no more."""
         return self._ask(Feature.SAMPLING, WRITE, round(seconds * 1000), bytes(20))
 
-    def get(self, feature: Feature, socket: Optional[int] = None) -> Any:
-        """The value of a feature: of a socket, or of the whole stack."""
-        if socket is None:
-            return self._ask(feature, 0, 0, bytes(20))
-        return self._ask(feature, BY_SOCKET, 0, socket_identity(socket))
+    def get(self, feature: Feature, socket: Optional[int] = None, *,
+            peer: Union[str, Address, None] = None) -> Any:
+        """The value of a feature: of a socket, of a peer, or of the whole stack."""
+        flags, identity = _identity(socket, peer)
+        return self._ask(feature, flags, 0, identity)
 
-    def set(self, feature: Feature, value: Union[int, float], socket: Optional[int] = None) -> Any:
-        """Sets a feature; the result is the value that is in force then."""
-        if socket is None:
-            return self._ask(feature, WRITE, value, bytes(20))
-        return self._ask(feature, WRITE | BY_SOCKET, value, socket_identity(socket))
+    def set(self, feature: Feature, value: Value, socket: Optional[int] = None) -> Any:
+        """Sets a feature by a plain request; the result is the value that is in force then."""
+        flags, identity = _identity(socket, None)
+        return self._ask(feature, WRITE | flags, value, identity)
+
+    def change(self, feature: Feature, value: Value, socket: Optional[int] = None, *,
+               peer: Union[str, Address, None] = None, ttl: int = 0, reason: str = "", dry_run: bool = False,
+               ends_with_connection: bool = False) -> Any:
+        """Sets a feature by an extended request, for `ttl` seconds or until it is undone; the result is a Changed."""
+        flags, identity = _identity(socket, peer)
+        value0, value1 = values_for(feature, value)
+        options = (DRY_RUN if dry_run else 0) | (ENDS_WITH_CONNECTION if ends_with_connection else 0)
+        return self._send(ExtendedRequest(self._next_id(), WRITE | flags, feature, value0, value1, identity, ttl,
+                                          options, reason), changed)
+
+    def undo(self, rule: int) -> Any:
+        """Puts what a rule changed back to what it was."""
+        return self._ask(Feature.UNDO, WRITE, rule, bytes(20))
 
     def close_socket(self, socket: int) -> Any:
         """Cuts the peer off; the application sees a reset."""
@@ -118,3 +174,7 @@ class Requests:
 
     def unblock(self, address: Union[str, Address]) -> Any:
         return self._ask(Feature.ADDRESS_BLOCK, WRITE | BY_PEER, 0, peer_identity(address))
+
+    def allow(self, address: Union[str, Address], on: bool = True) -> Any:
+        """Puts a peer on the list of those that no rule touches, or takes it off."""
+        return self._ask(Feature.ALLOW, WRITE | BY_PEER, int(on), peer_identity(address))

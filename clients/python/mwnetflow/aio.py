@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import builtins
 import itertools
 import ssl
-from typing import AsyncIterator, Optional, Union
+from typing import Any, AsyncIterator, Callable, Optional
 
 from . import _requests
-from .wire import (Decoder, Feature, Flow, Observation, Request, Response, Rounds,
+from .wire import (Decoder, Feature, Flow, Observation, Request, Response, Rounds, Rule,
                    SampledRound)
 
 
@@ -33,6 +34,7 @@ class AsyncClient(_requests.Requests):
         self._rounds: asyncio.Queue[Optional[SampledRound]] = asyncio.Queue()
         self._kept_rounds = kept_rounds
         self._flows: list[Flow] = []
+        self._rules: list[Rule] = []
         self._listing = asyncio.Lock()
         self._waiting: dict[int, asyncio.Future[Response]] = {}
         self._ids = itertools.count(1)
@@ -81,6 +83,8 @@ class AsyncClient(_requests.Requests):
                         self._take_observation(message)
                     elif isinstance(message, Flow):
                         self._flows.append(message)
+                    elif isinstance(message, Rule):
+                        self._rules.append(message)
                     elif isinstance(message, Response):
                         if (future := self._waiting.pop(message.id, None)) and not future.done():
                             future.set_result(message)
@@ -120,6 +124,14 @@ class AsyncClient(_requests.Requests):
             await self.get(Feature.LIST)
             return self._flows
 
+    # `list` names the method above from here on.
+    async def rules(self) -> "builtins.list[Rule]":
+        """The rules in force, and those that ended last."""
+        async with self._listing:
+            self._rules = []
+            await self.get(Feature.RULES)
+            return self._rules
+
     async def request(self, request: Request) -> Response:
         """Sends a request as it is and waits for its answer."""
         if self._failure is not None:
@@ -130,9 +142,8 @@ class AsyncClient(_requests.Requests):
         await self._writer.drain()
         return await future
 
-    async def _ask(self, feature: int, flags: int, value: Union[int, float],
-                   identity: bytes) -> Union[int, float]:
-        value0, value1 = _requests.values_for(feature, value)
-        number = next(self._ids) & 0xFFFFFFFF
-        response = await self.request(Request(number, flags, feature, value0, value1, identity))
-        return _requests.value_of(feature, response)
+    def _next_id(self) -> int:
+        return next(self._ids) & 0xFFFFFFFF
+
+    async def _send(self, request: Request, reading: Callable[[int, Response], Any]) -> Any:
+        return reading(request.name, await self.request(request))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import itertools
 import ssl
 from collections import deque
-from typing import Deque, Iterator, Optional, Union
+from typing import Any, Callable, Deque, Iterator, Optional
 
 from . import _requests
-from .wire import (Decoder, Feature, Flow, Observation, Request, Response, Rounds,
+from .wire import (Decoder, Feature, Flow, Observation, Request, Response, Rounds, Rule,
                    SampledRound)
 
 
@@ -33,6 +34,7 @@ class Client(_requests.Requests):
         self._flows: list[Flow] = []
         self._sampling = Rounds()
         self._rounds: Deque[SampledRound] = deque()
+        self._rules: list[Rule] = []
         self._ids = itertools.count(1)
 
     def __enter__(self) -> "Client":
@@ -59,6 +61,8 @@ class Client(_requests.Requests):
                 self._observations.append(message)
             elif isinstance(message, Flow):
                 self._flows.append(message)
+            elif isinstance(message, Rule):
+                self._rules.append(message)
             elif isinstance(message, Response):
                 self._responses[message.id] = message
             elif (whole := self._sampling.add(message)) is not None:
@@ -92,6 +96,13 @@ class Client(_requests.Requests):
         self.get(Feature.LIST)
         return self._flows
 
+    # `list` names the method above from here on.
+    def rules(self) -> "builtins.list[Rule]":
+        """The rules in force, and those that ended last."""
+        self._rules = []
+        self.get(Feature.RULES)
+        return self._rules
+
     def request(self, request: Request) -> Response:
         """Sends a request as it is and waits for its answer."""
         self._socket.sendall(request.pack())
@@ -99,9 +110,8 @@ class Client(_requests.Requests):
             self._read()
         return self._responses.pop(request.id)
 
-    def _ask(self, feature: int, flags: int, value: Union[int, float],
-             identity: bytes) -> Union[int, float]:
-        value0, value1 = _requests.values_for(feature, value)
-        number = next(self._ids) & 0xFFFFFFFF
-        response = self.request(Request(number, flags, feature, value0, value1, identity))
-        return _requests.value_of(feature, response)
+    def _next_id(self) -> int:
+        return next(self._ids) & 0xFFFFFFFF
+
+    def _send(self, request: Request, reading: Callable[[int, Response], Any]) -> Any:
+        return reading(request.name, self.request(request))

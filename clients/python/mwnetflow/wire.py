@@ -11,23 +11,27 @@ from typing import NamedTuple, Optional, Union
 SIG_OBSERVATION = 0xD310
 SIG_REQUEST = 0xD320
 SIG_RESPONSE = 0xD32F
+SIG_EXTENDED_REQUEST = 0xD321
 SIG_FLOW = 0xD341
 SIG_SAMPLE = 0xD342
 SIG_PROCESS_SAMPLE = 0xD343
 SIG_ROUND = 0xD344
+SIG_RULE = 0xD345
 
 _ENDPOINT = "I16sH"
 _OBSERVATION = struct.Struct(">HIHQQQQq" + _ENDPOINT + _ENDPOINT + "QQQ")
 _REQUEST = struct.Struct(">HIHHQQ20s")
+_EXTENDED_REQUEST = struct.Struct(">HIHIHHQQ20sII")
 _RESPONSE = struct.Struct(">HIIQQ")
 _FLOW = struct.Struct(">HIQqHHQQQQ" + _ENDPOINT + _ENDPOINT + "QQII16s")
 _SAMPLE = struct.Struct(">HIQQQqHH" + _ENDPOINT + _ENDPOINT + "II16sQQII5IQQIIIIQII13I7Q")
 _PROCESS_SAMPLE = struct.Struct(">HIQII16sQQII")
 _ROUND = struct.Struct(">HIQQQQIIQIIIIQQIIQ")
+_RULE = struct.Struct(">HIHQIHHHQQq" + _ENDPOINT + "QQQQI")
 _LENGTH = {SIG_OBSERVATION: _OBSERVATION.size, SIG_REQUEST: _REQUEST.size, SIG_RESPONSE: _RESPONSE.size}
 # Those of version 2 say how long they are: at least this.
 _LEAST = {SIG_FLOW: _FLOW.size, SIG_SAMPLE: _SAMPLE.size, SIG_PROCESS_SAMPLE: _PROCESS_SAMPLE.size,
-          SIG_ROUND: _ROUND.size}
+          SIG_ROUND: _ROUND.size, SIG_RULE: _RULE.size + 4}
 _NEVER = 0xFFFFFFFF
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -57,6 +61,8 @@ class Feature(enum.IntEnum):
     NODELAY = 0x0008
     LIST = 0x0010
     SAMPLING = 0x0201
+    RULES = 0x0202
+    UNDO = 0x0203
     IS_OPEN = 0x0101
     OWNER_RUNNING = 0x0102
     SNDBUF = 0x0109
@@ -66,9 +72,15 @@ class Feature(enum.IntEnum):
     SNDLOWAT = 0x010D
     RCVLOWAT = 0x010E
     ERROR = 0x010F
+    MIN_RATE_IN = 0x0310
+    MIN_RATE_OUT = 0x0311
+    PAUSE = 0x0312
+    PACING = 0x0313
     CONGESTION = 0x1101
     DELACK_TICKS = 0x1102
     ADDRESS_BLOCK = 0x1103
+    PEER_CAP = 0x1314
+    ALLOW = 0x1315
 
 
 class Congestion(enum.IntEnum):
@@ -78,7 +90,16 @@ class Congestion(enum.IntEnum):
     CUBIC = 0x92
 
 
+class RuleState(enum.IntEnum):
+    IN_FORCE = 1
+    EXPIRED = 2
+    UNDONE = 3
+    SOCKET_GONE = 4
+    DONE = 5
+
+
 WRITE, BY_SOCKET, BY_PEER = 1, 2, 4
+DRY_RUN, ENDS_WITH_CONNECTION = 1, 2
 
 
 class ProtocolError(Exception):
@@ -123,6 +144,20 @@ class Request:
     def pack(self) -> bytes:
         return _REQUEST.pack(SIG_REQUEST, self.id, self.flags, self.name, self.value0, self.value1,
                              self.identity)
+
+
+@dataclass(frozen=True)
+class ExtendedRequest(Request):
+    """A request of version 2; `ttl` in seconds, 0: until it is undone."""
+    ttl: int = 0
+    options: int = 0
+    reason: str = ""
+
+    def pack(self) -> bytes:
+        reason = self.reason.encode()
+        return _EXTENDED_REQUEST.pack(SIG_EXTENDED_REQUEST, _EXTENDED_REQUEST.size + len(reason),
+                                      _EXTENDED_REQUEST.size, self.id, self.flags, self.name, self.value0,
+                                      self.value1, self.identity, self.ttl, self.options) + reason
 
 
 @dataclass(frozen=True)
@@ -259,7 +294,26 @@ class SampledRound(NamedTuple):
     processes: list[ProcessSample]
 
 
-Message = Union[Observation, Response, Flow, Sample, ProcessSample, Round]
+@dataclass(frozen=True)
+class Rule:
+    """A change that an engine made. `until`: when it ended or will end, 0: never; `socket`: 0 if it is about none."""
+    sequence: int
+    id: int
+    name: int
+    flags: int
+    state: RuleState
+    value0: int
+    value1: int
+    socket: int
+    peer: Endpoint
+    since: float
+    until: float
+    hits: int
+    engine: str
+    reason: str
+
+
+Message = Union[Observation, Response, Flow, Sample, ProcessSample, Round, Rule]
 
 
 def socket_identity(socket: int) -> bytes:
@@ -345,8 +399,80 @@ class Rounds:
         return whole
 
 
+def _text(padded: bytes) -> str:
+    return padded.rstrip(b"\0").decode("ascii", "replace")
+
+
+def _age(milliseconds: int) -> Optional[float]:
+    return None if milliseconds == _NEVER else milliseconds / 1e3
+
+
+def _sample(data: memoryview) -> Sample:
+    (_, _, sequence, now, mono, socket, kind, flags, local_af, local, local_port, remote_af, remote, remote_port,
+     pid, uid, command, bytes_in, bytes_out, calls_in, calls_out, age, first_in, last_in, first_out, last_out,
+     *rest) = _SAMPLE.unpack(data[:_SAMPLE.size])
+    return Sample(sequence, now / 1e9, mono / 1e9, socket, kind == 2, SampleFlag(flags),
+                  _endpoint(local_af, local, local_port), _endpoint(remote_af, remote, remote_port), pid, uid,
+                  _text(command), bytes_in, bytes_out, calls_in, calls_out, _age(age), _age(first_in),
+                  _age(last_in), _age(first_out), _age(last_out), *rest)
+
+
+def _process_sample(data: memoryview) -> ProcessSample:
+    _, _, sequence, pid, uid, command, *rest = _PROCESS_SAMPLE.unpack(data[:_PROCESS_SAMPLE.size])
+    return ProcessSample(sequence, pid, uid, _text(command), *rest)
+
+
+def _round(data: memoryview) -> Round:
+    (_, _, sequence, now, mono, number, sockets, processes, missed, ins, ins_pid, heartbeat,
+     *rest) = _ROUND.unpack(data[:_ROUND.size])
+    return Round(sequence, now / 1e9, mono / 1e9, number, sockets, processes, missed, ins, ins_pid,
+                 _age(heartbeat), *rest)
+
+
+class Rounds:
+    """Puts samples together to the rounds that they came in."""
+
+    def __init__(self) -> None:
+        self._samples: list[Sample] = []
+        self._processes: list[ProcessSample] = []
+
+    def add(self, message: Union[Sample, ProcessSample, Round]) -> Optional[SampledRound]:
+        """The round that ends with this message, if one does."""
+        if isinstance(message, Sample):
+            self._samples.append(message)
+            return None
+        if isinstance(message, ProcessSample):
+            self._processes.append(message)
+            return None
+        whole = SampledRound(message, self._samples, self._processes)
+        self._samples, self._processes = [], []
+        return whole
+
+
 _DECODE = {SIG_OBSERVATION: _observation, SIG_FLOW: _flow, SIG_SAMPLE: _sample, SIG_PROCESS_SAMPLE: _process_sample,
            SIG_ROUND: _round, SIG_RESPONSE: lambda data: Response(*_RESPONSE.unpack(data)[1:])}
+
+
+def _text(data: memoryview) -> tuple[str, memoryview]:
+    length = int.from_bytes(data[:2], "big")
+    if len(data) < 2 + length:
+        raise ProtocolError("a text that is longer than its message")
+    return bytes(data[2:2 + length]).decode("utf-8", "replace"), data[2 + length:]
+
+
+def _rule(data: memoryview) -> Rule:
+    (_, _, fixed, sequence, number, name, flags, state, value0, value1, socket, family, peer, port, since, since_ns,
+     until, until_ns, hits) = _RULE.unpack(data[:_RULE.size])
+    if fixed < _RULE.size:
+        raise ProtocolError(f"a rule of {fixed} bytes")
+    engine, rest = _text(data[fixed:])
+    reason, _ = _text(rest)
+    return Rule(sequence, number, name, flags, RuleState(state), value0, value1, socket,
+                _endpoint(family, peer, port), since + since_ns / 1e9, until + until_ns / 1e9, hits, engine, reason)
+
+
+_DECODE = {SIG_OBSERVATION: _observation, SIG_FLOW: _flow, SIG_SAMPLE: _sample, SIG_PROCESS_SAMPLE: _process_sample,
+           SIG_ROUND: _round, SIG_RULE: _rule, SIG_RESPONSE: lambda data: Response(*_RESPONSE.unpack(data)[1:])}
 
 
 class Decoder:
