@@ -11,10 +11,9 @@
 
 #include <algorithm>
 
+#include "shim/interpose.h"
 #include "shim/process.h"
 #include "shim/resolve.h"
-
-#define MW_EXPORT extern "C" [[gnu::visibility("default")]]
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 

@@ -14,9 +14,8 @@
 #include <algorithm>
 
 #include "shim/calls.h"
+#include "shim/interpose.h"
 #include "shim/process.h"
-
-#define MW_EXPORT extern "C" [[gnu::visibility("default")]]
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 

@@ -1,7 +1,7 @@
 /* vfork.S - vfork(), which has to tell our other functions that its child runs in the parent's memory.
  *
  * The child shares our descriptor table (memory) but not our descriptors (kernel), so what it closes or
- * duplicates must not be noted: interpose.cc asks mw_in_vfork. The flag is the calling thread's own; it is
+ * duplicates must not be noted: interpose_fd.cc asks mw_in_vfork. The flag is the calling thread's own; it is
  * set until the parent goes on, which is when the child has ended or become another program; then it has
  * copies of our descriptors, which mw_descriptor_copies counts.
  * The return address has to be kept in a register: the child reuses this stack frame. */

@@ -1,0 +1,91 @@
+// interpose_exec.cc - the exported functions that start programs: they take the shim with them.
+#include <alloca.h>
+#include <stdarg.h>
+#include <unistd.h>
+
+#include "shim/epoll.h"
+#include "shim/exec.h"
+#include "shim/interpose.h"
+
+using namespace mw::shim;  // NOLINT: the exported names have to be global
+
+#define MW_OUR_ENVIRONMENT(env) \
+  environment_with_us(env, static_cast<char**>(alloca(environment_room(env) * sizeof(char*))))
+
+MW_EXPORT int execve(const char* path, char* const* argv, char* const* env) noexcept {
+  epoll_before_exec();
+  return libc.execve(path, argv, MW_OUR_ENVIRONMENT(env));
+}
+MW_EXPORT int execv(const char* path, char* const* argv) noexcept {
+  return execve(path, argv, environ);
+}
+MW_EXPORT int execvpe(const char* file, char* const* argv, char* const* env) noexcept {
+  epoll_before_exec();
+  return libc.execvpe(file, argv, MW_OUR_ENVIRONMENT(env));
+}
+MW_EXPORT int execvp(const char* file, char* const* argv) noexcept {
+  return execvpe(file, argv, environ);
+}
+MW_EXPORT int fexecve(int fd, char* const* argv, char* const* env) noexcept {
+  epoll_before_exec();
+  return libc.fexecve(fd, argv, MW_OUR_ENVIRONMENT(env));
+}
+MW_EXPORT int execveat(int fd, const char* path, char* const* argv, char* const* env,
+                       int flags) noexcept {
+  epoll_before_exec();
+  return libc.execveat(fd, path, argv, MW_OUR_ENVIRONMENT(env), flags);
+}
+
+namespace {
+size_t count_arguments(va_list ap) {
+  size_t n = 1;
+  while (va_arg(ap, char*) != nullptr) ++n;
+  return n;
+}
+void collect_arguments(const char* first, size_t n, va_list ap, char** out) {
+  out[0] = const_cast<char*>(first);
+  for (size_t i = 1; i <= n; ++i) out[i] = va_arg(ap, char*);
+}
+}  // namespace
+
+#define MW_ARGUMENTS(first)                                               \
+  va_list ap;                                                             \
+  va_start(ap, first);                                                    \
+  const size_t count = count_arguments(ap);                               \
+  va_end(ap);                                                             \
+  char** argv = static_cast<char**>(alloca((count + 1) * sizeof(char*))); \
+  va_start(ap, first);                                                    \
+  collect_arguments(first, count, ap, argv)
+
+MW_EXPORT int execl(const char* path, const char* first, ...) noexcept {
+  MW_ARGUMENTS(first);
+  va_end(ap);
+  return execve(path, argv, environ);
+}
+MW_EXPORT int execlp(const char* file, const char* first, ...) noexcept {
+  MW_ARGUMENTS(first);
+  va_end(ap);
+  return execvpe(file, argv, environ);
+}
+MW_EXPORT int execle(const char* path, const char* first, ...) noexcept {
+  MW_ARGUMENTS(first);
+  char* const* env = va_arg(ap, char* const*);
+  va_end(ap);
+  return execve(path, argv, env);
+}
+MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
+                          const posix_spawnattr_t* attributes, char* const* argv,
+                          char* const* env) {
+  epoll_before_exec();
+  const int rc = libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+  note_copies();
+  return rc;
+}
+MW_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
+                           const posix_spawnattr_t* attributes, char* const* argv,
+                           char* const* env) {
+  epoll_before_exec();
+  const int rc = libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+  note_copies();
+  return rc;
+}
