@@ -16,11 +16,12 @@ MAY_USE = {
     "transport": {"abi", "base", "ring"},
     "registry": {"abi", "base", "ring"},
     "netflow": {"abi", "base"},
+    "guard": {"base", "netflow"},
     "shim": {"abi", "base", "ring", "codec", "transport"},
     "ins": {"abi", "base", "ring", "codec", "transport", "registry"},
     "driver": {"abi", "base", "ring", "transport", "registry", "netflow"},
     "frontend": {"base", "registry"},
-    "cli": {"base", "netflow", "registry", "frontend", "transport"},
+    "cli": {"base", "netflow", "guard", "registry", "frontend", "transport"},
 }
 
 # Single files that a folder may use although it may not use the rest of theirs.

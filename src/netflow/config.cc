@@ -12,10 +12,7 @@
 
 #include "base/unique_fd.h"
 #include "netflow/socket_address.h"
-
-#define TOML_EXCEPTIONS 0
-#define TOML_HEADER_ONLY 1
-#include <toml++/toml.h>
+#include "netflow/toml_reader.h"
 
 namespace mw::netflow {
 namespace {
@@ -23,72 +20,19 @@ namespace {
 constexpr size_t kMaxFile = 1 << 20;
 constexpr uint64_t kLeastRotation = 64 * 1024;
 
-class Reader {
+class Reader : private TomlReader {
  public:
   ConfigReading read(const std::string& text) {
-    auto parsed = toml::parse(text);
-    if (!parsed) {
-      fault(parsed.error().source().begin, std::string(parsed.error().description()));
-      return std::move(out_);
+    if (const auto root = parse(text)) {
+      only(*root, "", {"netflow", "exports"});
+      if (const toml::table* t = table(*root, "netflow")) netflow(*t);
+      if (const toml::table* t = table(*root, "exports")) exports(*t);
     }
-    const toml::table root = std::move(parsed).table();
-    only(root, "", {"netflow", "exports"});
-    if (const toml::table* t = table(root, "netflow")) netflow(*t);
-    if (const toml::table* t = table(root, "exports")) exports(*t);
-    std::sort(out_.faults.begin(), out_.faults.end(),
-              [](const ConfigFault& a, const ConfigFault& b) {
-                return std::pair(a.line, a.column) < std::pair(b.line, b.column);
-              });
+    out_.faults = take_faults();
     return std::move(out_);
   }
 
  private:
-  void fault(const toml::source_position& at, const std::string& text) {
-    out_.faults.push_back({at.line, at.column, text});
-  }
-  void fault(const toml::node& node, const std::string& text) { fault(node.source().begin, text); }
-
-  void only(const toml::table& t, const std::string& where,
-            std::initializer_list<std::string_view> known) {
-    for (const auto& [key, node] : t) {
-      if (std::find(known.begin(), known.end(), key.str()) != known.end()) continue;
-      std::string list;
-      for (const std::string_view name : known)
-        list += (list.empty() ? "" : ", ") + std::string(name);
-      fault(key.source().begin, where + std::string(key.str()) + " is unknown; there are: " + list);
-    }
-  }
-
-  const toml::table* table(const toml::table& in, const char* name) {
-    const toml::node* const node = in.get(name);
-    if (node != nullptr && !node->is_table())
-      fault(*node, std::string(name) + " has to be a table");
-    return node != nullptr ? node->as_table() : nullptr;
-  }
-  // The value as it is to be; nothing if it is not there, or is something else.
-  template <class T>
-  std::optional<T> value(const toml::table& in, const char* name, const char* kind) {
-    const toml::node* const node = in.get(name);
-    if (node == nullptr) return std::nullopt;
-    if (auto v = node->value_exact<T>()) return v;
-    fault(*node, std::string(name) + " has to be " + kind);
-    return std::nullopt;
-  }
-  void number(const toml::table& in, const char* name, uint64_t least, uint64_t most,
-              const std::function<void(uint64_t)>& take) {
-    const auto v = value<int64_t>(in, name, "a whole number");
-    if (!v) return;
-    if (*v >= 0 && static_cast<uint64_t>(*v) >= least && static_cast<uint64_t>(*v) <= most)
-      take(static_cast<uint64_t>(*v));
-    else
-      fault(*in.get(name), std::string(name) + " has to be " + std::to_string(least) + " to " +
-                               std::to_string(most));
-  }
-  void number(const toml::table& in, const char* name, uint32_t least, uint32_t most,
-              uint32_t& out) {
-    number(in, name, uint64_t{least}, uint64_t{most},
-           [&out](uint64_t v) { out = static_cast<uint32_t>(v); });
-  }
   void path(const toml::table& in, const char* name, std::string& out) {
     const auto v = value<std::string>(in, name, "a text");
     if (!v) return;
@@ -215,7 +159,7 @@ ConfigReading parse_config(const std::string& text) {
   return Reader().read(text);
 }
 
-Result<ConfigReading> read_config(const std::string& path) {
+Result<std::string> read_text_file(const std::string& path) {
   const UniqueFd fd{::open(path.c_str(), O_RDONLY | O_CLOEXEC)};
   if (!fd) return Error{Fault::sys, errno, "opening the configuration file"};
   std::string text;
@@ -224,11 +168,16 @@ Result<ConfigReading> read_config(const std::string& path) {
     const ssize_t n = ::read(fd.get(), part, sizeof part);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) return Error{Fault::sys, errno, "reading the configuration file"};
-    if (n == 0) break;
+    if (n == 0) return text;
     text.append(part, static_cast<size_t>(n));
     if (text.size() > kMaxFile) return Error{Fault::sys, EFBIG, "reading the configuration file"};
   }
-  return parse_config(text);
+}
+
+Result<ConfigReading> read_config(const std::string& path) {
+  auto text = read_text_file(path);
+  if (!text) return text.error();
+  return parse_config(*text);
 }
 
 }  // namespace mw::netflow

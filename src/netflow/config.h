@@ -39,6 +39,8 @@ struct ConfigReading {
   std::vector<ConfigFault> faults;  // empty: all of it is right
 };
 
+// A whole file of at most 1 MiB. Errors: sys.
+Result<std::string> read_text_file(const std::string& path);
 // Errors: sys (the file cannot be read).
 Result<ConfigReading> read_config(const std::string& path);
 // Paths in the text that are relative are faults: a daemon has no folder of its own.

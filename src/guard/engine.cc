@@ -1,0 +1,353 @@
+#include "guard/engine.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace mw::guard {
+
+using netflow::Round;
+using netflow::Sample;
+
+namespace {
+
+constexpr int64_t kMs = 1'000'000;
+constexpr int64_t kSecond = 1'000 * kMs;
+constexpr int64_t kMinute = 60 * kSecond;
+constexpr size_t kMaxPeers = 65'536;
+// Answers are remembered for about so long.
+constexpr double kMemorySeconds = 30;
+// Of one answer so much is left after half a minute.
+constexpr double kTrusted = 0.3;
+// What was asked for may take this long to show.
+constexpr int64_t kTakesEffect = 5 * kSecond;
+// One connection of a peer that was served lately, or over a bad link, has so many times longer.
+constexpr double kPatience = 3;
+// Of a peer that cannot be heard at all: a computer that was suspended, a tunnel.
+constexpr double kPatienceGone = 6;
+// Nobody knows whether the peer or the application is late; then both have this long.
+constexpr double kUnknownSeconds = 60;
+// A round handles so many at most; the next one is a moment away.
+constexpr size_t kMostAtOnce = 256;
+
+}  // namespace
+
+// ---- what is there ----
+
+void Engine::observe(std::span<const Sample> samples, const Round& round) {
+  const auto now = static_cast<int64_t>(round.mono_ns);
+  // Nobody looked meanwhile, or the stack stood still: no peer is to blame.
+  const int64_t pause = int64_t{rules_.sample_ms} * kMs;
+  const int64_t gap = last_round_ns_ == 0 ? 0 : now - last_round_ns_ - pause;
+  if (gap > kSecond + 3 * pause)
+    for (auto& [id, c] : connections_) c.excuse(gap);
+  last_round_ns_ = now;
+  bool queue = false;
+  for (const Sample& s : samples) {
+    queue = queue || s.queue > 0;
+    if (s.type != 1 || (s.flags & netflow::kSampleInbound) == 0 ||
+        (s.flags & netflow::kSampleListener) != 0)
+      continue;
+    const auto known = connections_.find(s.socket);
+    if (known == connections_.end()) {
+      connections_.emplace(s.socket, Connection(s, now, rules_));
+      continue;
+    }
+    if (const uint32_t answers = known->second.update(s, now, rules_); answers > 0) {
+      Peer& p = peers_[key_of(s.remote.address)];
+      p.served = served_lately(p, now) + answers;
+      p.served_ns = now;
+    }
+  }
+  forget(now, samples.size() >= round.sockets);
+  uint32_t still = 0;
+  for (const auto& [id, c] : connections_) still += c.still(now, rules_) ? 1 : 0;
+  pressed_ = queue || (rules_.crowd_connections > 0 && still * 2 >= rules_.crowd_connections);
+}
+
+void Engine::forget(int64_t now_ns, bool complete) {
+  std::erase_if(connections_, [&](const auto& one) {
+    const int64_t unseen = now_ns - one.second.seen_ns();
+    return unseen > 0 && (complete || unseen > 10 * kSecond);
+  });
+  const int64_t memory = int64_t{rules_.ttl_max_s} * kSecond;
+  for (auto it = peers_.begin(); it != peers_.end();) {
+    Peer& p = it->second;
+    while (!p.cuts.empty() && now_ns - p.cuts.front() > kMinute) p.cuts.pop_front();
+    if (p.blocks > 0 && now_ns - p.last_block_ns > 2 * memory) p.blocks = 0;
+    const bool worth = p.blocks > 0 || !p.cuts.empty() || p.quiet_until_ns > now_ns;
+    const bool gone = peers_.size() > kMaxPeers || served_lately(p, now_ns) < 0.05;
+    it = !worth && gone ? peers_.erase(it) : std::next(it);
+  }
+}
+
+double Engine::served_lately(const Peer& p, int64_t now_ns) {
+  if (p.served == 0) return 0;
+  return p.served * std::exp(-static_cast<double>(now_ns - p.served_ns) / 1e9 / kMemorySeconds);
+}
+
+bool Engine::untouchable(const Connection& c) const {
+  return (c.sample().flags & netflow::kSampleAllowed) != 0 ||
+         any_holds(rules_.allow, c.sample().remote.address);
+}
+
+Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us, uint32_t* connections) {
+  Tallies all;
+  for (auto& [id, c] : connections_) {
+    const Sample& s = c.sample();
+    *worker_us += s.worker_us;
+    ++*connections;
+    if (untouchable(c)) continue;
+    Tally& t = all[key_of(s.remote.address)];
+    t.address = s.remote.address;
+    ++t.connections;
+    t.worker_us += s.worker_us;
+    t.bytes += s.bytes_in + s.bytes_out;
+    if (c.moves_well(now_ns, rules_)) ++t.moving;
+    if (c.still(now_ns, rules_)) {
+      ++t.still;
+      t.held.push_back(&c);
+    } else if (c.idle(now_ns)) {
+      t.idle.push_back(&c);
+    }
+  }
+  for (auto& [key, t] : all) t.peer = &peers_[key];
+  return all;
+}
+
+// ---- what is to be done ----
+
+std::vector<Decision> Engine::decide(int64_t now_ns, Service service) {
+  std::vector<Decision> out;
+  if (service == Service::served && !rules_.always) return out;
+  uint64_t worker_us = 0;
+  uint32_t connections = 0;
+  Tallies tallies = tally(now_ns, &worker_us, &connections);
+  for (auto& [key, t] : tallies) {
+    const bool shared = any_holds(rules_.shared, t.address);
+    // What many connections of one peer do together is only held against it while others suffer.
+    if (service != Service::served && !shared && t.peer->quiet_until_ns <= now_ns) {
+      judge_crowd(t, now_ns, out);
+      judge_idle(t, connections, now_ns, out);
+      judge_worker_time(t, worker_us, now_ns, out);
+      judge_repeat(t, now_ns, out);
+    }
+    if (out.size() >= kMostAtOnce) break;
+  }
+  for (auto& [id, c] : connections_) {
+    if (out.size() >= kMostAtOnce) break;
+    if (untouchable(c) || judged(c, now_ns)) continue;
+    Peer& p = peers_[key_of(c.sample().remote.address)];
+    if (p.blocked_until_ns > now_ns) continue;  // it is being cut
+    judge_connection(c, p, any_holds(rules_.shared, c.sample().remote.address), service, now_ns,
+                     out);
+  }
+  return out;
+}
+
+void Engine::judge_crowd(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
+  if (rules_.crowd_connections == 0 || t.still < rules_.crowd_connections) return;
+  const double progress = served_lately(*t.peer, now_ns) + t.moving;
+  Decision d;
+  d.rule = "crowd";
+  d.measured = {
+      {"connections", double(t.connections)}, {"still", double(t.still)}, {"progress", progress}};
+  d.limits = {{"still", double(rules_.crowd_connections)},
+              {"still_s", rules_.crowd_still_ms / 1e3},
+              {"progress_percent", double(rules_.crowd_progress_percent)}};
+  if (progress * 100 < double(rules_.crowd_progress_percent) * t.still) {
+    block(t, std::move(d), now_ns, out);
+    return;
+  }
+  // Others may be behind the same address: it keeps some connections, and those that work.
+  cap(t, d, now_ns, out);
+  for (Connection* c : t.held)
+    if (c->answers() == 0 && out.size() < kMostAtOnce) close(*c, *t.peer, d, false, now_ns, out);
+}
+
+void Engine::judge_idle(Tally& t, uint32_t all, int64_t now_ns, std::vector<Decision>& out) {
+  const size_t idle = t.idle.size();
+  if (rules_.idle_connections == 0 || idle < rules_.idle_connections ||
+      t.peer->quiet_until_ns > now_ns)
+    return;
+  const double share = 100.0 * static_cast<double>(idle) / all;
+  if (share < rules_.idle_share_percent) return;
+  std::sort(t.idle.begin(), t.idle.end(), [&](const Connection* a, const Connection* b) {
+    return a->idle_ns(now_ns) > b->idle_ns(now_ns);
+  });
+  Decision d;
+  d.rule = "idle";
+  d.measured = {{"idle", double(idle)},
+                {"share_percent", share},
+                {"idle_s", double(t.idle.front()->idle_ns(now_ns)) / 1e9}};
+  d.limits = {{"idle", double(rules_.idle_connections)},
+              {"share_percent", double(rules_.idle_share_percent)},
+              {"keep", double(rules_.keep)}};
+  cap(t, d, now_ns, out);
+  for (size_t k = 0; k + rules_.keep < idle; ++k) close(*t.idle[k], *t.peer, d, false, now_ns, out);
+}
+
+void Engine::judge_worker_time(Tally& t, uint64_t all_us, int64_t now_ns,
+                               std::vector<Decision>& out) {
+  if (rules_.worker_s == 0 || t.worker_us < uint64_t{rules_.worker_s} * 1'000'000 ||
+      t.peer->quiet_until_ns > now_ns)
+    return;
+  const double worker_s = double(t.worker_us) / 1e6;
+  const double share = 100.0 * double(t.worker_us) / double(all_us);
+  const double rate = double(t.bytes) / worker_s;
+  if (share < rules_.worker_share_percent || rate >= rules_.worker_min_rate) return;
+  Decision d;
+  d.rule = "worker-time";
+  d.measured = {{"worker_s", worker_s}, {"share_percent", share}, {"bytes_per_worker_s", rate}};
+  d.limits = {{"worker_s", double(rules_.worker_s)},
+              {"share_percent", double(rules_.worker_share_percent)},
+              {"bytes_per_worker_s", double(rules_.worker_min_rate)}};
+  if (served_lately(*t.peer, now_ns) + t.moving < 1)
+    block(t, std::move(d), now_ns, out);
+  else
+    cap(t, std::move(d), now_ns, out);
+}
+
+void Engine::judge_repeat(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
+  const std::deque<int64_t>& cuts = t.peer->cuts;
+  const auto lately = std::count_if(cuts.begin(), cuts.end(),
+                                    [&](int64_t when) { return now_ns - when <= kMinute; });
+  if (rules_.repeat_cuts == 0 || lately < rules_.repeat_cuts || t.peer->quiet_until_ns > now_ns)
+    return;
+  const double progress = served_lately(*t.peer, now_ns) + t.moving;
+  if (progress >= 1) return;
+  Decision d;
+  d.rule = "repeat";
+  d.measured = {{"cuts", double(lately)}, {"progress", progress}};
+  d.limits = {{"cuts", double(rules_.repeat_cuts)}, {"progress", 1}};
+  block(t, std::move(d), now_ns, out);
+}
+
+// ---- one connection ----
+
+void Engine::judge_connection(Connection& c, Peer& p, bool shared, Service service, int64_t now_ns,
+                              std::vector<Decision>& out) {
+  // A peer that was served lately is most likely honest, and so is one that keeps its link busy.
+  const bool trusted = !shared && served_lately(p, now_ns) >= kTrusted;
+  double patience = trusted || c.link_is_bad() ? kPatience : 1;
+  if (c.peer_is_gone()) patience = kPatienceGone;
+  if (auto d = broken_by(c, patience, service, now_ns))
+    close(c, p, std::move(*d), trusted || c.answers() > 0, now_ns, out);
+}
+
+std::optional<Decision> Engine::broken_by(const Connection& c, double patience, Service service,
+                                          int64_t now_ns) const {
+  const Sample& s = c.sample();
+  const bool denied = service == Service::denied;
+  const auto grace = [&](const RateRules& r) {
+    return patience * (denied ? r.grace_denied_s : r.grace_s);
+  };
+  const auto found = [&](const char* rule, std::vector<Value> measured, std::vector<Value> limits) {
+    Decision d;
+    d.rule = rule;
+    d.measured = std::move(measured);
+    d.limits = std::move(limits);
+    for (const Value& v :
+         {Value{"worker_s", double(s.worker_us) / 1e6}, Value{"rtt_ms", s.rtt_us / 1e3},
+          Value{"retrans", double(s.total_retrans)}})
+      d.measured.push_back(v);
+    return d;
+  };
+  if (c.out_turn()) {
+    const double t = c.out_seconds(now_ns);
+    const double bytes = double(c.out_bytes());
+    const double rate = rules_.answer.min_rate;
+    const double closed = c.window_seconds(now_ns);
+    const bool enough = bytes >= rate * t;
+    const double limit = enough ? rules_.window_progress_s
+                                : patience * (denied ? rules_.window_denied_s : rules_.window_s);
+    if (rules_.window_s > 0 && closed > limit && !c.peer_is_gone())
+      return found("closed-window",
+                   {{"closed_s", closed},
+                    {"window", double(s.snd_wnd)},
+                    {"unsent", double(std::max(s.unsent, s.notsent))},
+                    {"bytes", bytes}},
+                   {{"closed_s", limit}, {"window", double(rules_.window_bytes)}});
+    if (rate > 0 && t > grace(rules_.answer) && bytes < rate * (t - grace(rules_.answer)))
+      return found("slow-answer", {{"seconds", t}, {"bytes", bytes}, {"window", double(s.snd_wnd)}},
+                   {{"min_rate", rate}, {"grace_s", grace(rules_.answer)}});
+    return std::nullopt;
+  }
+  if (!c.in_turn() || c.server_is_behind()) return std::nullopt;
+  const double t = c.in_seconds(now_ns);
+  const double bytes = double(c.in_bytes());
+  const double rate = rules_.request.min_rate;
+  const double wait = c.server_waits(now_ns) ? grace(rules_.request)
+                                             : std::max(kUnknownSeconds, grace(rules_.request));
+  if (rate > 0 && t > wait && bytes < rate * (t - wait))
+    return found("slow-request",
+                 {{"seconds", t}, {"bytes", bytes}, {"waiting_threads", double(s.waiting_threads)}},
+                 {{"min_rate", rate}, {"grace_s", wait}});
+  const double piece = bytes / std::max(1u, s.calls_in);
+  if (rules_.unfinished_s > 0 && s.first_out == netflow::kNever && c.server_waits(now_ns) &&
+      t > patience * rules_.unfinished_s && piece < rules_.unfinished_piece)
+    return found(
+        "unfinished-request",
+        {{"seconds", t}, {"bytes", bytes}, {"calls", double(s.calls_in)}, {"piece", piece}},
+        {{"seconds", patience * rules_.unfinished_s}, {"piece", double(rules_.unfinished_piece)}});
+  return std::nullopt;
+}
+
+// ---- deciding ----
+
+bool Engine::spend(std::deque<int64_t>& spent, uint32_t most, int64_t now_ns) {
+  while (!spent.empty() && now_ns - spent.front() > kMinute) spent.pop_front();
+  if (spent.size() >= most) return false;
+  spent.push_back(now_ns);
+  return true;
+}
+
+void Engine::block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out) {
+  if (!spend(blocks_, rules_.blocks_per_minute, now_ns)) return;
+  const uint64_t ttl = uint64_t{rules_.ttl_s} << std::min(t.peer->blocks, 16u);
+  d.act = Act::block;
+  d.peer = {t.address, 0};
+  d.ttl_s = static_cast<uint32_t>(std::min<uint64_t>(ttl, rules_.ttl_max_s));
+  ++t.peer->blocks;
+  t.peer->last_block_ns = now_ns;
+  t.peer->quiet_until_ns = t.peer->blocked_until_ns = now_ns + int64_t{d.ttl_s} * kSecond;
+  out.push_back(std::move(d));
+}
+
+void Engine::cap(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out) {
+  d.act = Act::cap;
+  d.peer = {t.address, 0};
+  d.value = rules_.keep;
+  d.ttl_s = rules_.ttl_s;
+  t.peer->quiet_until_ns = now_ns + (dry_run_ ? int64_t{d.ttl_s} * kSecond : kTakesEffect);
+  out.push_back(std::move(d));
+}
+
+bool Engine::judged(const Connection& c, int64_t now_ns) const {
+  return c.judged_ns != 0 && (dry_run_ || now_ns - c.judged_ns < kTakesEffect);
+}
+
+void Engine::close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t now_ns,
+                   std::vector<Decision>& out) {
+  if (judged(c, now_ns) || (doubtful && !spend(doubtful_, rules_.doubtful_per_minute, now_ns)))
+    return;
+  c.judged_ns = now_ns;
+  d.act = Act::close;
+  d.socket = c.sample().socket;
+  d.peer = c.sample().remote;
+  d.ttl_s = 0;
+  p.cuts.push_back(now_ns);
+  if (p.cuts.size() > std::max(1u, rules_.repeat_cuts)) p.cuts.pop_front();
+  out.push_back(std::move(d));
+}
+
+void Engine::result(const Decision& d, uint32_t status, int64_t now_ns) {
+  if (status == 0) return;
+  const auto peer = peers_.find(key_of(d.peer.address));
+  if (d.act == Act::close || peer == peers_.end()) return;
+  // It is not in force: what the peer does is still to be judged one by one.
+  peer->second.blocked_until_ns = 0;
+  peer->second.quiet_until_ns = now_ns + kTakesEffect;
+  if (d.act == Act::block && peer->second.blocks > 0) --peer->second.blocks;
+}
+
+}  // namespace mw::guard

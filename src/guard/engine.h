@@ -1,0 +1,100 @@
+// engine.h - from samples to decisions, by rules that can be explained: each decision names what
+// was measured and the limit that it broke. Pure: no input or output, and no clock but the one that
+// it is given. The rules and what spares honest slow clients: docs/decisions/0011.
+//
+// TRUST       Samples are the INS's word. What is kept of them is bounded by the sockets that it
+// may
+//             have and by kMaxPeers; an INS that lies harms the connections that it holds anyway.
+// INVARIANTS  A peer on the allow list is never decided about; nothing is decided twice.
+#pragma once
+
+#include <array>
+#include <deque>
+#include <map>
+#include <optional>
+#include <span>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "guard/connection.h"
+#include "guard/decision.h"
+#include "guard/rules.h"
+
+namespace mw::guard {
+
+class Engine {
+ public:
+  // dry_run: nothing is done about what is decided, so that it is not expected to go away.
+  Engine(const Rules& rules, bool dry_run) : rules_(rules), dry_run_(dry_run) {}
+
+  // A round of samples, taken at `round.mono_ns`.
+  void observe(std::span<const netflow::Sample> samples, const netflow::Round& round);
+  // What is to be done now; nothing while the service is served, unless the rules say always.
+  std::vector<Decision> decide(int64_t now_ns, Service service);
+  // What came of it: 0 or an errno.
+  void result(const Decision& d, uint32_t status, int64_t now_ns);
+  // The samples look like trouble, whatever the probe says.
+  bool pressed() const { return pressed_; }
+
+  size_t connections() const { return connections_.size(); }
+  size_t peers() const { return peers_.size(); }
+
+ private:
+  using Key = std::pair<uint32_t, std::array<uint8_t, 16>>;  // family and bytes
+  static Key key_of(const netflow::Address& a) { return {a.af, a.bytes}; }
+  struct Peer {
+    double served = 0;  // answers taken; a third of it is forgotten every few seconds
+    int64_t served_ns = 0;
+    std::deque<int64_t> cuts;    // within the last minute
+    int64_t quiet_until_ns = 0;  // nothing more is decided about the peer as a whole
+    int64_t blocked_until_ns = 0;
+    uint32_t blocks = 0;  // so far: each lasts twice as long as the one before
+    int64_t last_block_ns = 0;
+  };
+  // What a peer's connections are at, now.
+  struct Tally {
+    netflow::Address address;
+    Peer* peer = nullptr;
+    uint32_t connections = 0;
+    uint32_t still = 0;
+    uint32_t moving = 0;
+    uint64_t worker_us = 0;
+    uint64_t bytes = 0;
+    std::vector<Connection*> held;
+    std::vector<Connection*> idle;
+  };
+  using Tallies = std::map<Key, Tally>;
+
+  void forget(int64_t now_ns, bool complete);
+  Tallies tally(int64_t now_ns, uint64_t* worker_us, uint32_t* connections);
+  static double served_lately(const Peer& p, int64_t now_ns);
+  bool untouchable(const Connection& c) const;
+
+  void judge_crowd(Tally& t, int64_t now_ns, std::vector<Decision>& out);
+  void judge_idle(Tally& t, uint32_t all, int64_t now_ns, std::vector<Decision>& out);
+  void judge_worker_time(Tally& t, uint64_t all_us, int64_t now_ns, std::vector<Decision>& out);
+  void judge_repeat(Tally& t, int64_t now_ns, std::vector<Decision>& out);
+  void judge_connection(Connection& c, Peer& p, bool shared, Service service, int64_t now_ns,
+                        std::vector<Decision>& out);
+  std::optional<Decision> broken_by(const Connection& c, double patience, Service service,
+                                    int64_t now_ns) const;
+
+  void block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out);
+  void cap(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out);
+  void close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t now_ns,
+             std::vector<Decision>& out);
+  bool judged(const Connection& c, int64_t now_ns) const;
+  static bool spend(std::deque<int64_t>& spent, uint32_t most, int64_t now_ns);
+
+  Rules rules_;
+  bool dry_run_;
+  std::unordered_map<int64_t, Connection> connections_;
+  std::map<Key, Peer> peers_;
+  std::deque<int64_t> doubtful_;
+  std::deque<int64_t> blocks_;
+  int64_t last_round_ns_ = 0;
+  bool pressed_ = false;
+};
+
+}  // namespace mw::guard

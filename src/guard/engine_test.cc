@@ -1,0 +1,535 @@
+// Each rule is met by what it is for, and not by those who look like it.
+#include "guard/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <cerrno>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+
+#include "netflow/address.h"
+
+namespace mw::guard {
+namespace {
+
+using netflow::kNever;
+using netflow::Round;
+using netflow::Sample;
+
+constexpr int64_t kMs = 1'000'000;
+constexpr int64_t kSecond = 1'000 * kMs;
+
+// A connection of a made-up world; its members are what the next sample shows.
+struct Client {
+  int64_t begun = 0;
+  int64_t last_in = -1, first_in = -1, last_out = -1, first_out = -1;
+  Sample s;
+
+  void sends(uint32_t bytes, int64_t now, bool read = true) {
+    s.bytes_received += bytes;
+    s.last_data_recv = 0;
+    if (!read) {
+      s.unread += bytes;
+      return;
+    }
+    s.bytes_in += bytes;
+    ++s.calls_in;
+    last_in = now;
+    if (first_in < 0) first_in = now;
+  }
+  void is_sent(uint32_t bytes, int64_t now) {  // by the application
+    s.bytes_out += bytes;
+    ++s.calls_out;
+    s.unsent += bytes;
+    s.notsent = s.unsent;
+    last_out = now;
+    if (first_out < 0) first_out = now;
+  }
+  void takes(uint32_t bytes) {
+    const uint32_t n = std::min(bytes, s.unsent);
+    s.bytes_acked += n;
+    s.unsent -= n;
+    s.notsent = s.unsent;
+  }
+};
+
+class World : public ::testing::Test {
+ protected:
+  World() { make(); }
+  void make() { engine_ = std::make_unique<Engine>(rules_, dry_run_); }
+
+  Client& connect(const std::string& address) {
+    const auto number = static_cast<uint32_t>(clients_.size() + 1);
+    Client& c = clients_[netflow::encode({1, number})];
+    c.begun = now_;
+    c.s.socket = netflow::encode({1, number});
+    c.s.flags = netflow::kSampleInbound | netflow::kSampleTcp;
+    c.s.remote = {*netflow::parse_address(address), static_cast<uint16_t>(number)};
+    c.s.rtt_us = 1'000;
+    c.s.snd_wnd = 65'535;
+    c.s.waiting_threads = 1;
+    return c;
+  }
+  uint32_t age(int64_t when) const {
+    return when < 0 ? kNever : static_cast<uint32_t>((now_ - when) / kMs);
+  }
+  // Time passes: a round every 250 ms, before which `act` is called.
+  std::vector<Decision> pass(
+      double seconds, Service service, const std::function<void()>& act = [] {}) {
+    std::vector<Decision> all;
+    for (int64_t end = now_ + static_cast<int64_t>(seconds * 1e9); now_ < end;) {
+      now_ += 250 * kMs;
+      act();
+      std::vector<Sample> samples;
+      for (auto& [id, c] : clients_) {
+        c.s.mono_ns = static_cast<uint64_t>(now_);
+        c.s.age = age(c.begun);
+        c.s.first_in = age(c.first_in);
+        c.s.last_in = age(c.last_in);
+        c.s.first_out = age(c.first_out);
+        c.s.last_out = age(c.last_out);
+        if (c.s.waiting_threads > 0) c.s.worker_us += 250'000;
+        samples.push_back(c.s);
+        c.s.last_data_recv += 250;
+      }
+      Round round;
+      round.mono_ns = static_cast<uint64_t>(now_);
+      round.sockets = static_cast<uint32_t>(samples.size());
+      engine_->observe(samples, round);
+      for (Decision& d : engine_->decide(now_, service)) {
+        engine_->result(d, 0, now_);
+        all.push_back(std::move(d));
+      }
+    }
+    return all;
+  }
+  // The rules that were broken, each once, in the order of the alphabet.
+  static std::string rules_of(const std::vector<Decision>& decisions) {
+    std::set<std::string> names;
+    for (const Decision& d : decisions) names.insert(std::string(to_string(d.act)) + " " + d.rule);
+    std::string all;
+    for (const std::string& name : names) all += (all.empty() ? "" : ", ") + name;
+    return all;
+  }
+  static double value(const std::vector<Value>& values, const std::string& name) {
+    for (const Value& v : values)
+      if (v.name == name) return v.value;
+    ADD_FAILURE() << "no value " << name;
+    return -1;
+  }
+  // An exchange that the application and the peer complete at once.
+  void whole_exchange(Client& c) {
+    c.sends(300, now_);
+    c.is_sent(10'000, now_);
+    c.takes(10'000);
+    c.s.waiting_threads = 0;
+  }
+
+  Rules rules_;
+  bool dry_run_ = false;
+  int64_t now_ = 1'000 * kSecond;
+  std::map<int64_t, Client> clients_;
+  std::unique_ptr<Engine> engine_;
+};
+
+constexpr const char* kEvil = "203.0.113.9";
+constexpr const char* kHonest = "198.51.100.7";
+
+// ---- minimum rate in ----
+
+TEST_F(World, ARequestThatTricklesIsCutWithWhatWasMeasured) {
+  Client& c = connect(kEvil);
+  c.sends(200, now_);
+  const auto found = pass(13, Service::degraded, [&] {
+    if (now_ / kSecond % 5 == 0) c.sends(1, now_);
+  });
+  ASSERT_EQ(rules_of(found), "close slow-request");
+  const Decision& d = found.front();
+  EXPECT_EQ(d.socket, c.s.socket);
+  EXPECT_EQ(d.peer, c.s.remote);
+  EXPECT_GT(value(d.measured, "seconds"), 10);
+  EXPECT_LT(value(d.measured, "seconds"), 12);
+  EXPECT_EQ(value(d.limits, "min_rate"), 240);
+  EXPECT_EQ(value(d.limits, "grace_s"), 10);
+  EXPECT_NE(reason_of(d).find("slow-request: seconds "), std::string::npos) << reason_of(d);
+}
+
+TEST_F(World, WhileNobodyIsServedTheGraceIsShorter) {
+  connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(5, Service::denied)), "");
+  EXPECT_EQ(rules_of(pass(2, Service::denied)), "close slow-request");
+}
+
+TEST_F(World, NothingIsDoneWhileTheServiceIsServedUnlessAlways) {
+  connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(30, Service::served)), "");
+  rules_.always = true;
+  make();
+  EXPECT_EQ(rules_of(pass(30, Service::served)), "close slow-request");
+}
+
+TEST_F(World, AOneBytePostIsCutAlthoughEachByteIsFresh) {
+  Client& c = connect(kEvil);
+  c.sends(300, now_);
+  int64_t next = now_ + 2 * kSecond;
+  const auto found = pass(14, Service::degraded, [&] {
+    if (now_ < next) return;
+    c.sends(1, now_);
+    next += 2 * kSecond;
+  });
+  EXPECT_EQ(rules_of(found), "close slow-request");
+}
+
+TEST_F(World, APhoneOnABadLinkThatFinishesIsLeftAlone) {
+  for (int round = 0; round < 5; ++round) {
+    Client& c = connect(kHonest);
+    c.s.rtt_us = 400'000;
+    for (int piece = 0; piece < 8; ++piece) {
+      c.sends(40, now_);
+      c.s.total_retrans += piece % 3 == 0;
+      EXPECT_EQ(rules_of(pass(0.75, Service::denied)), "");
+    }
+    c.is_sent(10'000, now_);
+    for (int part = 0; part < 10; ++part) {
+      c.takes(1'000);
+      EXPECT_EQ(rules_of(pass(0.5, Service::denied)), "");
+    }
+    c.s.waiting_threads = 0;
+  }
+}
+
+TEST_F(World, AVerySlowPhoneOnABadLinkHasMoreTime) {
+  Client& c = connect(kHonest);
+  c.s.rtt_us = 600'000;
+  EXPECT_EQ(rules_of(pass(14, Service::denied, [&] { c.sends(5, now_); })), "");
+  clients_.clear();
+  Client& same_on_a_good_link = connect(kEvil);
+  EXPECT_EQ(rules_of(pass(9, Service::denied, [&] { same_on_a_good_link.sends(5, now_); })),
+            "close slow-request");
+}
+
+TEST_F(World, ASlowUploadIsLeftAlone) {
+  Client& c = connect(kHonest);
+  c.sends(300, now_);
+  EXPECT_EQ(rules_of(pass(120, Service::denied, [&] { c.sends(500, now_); })), "");
+}
+
+TEST_F(World, WhatTheApplicationHasNotReadIsNotThePeersFault) {
+  for (int k = 0; k < 50; ++k) {
+    Client& c = connect(kHonest);
+    c.sends(300, now_, false);
+    c.s.waiting_threads = 0;
+  }
+  EXPECT_EQ(rules_of(pass(60, Service::denied)), "");
+}
+
+TEST_F(World, AnApplicationThatThinksIsNotThePeersFault) {
+  for (int k = 0; k < 50; ++k) {
+    Client& c = connect(kHonest);
+    c.sends(300, now_);
+    c.s.waiting_threads = 0;  // it waits for its database
+  }
+  EXPECT_EQ(rules_of(pass(55, Service::denied)), "");
+}
+
+TEST_F(World, AnEventDrivenServersPeerIsJudgedByItsPieces) {
+  Client& c = connect(kEvil);
+  c.s.waiting_threads = 0;
+  int64_t next = now_;
+  const auto found = pass(30, Service::degraded, [&] {
+    if (now_ < next) return;
+    c.sends(20, now_);
+    next += 4 * kSecond;
+  });
+  EXPECT_EQ(rules_of(found), "close slow-request");
+}
+
+TEST_F(World, TimeInWhichTheStackStoodStillCountsAgainstNobody) {
+  Client& c = connect(kHonest);
+  c.sends(300, now_);
+  EXPECT_EQ(rules_of(pass(2, Service::denied)), "");
+  now_ += 30 * kSecond;
+  EXPECT_EQ(rules_of(pass(2, Service::denied)), "");
+}
+
+// ---- unfinished first request ----
+
+TEST_F(World, AFirstRequestInTinyPiecesIsCutEvenAboveTheRate) {
+  Client& c = connect(kEvil);
+  const auto found = pass(33, Service::degraded, [&] { c.sends(70, now_); });  // 280 B/s
+  ASSERT_EQ(rules_of(found), "close unfinished-request");
+  EXPECT_EQ(value(found.front().measured, "piece"), 70);
+  EXPECT_EQ(value(found.front().limits, "piece"), 100);
+}
+
+// ---- minimum rate out, closed windows ----
+
+TEST_F(World, AWindowThatStaysClosedIsCut) {
+  Client& c = connect(kEvil);
+  c.sends(200, now_);
+  c.is_sent(8'000'000, now_);
+  c.takes(2'000);
+  c.s.snd_wnd = 0;
+  EXPECT_EQ(rules_of(pass(9, Service::degraded)), "");
+  const auto found = pass(3, Service::degraded);
+  ASSERT_EQ(rules_of(found), "close closed-window");
+  EXPECT_GT(value(found.front().measured, "closed_s"), 10);
+  EXPECT_EQ(value(found.front().measured, "window"), 0);
+  EXPECT_EQ(value(found.front().limits, "closed_s"), 10);
+}
+
+TEST_F(World, ASlowReaderIsCutHoweverOftenItTakesALittle) {
+  Client& c = connect(kEvil);
+  c.sends(200, now_);
+  c.is_sent(8'000'000, now_);
+  c.s.snd_wnd = 30'000;  // never closed
+  const auto found = pass(20, Service::degraded, [&] { c.takes(5); });
+  ASSERT_EQ(rules_of(found), "close slow-answer");
+  EXPECT_EQ(value(found.front().limits, "min_rate"), 240);
+}
+
+TEST_F(World, ASlowDownloadIsLeftAlone) {
+  Client& c = connect(kHonest);
+  c.sends(200, now_);
+  c.is_sent(4'000'000, now_);
+  int turn = 0;
+  EXPECT_EQ(rules_of(pass(60, Service::denied,
+                          [&] {
+                            c.s.snd_wnd = ++turn % 2 == 0
+                                              ? 0
+                                              : 8'000;  // its window is closed again and again
+                            if (turn % 2 == 0) c.takes(6'000);
+                          })),
+            "");
+}
+
+TEST_F(World, AVideoThatIsPausedIsLeftAloneForAMinute) {
+  Client& c = connect(kHonest);
+  c.sends(200, now_);
+  c.is_sent(50'000'000, now_);
+  EXPECT_EQ(rules_of(pass(10, Service::denied, [&] { c.takes(250'000); })), "");
+  c.s.snd_wnd = 0;
+  EXPECT_EQ(rules_of(pass(55, Service::denied)), "");
+  EXPECT_EQ(rules_of(pass(10, Service::denied)), "close closed-window");
+}
+
+TEST_F(World, ALaptopThatIsSuspendedIsLeftAlone) {
+  Client& c = connect(kHonest);
+  c.sends(200, now_);
+  c.is_sent(4'000'000, now_);
+  pass(2, Service::denied, [&] { c.takes(20'000); });
+  c.s.unacked = 10;
+  c.s.backoff = 3;
+  EXPECT_EQ(rules_of(pass(25, Service::denied,
+                          [&] {
+                            c.s.last_ack_recv += 250;
+                            c.s.total_retrans += 1;
+                          })),
+            "");
+}
+
+// ---- idle connections ----
+
+TEST_F(World, AHoardOfIdleConnectionsIsCappedAndTheLongestIdleGoFirst) {
+  std::vector<int64_t> order;
+  for (int k = 0; k < 60; ++k) {
+    Client& c = connect(kEvil);
+    whole_exchange(c);
+    order.push_back(c.s.socket);
+    pass(0.25, Service::served);
+  }
+  const auto found = pass(1.5, Service::degraded);
+  ASSERT_EQ(rules_of(found), "cap idle, close idle");
+  ASSERT_EQ(found.front().act, Act::cap);
+  EXPECT_EQ(found.front().value, 10u);
+  EXPECT_EQ(found.front().ttl_s, 60u);
+  ASSERT_GE(found.size(), 40u);
+  for (size_t k = 1; k < 20; ++k) EXPECT_EQ(found[k].socket, order[k - 1]);
+}
+
+TEST_F(World, IdleBrowsersAreLeftAlone) {
+  for (int person = 1; person <= 40; ++person) {
+    for (int k = 0; k < 6; ++k) {
+      Client& c = connect("198.51.100." + std::to_string(person));
+      pass(0, Service::served);
+      whole_exchange(c);
+    }
+  }
+  EXPECT_EQ(rules_of(pass(60, Service::denied)), "");
+}
+
+// ---- many connections of one peer ----
+
+TEST_F(World, ACrowdThatHoldsThreadsIsBlockedWithinASecond) {
+  for (int k = 0; k < 100; ++k) connect(kEvil).sends(200, now_);
+  const auto found = pass(1, Service::degraded);
+  ASSERT_EQ(rules_of(found), "block crowd");
+  EXPECT_EQ(found.size(), 1u);
+  EXPECT_EQ(netflow::to_string(found.front().peer.address), kEvil);
+  EXPECT_EQ(found.front().ttl_s, 60u);
+  EXPECT_EQ(value(found.front().measured, "still"), 100);
+  EXPECT_EQ(value(found.front().limits, "still"), 20);
+}
+
+TEST_F(World, ACrowdBehindClosedWindowsIsBlockedWithoutAnyThread) {
+  for (int k = 0; k < 100; ++k) {
+    Client& c = connect(kEvil);
+    c.sends(200, now_);
+    c.is_sent(300'000, now_);
+    c.takes(1'000);
+    c.s.snd_wnd = 300;
+    c.s.waiting_threads = 0;
+  }
+  EXPECT_EQ(rules_of(pass(1, Service::degraded)), "block crowd");
+}
+
+TEST_F(World, AnOfficeBehindOneAddressThatGetsThingsDoneIsNotBlocked) {
+  for (int k = 0; k < 30; ++k) connect(kHonest).sends(500, now_);
+  const auto found = pass(4, Service::denied, [&] {
+    for (auto& [id, c] : clients_) c.sends(500, now_);  // uploads
+  });
+  EXPECT_EQ(rules_of(found), "");
+}
+
+TEST_F(World, AMixedPeerIsCappedAndOnlyItsIdlersAreCut) {
+  for (int k = 0; k < 40; ++k) connect(kHonest).sends(200, now_);
+  std::set<int64_t> good;
+  for (int k = 0; k < 20; ++k) good.insert(connect(kHonest).s.socket);
+  const auto work = [&] {
+    for (const int64_t id : good) clients_[id].sends(1'000, now_);
+  };
+  pass(2, Service::served, work);
+  const auto found = pass(2, Service::degraded, work);
+  EXPECT_EQ(rules_of(found), "cap crowd, close crowd");
+  for (const Decision& d : found) EXPECT_EQ(good.count(d.socket), 0u);
+}
+
+TEST_F(World, ASharedAddressIsJudgedOneConnectionAtATime) {
+  rules_.shared = {*parse_network("203.0.113.0/24")};
+  make();
+  for (int k = 0; k < 100; ++k) connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(5, Service::denied)), "");
+  EXPECT_EQ(rules_of(pass(2, Service::denied)), "close slow-request");
+}
+
+TEST_F(World, TheAllowListWins) {
+  rules_.allow = {*parse_network("203.0.113.0/24")};
+  make();
+  for (int k = 0; k < 100; ++k) connect(kEvil).sends(200, now_);
+  for (int k = 0; k < 100; ++k) {
+    Client& c = connect("192.0.2.1");
+    c.sends(200, now_);
+    c.s.flags |= netflow::kSampleAllowed;  // the session's own list
+  }
+  EXPECT_EQ(rules_of(pass(60, Service::denied)), "");
+}
+
+TEST_F(World, AManyHandedAttackerIsBlockedWhenItComesBack) {
+  int64_t next = 0;
+  const auto found = pass(30, Service::denied, [&] {
+    if (now_ < next) return;
+    next = now_ + 7 * kSecond;
+    clients_.clear();
+    for (int k = 0; k < 3; ++k) connect(kEvil).sends(200, now_);
+    for (auto& [id, c] : clients_) {  // other sockets than before
+      c.s.socket = netflow::encode({1, static_cast<uint32_t>(now_ / kMs) + c.s.remote.port});
+    }
+  });
+  EXPECT_EQ(rules_of(found), "block repeat, close slow-request");
+}
+
+TEST_F(World, ThreadsThatWaitForOnePeerAreItsWorkerTime) {
+  rules_.crowd_connections = rules_.unfinished_s = 0;
+  rules_.request.min_rate = rules_.repeat_cuts = 0;
+  make();
+  for (int k = 0; k < 10; ++k) connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(5, Service::degraded)), "");
+  const auto found = pass(3, Service::degraded);
+  ASSERT_EQ(rules_of(found), "block worker-time");
+  EXPECT_GE(value(found.front().measured, "worker_s"), 60);
+  EXPECT_EQ(value(found.front().measured, "share_percent"), 100);
+}
+
+TEST_F(World, EachRuleCanBeTurnedOff) {
+  const RulesReading off = parse_rules(
+      "request.min_rate=0\nanswer.min_rate=0\nunfinished.after_s=0\nclosed_window.after_s=0\n"
+      "crowd.connections=0\nidle.connections=0\nworker_time.after_s=0\nrepeat.cuts=0\n");
+  ASSERT_TRUE(off.faults.empty());
+  rules_ = off.rules;
+  make();
+  for (int k = 0; k < 100; ++k) connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(100, Service::denied)), "");
+}
+
+// ---- against mistakes ----
+
+TEST_F(World, ABlockLastsTwiceAsLongWhenThePeerComesBack) {
+  for (int k = 0; k < 30; ++k) connect(kEvil).sends(200, now_);
+  std::vector<uint32_t> ttls;
+  for (const Decision& d : pass(400, Service::degraded))
+    if (d.act == Act::block) ttls.push_back(d.ttl_s);
+  EXPECT_EQ(ttls, (std::vector<uint32_t>{60, 120, 240}));
+}
+
+TEST_F(World, APeerThatWasServedLatelyIsCutForAHardFloorOnlyAndSoManyAMinute) {
+  rules_.repeat_cuts = 0;
+  make();
+  for (int k = 0; k < 30; ++k) {
+    const std::string address = "198.51.100." + std::to_string(k + 1);
+    Client& c = connect(address);
+    pass(0.25, Service::served);
+    whole_exchange(c);
+  }
+  pass(0.25, Service::served);
+  for (int k = 0; k < 30; ++k) connect("198.51.100." + std::to_string(k + 1)).sends(100, now_);
+  EXPECT_EQ(rules_of(pass(6, Service::denied)), "");
+  const auto found = pass(10, Service::denied);
+  EXPECT_EQ(rules_of(found), "close slow-request");
+  EXPECT_EQ(found.size(), rules_.doubtful_per_minute);
+}
+
+TEST_F(World, WhatIsOnlyWatchedIsToldOnce) {
+  dry_run_ = true;
+  make();
+  for (int k = 0; k < 100; ++k) connect(kEvil).sends(200, now_);
+  Client& lonely = connect("192.0.2.77");
+  lonely.sends(200, now_);
+  const auto found = pass(50, Service::denied);
+  EXPECT_EQ(rules_of(found), "block crowd, close slow-request");
+  EXPECT_EQ(found.size(), 2u);
+}
+
+TEST_F(World, ABlockThatFailedLeavesItsConnectionsToBeCutOneByOne) {
+  for (int k = 0; k < 30; ++k) connect(kEvil).sends(200, now_);
+  now_ += 250 * kMs;
+  for (const Decision& d : pass(1, Service::denied)) engine_->result(d, EOPNOTSUPP, now_);
+  const auto found = pass(5, Service::denied, [&] {});
+  EXPECT_NE(rules_of(found).find("close slow-request"), std::string::npos) << rules_of(found);
+}
+
+TEST_F(World, WhatIsGoneIsForgotten) {
+  for (int k = 0; k < 1000; ++k) {
+    Client& c = connect("10.0." + std::to_string(k / 250) + "." + std::to_string(k % 250));
+    whole_exchange(c);
+  }
+  pass(1, Service::degraded);
+  EXPECT_EQ(engine_->connections(), 1000u);
+  clients_.clear();
+  pass(200, Service::degraded);
+  EXPECT_EQ(engine_->connections(), 0u);
+  EXPECT_EQ(engine_->peers(), 0u);
+}
+
+TEST_F(World, TroubleIsSeenBeforeAnybodySuffers) {
+  connect(kHonest).sends(200, now_);
+  pass(2, Service::served);
+  EXPECT_FALSE(engine_->pressed());
+  for (int k = 0; k < 10; ++k) connect(kEvil).sends(200, now_);
+  pass(1, Service::served);
+  EXPECT_TRUE(engine_->pressed());
+}
+
+}  // namespace
+}  // namespace mw::guard
