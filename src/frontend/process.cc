@@ -195,6 +195,15 @@ bool is_alive(const ProcId& id) {
   return stat.start == id.start && stat.state != 'Z' && stat.state != 'X';
 }
 
+bool is_starved(pid_t pid, uint64_t* ran_ns) {
+  const uint64_t before = *ran_ns;
+  // Its first number is the time on a processor.
+  const std::string text = read_text("/proc/" + std::to_string(pid) + "/schedstat");
+  *ran_ns = std::strtoull(text.c_str(), nullptr, 10);
+  ProcStat s;
+  return *ran_ns == before && read_stat(pid, &s) && s.state == 'R';
+}
+
 std::vector<pid_t> children_of(pid_t parent) {
   std::vector<pid_t> out;
   for_each_pid([&](pid_t pid) {

@@ -26,6 +26,9 @@ struct ProcId {
 ProcId identify(pid_t pid);
 // Still there, and not a zombie.
 bool is_alive(const ProcId& id);
+// Whether its first thread has work to do and no processor to do it on: it is neither asleep nor
+// has it run since `ran_ns` was last set here.
+bool is_starved(pid_t pid, uint64_t* ran_ns);
 // Every process whose parent is `parent`, zombies excepted.
 std::vector<pid_t> children_of(pid_t parent);
 // Every process whose initial environment holds this NAME=VALUE prefix. (A program that writes its

@@ -3,10 +3,14 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <poll.h>
+#include <sched.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
+#include <csignal>
 
 #include "base/unique_fd.h"
 
@@ -96,6 +100,48 @@ TEST(Identify, TellsProcessesApart) {
   ASSERT_EQ(::waitid(P_PID, static_cast<id_t>(*pid), &info, WEXITED | WNOWAIT), 0);
   EXPECT_FALSE(is_alive(child)) << "a zombie is not alive";
   EXPECT_EQ(status_of(*pid), 0);
+}
+
+// Two that never sleep share a processor with us, and one of them gets what nobody else wants.
+TEST(IsStarved, TellsWhoWaitsForAProcessorFromWhoSleeps) {
+  cpu_set_t all;
+  ASSERT_EQ(::sched_getaffinity(0, sizeof all, &all), 0);
+  cpu_set_t one;
+  CPU_ZERO(&one);
+  for (int cpu = 0; CPU_COUNT(&one) == 0; ++cpu)
+    if (CPU_ISSET(cpu, &all)) CPU_SET(cpu, &one);
+  const auto begin = [&one](bool idle, bool asleep) {
+    const pid_t pid = ::fork();
+    if (pid != 0) return pid;
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    const sched_param none{};
+    if (::sched_setaffinity(0, sizeof one, &one) != 0 ||
+        (idle && ::sched_setscheduler(0, SCHED_IDLE, &none) != 0))
+      ::_exit(1);
+    for (;;) (void)(asleep ? ::pause() : ::getppid());
+  };
+  const pid_t hog = begin(false, false);
+  const pid_t starved = begin(true, false);
+  const pid_t sleeper = begin(false, true);
+  uint64_t ran = 0;
+  uint64_t slept = 0;
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  bool seen = false;
+  while (!seen && std::chrono::steady_clock::now() < end) {
+    seen = is_starved(starved, &ran);
+    ::poll(nullptr, 0, 1);
+  }
+  EXPECT_TRUE(seen);
+  while (read_text("/proc/" + std::to_string(sleeper) + "/stat").find(") S ") ==
+             std::string::npos &&
+         std::chrono::steady_clock::now() < end)
+    ::poll(nullptr, 0, 1);
+  for (int look = 0; look < 3; ++look) EXPECT_FALSE(is_starved(sleeper, &slept));
+  for (const pid_t pid : {hog, starved, sleeper}) {
+    ASSERT_EQ(::kill(pid, SIGKILL), 0);
+    status_of(pid);
+  }
+  EXPECT_FALSE(is_starved(starved, &ran));
 }
 
 TEST(Processes, AreFoundByEnvironmentAndParent) {

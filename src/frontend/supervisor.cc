@@ -185,7 +185,6 @@ Outcome<Done> Supervisor::start_application() {
 }
 
 void Supervisor::supervise() {
-  last_beat_at_ = Clock::now();
   while (application_runs()) {
     wait_for_event(next_timeout_ms());
     tend(&driver_);
@@ -355,7 +354,6 @@ void Supervisor::tend(Helper* helper) {
       config_.log(done.failure().text());
       helper->deadline = Clock::now() + kLongestDelay;
     }
-    last_beat_at_ = Clock::now();
   } else if (!helper->ready) {
     config_.log(std::string(helper->name) + " does not become ready; ending it");
     ::kill(helper->id.pid, SIGKILL);
@@ -365,19 +363,21 @@ void Supervisor::tend(Helper* helper) {
 
 void Supervisor::watch_heartbeat() {
   const Clock::time_point now = Clock::now();
-  if (ins_.id.pid == 0 || !ins_.ready) {
-    last_beat_at_ = now;
-    return;
-  }
-  const std::string beat = config_.heartbeat(ins_id_);
+  // If we come late, the machine may have stood still for the INS as well.
+  const Clock::duration passed = std::min<Clock::duration>(now - beat_looked_at_, 2 * kBeat);
+  beat_looked_at_ = now;
+  const bool runs = ins_.id.pid != 0 && ins_.ready;
+  const std::string beat = runs ? config_.heartbeat(ins_id_) : std::string();
   if (beat.empty() || beat != last_beat_) {
     last_beat_ = beat;
-    last_beat_at_ = now;
-  } else if (now - last_beat_at_ > config_.heartbeat_timeout) {
-    config_.log("mwins (pid " + std::to_string(ins_.id.pid) + ") has stopped beating; ending it");
-    ::kill(ins_.id.pid, SIGKILL);
-    last_beat_at_ = now;
+    beatless_ = {};
+    return;
   }
+  if (!is_starved(ins_.id.pid, &ins_ran_ns_)) beatless_ += passed;
+  if (beatless_ <= config_.heartbeat_timeout) return;
+  config_.log("mwins (pid " + std::to_string(ins_.id.pid) + ") has stopped beating; ending it");
+  ::kill(ins_.id.pid, SIGKILL);
+  beatless_ = {};
 }
 
 bool Supervisor::application_runs() {

@@ -155,8 +155,12 @@ class Supervisor {
   int interrupted_by_ = 0;  // a signal that arrived before the application was started
   bool starting_ = true;
   std::string starting_failure_;
+  // The INS's heartbeat, when it was looked at, and for how long it has been the same although the
+  // INS, and we, could run.
   std::string last_beat_;
-  Clock::time_point last_beat_at_;
+  Clock::time_point beat_looked_at_;
+  Clock::duration beatless_{};
+  uint64_t ins_ran_ns_ = 0;
 };
 
 }  // namespace mw

@@ -60,24 +60,4 @@ std::optional<uint64_t> parse_registry_number(std::string_view text);
 Result<std::vector<uint32_t>> list_ins(Registry& registry);
 std::string ins_path(uint32_t id, std::string_view name);
 
-// Judges an INS by its heartbeat, which rises every second: two misses and it is dead.
-class HeartbeatJudge {
- public:
-  explicit HeartbeatJudge(int64_t now_ms) : seen_ms_(now_ms) {}
-  // What was just read (nothing: unreadable), at a time of a monotonic clock.
-  void observe(std::optional<uint64_t> beat, int64_t now_ms) {
-    if (!beat || (last_ && *beat == *last_)) return;
-    last_ = beat;
-    seen_ms_ = now_ms;
-  }
-  bool dead(int64_t now_ms) const { return now_ms - seen_ms_ > kDeadAfterMs; }
-
-  // Two periods have passed without a change, and half a one more for a beat that is only late.
-  static constexpr int64_t kDeadAfterMs = 2500;
-
- private:
-  std::optional<uint64_t> last_;
-  int64_t seen_ms_;
-};
-
 }  // namespace mw

@@ -50,18 +50,6 @@ TEST(RegistryNumber, AcceptsOnlyCanonicalOnes) {
     EXPECT_FALSE(parse_registry_number(bad)) << bad;
 }
 
-TEST(HeartbeatJudge, CallsDeadAfterTwoMisses) {
-  HeartbeatJudge judge(0);
-  EXPECT_FALSE(judge.dead(2000));
-  judge.observe(1, 2000);
-  EXPECT_FALSE(judge.dead(4500));
-  judge.observe(1, 4500);  // unchanged: a miss
-  judge.observe(std::nullopt, 4500);
-  EXPECT_TRUE(judge.dead(4501));
-  judge.observe(2, 4600);
-  EXPECT_FALSE(judge.dead(4600));
-}
-
 TEST_F(LocalRegistryTest, KeepsValues) {
   EXPECT_EQ(registry_->read("mw/7/heartbeat").error().fault, Fault::shutdown);
   ASSERT_TRUE(registry_->write("mw/7/heartbeat", "1"));
