@@ -25,6 +25,13 @@
 
 namespace mw::shim {
 
+// The events that a registration for `wanted` is told.
+inline uint32_t epoll_reportable(uint32_t wanted) {
+  constexpr uint32_t kEvents = EPOLLIN | EPOLLPRI | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLRDNORM |
+                               EPOLLRDBAND | EPOLLWRNORM | EPOLLWRBAND | EPOLLMSG | EPOLLRDHUP;
+  return (wanted & kEvents) | EPOLLERR | EPOLLHUP;
+}
+
 int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event);
 // timeout_ns < 0: no limit. Returns the count or -errno.
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask);
@@ -33,6 +40,8 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
 // readable.
 bool epoll_is_ours(const Entry& e);
 bool epoll_is_readable(int epfd, const Entry& e);
+// Whether a registration in the group has something to report; it stays to be reported.
+bool epoll_has_events(uint32_t group);
 bool epoll_prepare_sleep(uint32_t group);
 void epoll_wake(uint32_t group);
 
@@ -41,19 +50,7 @@ void epoll_add_news(const Sock& s);
 // Before this process closes its last descriptor of a socket.
 void epoll_last_close(int fd, const Entry& e);
 void epoll_closed(int epfd, const Entry& e);
-void epoll_count_reference(uint32_t group, int delta);
 void epoll_socket_became_listener(const Sock& s);
 void epoll_after_fork();
-
-// An instance that this process made.
-void epoll_created(int epfd);
-// Asks the kernel whether a descriptor that is no socket is an epoll instance.
-bool epoll_is_instance(int fd);
-// What an instance that came from elsewhere is.
-Entry epoll_find(int epfd);
-// An instance is about to be passed to another process.
-void epoll_leaves(int epfd, const Entry& e);
-// This process is about to become another program, or to start one.
-void epoll_before_exec();
 
 }  // namespace mw::shim

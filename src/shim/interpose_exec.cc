@@ -3,7 +3,7 @@
 #include <stdarg.h>
 #include <unistd.h>
 
-#include "shim/epoll.h"
+#include "shim/epoll_group.h"
 #include "shim/exec.h"
 #include "shim/interpose.h"
 

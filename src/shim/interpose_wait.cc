@@ -6,6 +6,7 @@
 
 #include "base/clock.h"
 #include "shim/epoll.h"
+#include "shim/epoll_group.h"
 #include "shim/interpose.h"
 #include "shim/poll.h"
 

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/received_fds.h"
 #include "shim/epoll.h"
+#include "shim/epoll_group.h"
 #include "shim/stdio.h"
 #include "transport/local/mapping.h"
 
@@ -63,7 +64,7 @@ Entry unpack(uint64_t w) {
 }
 
 void count_reference(const Entry& e, int delta) {
-  if (e.kind == Kind::epoll && e.slot != 0) epoll_count_reference(e.slot - 1, delta);
+  if (e.kind == Kind::epoll && e.slot != 0) group_count_reference(e.slot - 1, delta);
   if (e.kind != Kind::socket || slot_use == nullptr) return;
   std::atomic_ref word(slot_use[e.slot].gen_and_count);
   uint64_t old = word.load(std::memory_order_relaxed);
