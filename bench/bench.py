@@ -163,27 +163,30 @@ def make_row(workload: str, metric: str, values: dict, target: Target) -> Row:
 _UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6}
 
 
-def nginx(stage: Stage, quick: bool) -> list:
+def nginx_command(stage: Stage, port: int) -> list:
+    """nginx with two workers and a small page."""
     (stage.directory / "index.html").write_text("small page\n" * 50)
+    config = stage.directory / f"nginx-{port}.conf"
+    config.write_text(
+        f"worker_processes 2; pid {stage.directory}/nginx-{port}.pid; "
+        f"events {{ worker_connections 4096; }} http {{ access_log off; sendfile on; "
+        f"tcp_nopush on; keepalive_requests 10000000; server {{ listen 127.0.0.1:{port}; "
+        f"root {stage.directory}; }} }}")
+    return ["nginx", "-c", config, "-e", "stderr", "-g", "daemon off;"]
 
-    def command(port: int) -> list:
-        config = stage.directory / f"nginx-{port}.conf"
-        config.write_text(
-            f"worker_processes 2; pid {stage.directory}/nginx-{port}.pid; "
-            f"events {{ worker_connections 4096; }} http {{ access_log off; sendfile on; "
-            f"tcp_nopush on; keepalive_requests 10000000; server {{ listen 127.0.0.1:{port}; "
-            f"root {stage.directory}; }} }}")
-        return ["nginx", "-c", config, "-e", "stderr", "-g", "daemon off;"]
 
-    def once(port: int) -> dict:
-        text = stage.run("wrk", "-t", 2, "-c", 64, "-d", "1s" if quick else "5s", "--latency",
-                         f"http://127.0.0.1:{port}/index.html")
-        assert "Socket errors" not in text and "Non-2xx" not in text, text
-        number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
-        return {"requests/s": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
-                "p99 us": float(number) * _UNITS[unit]}
+def wrk(stage: Stage, port: int, seconds: int) -> dict:
+    text = stage.run("wrk", "-t", 2, "-c", 64, "-d", f"{seconds}s", "--latency",
+                     f"http://127.0.0.1:{port}/index.html")
+    assert "Socket errors" not in text and "Non-2xx" not in text, text
+    number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
+    return {"requests/s": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
+            "p99 us": float(number) * _UNITS[unit]}
 
-    values = measure(stage.four("nginx", command, 8000), 1 if quick else 5, once)
+
+def nginx(stage: Stage, quick: bool) -> list:
+    values = measure(stage.four("nginx", lambda port: nginx_command(stage, port), 8000), 1 if quick else 5,
+                     lambda port: wrk(stage, port, 1 if quick else 5))
     return [make_row("nginx keep-alive, 64 connections", "requests/s", values["requests/s"],
                      at_least(0.90)),
             make_row("nginx keep-alive, 64 connections", "p99 us", values["p99 us"], at_most(1.3))]
@@ -459,8 +462,58 @@ def per_message(stage: Stage, quick: bool) -> list:
             for who, native, ours in (("application", "native", "ours"), ("INS", "", "ins"))]
 
 
+OBSERVATION_BYTES = 116
+
+
+class Engines:
+    """Programs that are connected to a session's NetFlow server while this is open."""
+
+    def __init__(self, kind: str, count: int, socket: Path) -> None:
+        self.received = 0  # bytes, once it is closed
+        self._all = [subprocess.Popen([str(build.program("benchtool")), kind, str(socket)],
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(count)]
+        for one in self._all:
+            assert one.stdout.readline() == b"connected\n"
+
+    def __enter__(self) -> "Engines":
+        return self
+
+    def __exit__(self, *_) -> None:
+        for one in self._all:
+            self.received += int(one.communicate(timeout=30)[0])
+
+
+def monitoring(stage: Stage, quick: bool) -> list:
+    """The same protected nginx unwatched (in the column "native"), and watched in several ways."""
+    port, seconds = 8900, 1 if quick else 5
+    server = stage.start("nginx", nginx_command(stage, port), "mw")
+    stage.wait_port(port, server)
+    listed = json.loads(proc.run([build.program("mw"), "ps", "--json"], 30).stdout)
+    socket, = (Path(one["registry"]) / "netflow.sock" for one in listed["sessions"]
+               if one["pids"]["mw_run"] == server.pid)
+    ways = {"one engine": ("engine", 1, 0.95), "eight engines": ("engine", 8, 0.95),
+            "one engine that reads nothing": ("deaf", 1, 0.98)}
+    rates, delivered = {}, {}
+    for _ in range(1 if quick else 5):
+        rates.setdefault("unwatched", []).append(wrk(stage, port, seconds)["requests/s"])
+        for way, (kind, count, _) in ways.items():
+            with Engines(kind, count, socket) as engines:
+                rates.setdefault(way, []).append(wrk(stage, port, seconds)["requests/s"])
+            delivered.setdefault(way, []).append(engines.received / OBSERVATION_BYTES / seconds)
+    rows = []
+    for way, (kind, count, part) in ways.items():
+        rows.append(make_row("nginx, watched", f"requests/s with {way}",
+                             {"native": rates["unwatched"], "ours": rates[way]},
+                             Target(f">= {part:g} x unwatched",
+                                    lambda native, ours, part=part: ours >= part * native)))
+        if kind == "engine":
+            rows.append(Row("nginx, watched", f"observations/s to {way}", 0,
+                            statistics.median(delivered[way]), {}, Target("reported", lambda *_: True)))
+    return rows
+
+
 WORKLOADS = (nginx, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
-             per_message)
+             per_message, monitoring)
 
 
 def machine() -> dict:

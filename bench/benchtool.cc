@@ -1,18 +1,23 @@
 // benchtool.cc - the small servers and clients of bench.py.
 //
 // purpose     benchtool echo PORT               answers every byte, one connection at a time
-//             benchtool pingpong PORT COUNT     1-byte round trips; prints p50 and p99 in
+//             benchtool pingpong PORT COUNT     1-byte round trips; prints p50 and p99,
 //             microseconds benchtool closer PORT             accepts and closes benchtool churn
-//             PORT SECONDS N    N threads open and close; prints connections per second benchtool
+//             PORT SECONDS N    N threads open and close; prints connections a second benchtool
 //             hold PORT               accepts and keeps, with one epoll set benchtool open PORT
-//             COUNT         opens COUNT connections, says so, keeps them until the
-//                                               end of its standard input
+//             COUNT         opens COUNT connections, says so, keeps them until
+//                                               the end of its standard input
+//             benchtool engine SOCKET           reads a NetFlow server's messages until the end of
+//                                               its standard input, then prints how many bytes came
+//             benchtool deaf SOCKET             connects to one and reads nothing until then
 // THREADS     churn has one thread for each of its N clients; all else is single-threaded.
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -181,6 +186,33 @@ void open_many(int port, int count) {
   }
 }
 
+int connect_to_server(const char* path) {
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  std::snprintf(a.sun_path, sizeof a.sun_path, "%s", path);
+  const int fd = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) fail("socket");
+  if (::connect(fd, reinterpret_cast<const sockaddr*>(&a), sizeof a) < 0) fail("connect");
+  std::printf("connected\n");
+  std::fflush(stdout);
+  return fd;
+}
+
+void be_engine(const char* path, bool deaf) {
+  const int fd = connect_to_server(path);
+  std::vector<char> room(1 << 20);
+  std::uint64_t bytes = 0;
+  pollfd watched[] = {{STDIN_FILENO, POLLIN, 0}, {deaf ? -1 : fd, POLLIN, 0}};
+  while (watched[0].revents == 0) {
+    if (::poll(watched, 2, -1) < 0) fail("poll");
+    if (watched[1].revents == 0) continue;
+    const ssize_t n = ::read(fd, room.data(), room.size());
+    if (n <= 0) fail("the server ended");
+    bytes += static_cast<std::uint64_t>(n);
+  }
+  std::printf("%llu\n", static_cast<unsigned long long>(bytes));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -198,12 +230,15 @@ int main(int argc, char** argv) {
     hold(port);
   } else if (what == "open" && argc == 4) {
     open_many(port, std::atoi(argv[3]));
+  } else if ((what == "engine" || what == "deaf") && argc == 3) {
+    be_engine(argv[2], what == "deaf");
   } else {
     std::fprintf(stderr,
                  "usage: benchtool echo|closer|hold PORT\n"
                  "       benchtool pingpong PORT COUNT\n"
                  "       benchtool churn PORT SECONDS CLIENTS\n"
-                 "       benchtool open PORT COUNT\n");
+                 "       benchtool open PORT COUNT\n"
+                 "       benchtool engine|deaf SOCKET\n");
     return 2;
   }
   return 0;
