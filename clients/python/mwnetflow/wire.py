@@ -399,61 +399,7 @@ class Rounds:
         return whole
 
 
-def _text(padded: bytes) -> str:
-    return padded.rstrip(b"\0").decode("ascii", "replace")
-
-
-def _age(milliseconds: int) -> Optional[float]:
-    return None if milliseconds == _NEVER else milliseconds / 1e3
-
-
-def _sample(data: memoryview) -> Sample:
-    (_, _, sequence, now, mono, socket, kind, flags, local_af, local, local_port, remote_af, remote, remote_port,
-     pid, uid, command, bytes_in, bytes_out, calls_in, calls_out, age, first_in, last_in, first_out, last_out,
-     *rest) = _SAMPLE.unpack(data[:_SAMPLE.size])
-    return Sample(sequence, now / 1e9, mono / 1e9, socket, kind == 2, SampleFlag(flags),
-                  _endpoint(local_af, local, local_port), _endpoint(remote_af, remote, remote_port), pid, uid,
-                  _text(command), bytes_in, bytes_out, calls_in, calls_out, _age(age), _age(first_in),
-                  _age(last_in), _age(first_out), _age(last_out), *rest)
-
-
-def _process_sample(data: memoryview) -> ProcessSample:
-    _, _, sequence, pid, uid, command, *rest = _PROCESS_SAMPLE.unpack(data[:_PROCESS_SAMPLE.size])
-    return ProcessSample(sequence, pid, uid, _text(command), *rest)
-
-
-def _round(data: memoryview) -> Round:
-    (_, _, sequence, now, mono, number, sockets, processes, missed, ins, ins_pid, heartbeat,
-     *rest) = _ROUND.unpack(data[:_ROUND.size])
-    return Round(sequence, now / 1e9, mono / 1e9, number, sockets, processes, missed, ins, ins_pid,
-                 _age(heartbeat), *rest)
-
-
-class Rounds:
-    """Puts samples together to the rounds that they came in."""
-
-    def __init__(self) -> None:
-        self._samples: list[Sample] = []
-        self._processes: list[ProcessSample] = []
-
-    def add(self, message: Union[Sample, ProcessSample, Round]) -> Optional[SampledRound]:
-        """The round that ends with this message, if one does."""
-        if isinstance(message, Sample):
-            self._samples.append(message)
-            return None
-        if isinstance(message, ProcessSample):
-            self._processes.append(message)
-            return None
-        whole = SampledRound(message, self._samples, self._processes)
-        self._samples, self._processes = [], []
-        return whole
-
-
-_DECODE = {SIG_OBSERVATION: _observation, SIG_FLOW: _flow, SIG_SAMPLE: _sample, SIG_PROCESS_SAMPLE: _process_sample,
-           SIG_ROUND: _round, SIG_RESPONSE: lambda data: Response(*_RESPONSE.unpack(data)[1:])}
-
-
-def _text(data: memoryview) -> tuple[str, memoryview]:
+def _sized_text(data: memoryview) -> tuple[str, memoryview]:
     length = int.from_bytes(data[:2], "big")
     if len(data) < 2 + length:
         raise ProtocolError("a text that is longer than its message")
@@ -465,8 +411,8 @@ def _rule(data: memoryview) -> Rule:
      until, until_ns, hits) = _RULE.unpack(data[:_RULE.size])
     if fixed < _RULE.size:
         raise ProtocolError(f"a rule of {fixed} bytes")
-    engine, rest = _text(data[fixed:])
-    reason, _ = _text(rest)
+    engine, rest = _sized_text(data[fixed:])
+    reason, _ = _sized_text(rest)
     return Rule(sequence, number, name, flags, RuleState(state), value0, value1, socket,
                 _endpoint(family, peer, port), since + since_ns / 1e9, until + until_ns / 1e9, hits, engine, reason)
 
