@@ -249,14 +249,16 @@ SupervisorConfig supervision(Session* session, const Supervisor* const* supervis
   SupervisorConfig config;
   config.driver = [session](int ready_fd) { return driver_request(session, ready_fd); };
   config.ins = [session](unsigned id, int ready_fd) { return ins_request(session, id, ready_fd); };
-  config.changed = [session, supervisor] {
+  config.changed = [session, supervisor, saved_last = true]() mutable {
     SessionRecord& record = session->record();
     record.application = (*supervisor)->application();
     record.driver = (*supervisor)->driver();
     record.ins = (*supervisor)->ins();
     record.ins_id = (*supervisor)->ins_id();
-    // A full disk must not end the session; the record is then only less exact.
-    if (auto done = save(session->base(), record); !done) fail(done.failure());
+    // A full disk must not end the session; the record is then only less exact, which is said once.
+    auto done = save(session->base(), record);
+    if (!done && saved_last) fail(done.failure());
+    saved_last = static_cast<bool>(done);
   };
   config.ins_gone = [session](unsigned id) {
     std::error_code error;
