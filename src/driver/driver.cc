@@ -70,6 +70,9 @@ Status Driver::start() {
     on_violation(who, epoch);
   };
   if (auto s = start_netflow(); !s) return s;
+  processes_.on_process = [this](uint32_t pid, bool here) {
+    if (netflow_) netflow_->process(pid, here);
+  };
   processes_.on_group_open = [this](uint32_t g) { tell_group(ControlType::group_open, g); };
   if (auto s = processes_.listen(); !s) return s;
   if (auto s = front_end_.open(registry_); !s) return s;

@@ -43,8 +43,7 @@ Status FlowTable::introduce(const mw_telemetry_record& r) {
       (known != slot_of_.end() && known->second != r.slot))
     return Error{Fault::peer, 0, "a telemetry record's identity"};
   if (flow.gen == 0) {
-    if (workers_ > 1 && std::find(buried_.begin(), buried_.end(), r.gen) != buried_.end())
-      return Ok{};
+    if (workers_ > 1 && closed_lately(r.gen)) return Ok{};
     flow = {};
     flow.gen = r.gen;
     slot_of_.emplace(r.gen, r.slot);

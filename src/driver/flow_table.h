@@ -9,6 +9,7 @@
 // THREADS     One.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <memory>
@@ -64,6 +65,12 @@ class FlowTable {
 
   // The slot of a socket that is known. Nothing if it is not open.
   const Flow* find(uint32_t number, uint32_t* slot) const;
+  bool is_open(uint32_t slot, uint32_t number) const {
+    return slot < slots_ && flows_[slot].gen == number;
+  }
+  bool closed_lately(uint32_t number) const {
+    return std::find(buried_.begin(), buried_.end(), number) != buried_.end();
+  }
   size_t size() const { return slot_of_.size(); }
   // Every worker has introduced the sockets that were there before the period.
   bool complete() const { return told_ == (uint64_t{1} << workers_) - 1; }

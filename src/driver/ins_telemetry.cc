@@ -7,12 +7,14 @@
 
 namespace mw {
 
-Result<InsTelemetry::Ends> InsTelemetry::make(uint32_t id, const mw_geometry& geometry,
+Result<InsTelemetry::Ends> InsTelemetry::make(uint32_t id, uint32_t pid,
+                                              const mw_geometry& geometry,
                                               const std::vector<int>& worker_bells,
                                               UniqueFd netns) {
   Ends ends;
-  std::unique_ptr<InsTelemetry> t{new InsTelemetry(id, geometry)};
-  auto memory = make_sealed_memfd("mw-telemetry", MW_TELEMETRY_STRIDE * geometry.workers);
+  std::unique_ptr<InsTelemetry> t{new InsTelemetry(id, pid, geometry)};
+  auto memory =
+      make_sealed_memfd("mw-telemetry", mw_telemetry_bytes(geometry.workers, geometry.slots));
   if (!memory) return memory.error();
   auto mapping = map_sealed(memory->get());
   if (!mapping) return mapping.error();
@@ -32,6 +34,7 @@ Result<InsTelemetry::Ends> InsTelemetry::make(uint32_t id, const mw_geometry& ge
   }
   for (uint32_t w = 0; w < geometry.workers; ++w)
     t->rings_.push_back(telemetry_end<TelemetryReader>(t->memory_.base(), w));
+  t->rows_ = SampleRowReader(t->memory_.base(), geometry.workers, geometry.slots);
   t->netns_ = std::move(netns);
   t->set_epoch(kFirstEpoch);
   t->flows_.forget(kFirstEpoch);
@@ -42,6 +45,22 @@ Result<InsTelemetry::Ends> InsTelemetry::make(uint32_t id, const mw_geometry& ge
 
 void InsTelemetry::set_epoch(uint32_t epoch) {
   for (TelemetryReader& ring : rings_) ring.set_epoch(epoch);
+  ring_workers();
+}
+
+void InsTelemetry::want_round(uint32_t round) {
+  rows_.want(round);
+  ring_workers();
+}
+
+bool InsTelemetry::round_done(uint32_t round, int64_t now_ms) {
+  for (uint32_t w = 0; w < rings_.size(); ++w)
+    if (!rows_.is_done(w, round)) return false;
+  alive_ms_ = now_ms;
+  return true;
+}
+
+void InsTelemetry::ring_workers() {
   for (const UniqueFd& bell : worker_bells_) {
     const uint64_t one = 1;
     (void)!::write(bell.get(), &one, sizeof one);  // a full counter wakes as well

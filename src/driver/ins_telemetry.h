@@ -15,6 +15,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "driver/flow_table.h"
+#include "ring/sample_rows.h"
 #include "ring/telemetry_ring.h"
 #include "transport/local/control.h"
 #include "transport/local/mapping.h"
@@ -33,13 +34,14 @@ class InsTelemetry {
 
   // `worker_bells` wake the workers, so that they notice a new period. `netns`: the INS's network
   // namespace, none if it cannot be opened. Errors: sys.
-  static Result<Ends> make(uint32_t id, const mw_geometry& geometry,
+  static Result<Ends> make(uint32_t id, uint32_t pid, const mw_geometry& geometry,
                            const std::vector<int>& worker_bells, UniqueFd netns);
 
   // On from the start, so that an engine which is there misses nothing of an INS that takes over.
   static constexpr uint32_t kFirstEpoch = 1;
 
   uint32_t id() const { return id_; }
+  uint32_t pid() const { return pid_; }
   int bell() const { return bell_.get(); }
   int requests() const { return requests_.get(); }
   int netns() const { return netns_.get(); }
@@ -64,6 +66,15 @@ class InsTelemetry {
     }
     return count;
   }
+  // Asks for a round of samples, another one than the last.
+  void want_round(uint32_t round);
+  // True once every worker has written all rows of this round, which is remembered as a sign of
+  // life.
+  bool round_done(uint32_t round, int64_t now_ms);
+  const SampleRowReader& rows() const { return rows_; }
+  // When the worker that was silent longest gave its last sign of life; 0: none did yet.
+  int64_t alive_ms() const { return alive_ms_; }
+  uint64_t dropped() const { return dropped_; }
   // What the INS dropped since the last time.
   uint64_t newly_dropped();
   // True: sleep, the doorbell will be rung. False: there is more.
@@ -82,13 +93,18 @@ class InsTelemetry {
   static constexpr uint32_t kRecordsAtOnce = MW_TELEMETRY_RECORDS;
   static constexpr size_t kMaxQuestions = 1024;
 
-  InsTelemetry(uint32_t id, const mw_geometry& geometry)
-      : id_(id), flows_(geometry.slots, geometry.workers, static_cast<uint16_t>(id)) {}
+  InsTelemetry(uint32_t id, uint32_t pid, const mw_geometry& geometry)
+      : id_(id), pid_(pid), flows_(geometry.slots, geometry.workers, static_cast<uint16_t>(id)) {}
+
+  void ring_workers();
 
   uint32_t id_;
+  uint32_t pid_;
   FlowTable flows_;
   Mapping memory_;
   std::vector<TelemetryReader> rings_;
+  SampleRowReader rows_;
+  int64_t alive_ms_ = 0;
   std::vector<UniqueFd> worker_bells_;
   UniqueFd bell_;
   UniqueFd requests_;

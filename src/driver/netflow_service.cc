@@ -68,7 +68,9 @@ NetflowService::NetflowService(std::unique_ptr<netflow::Server> server, SessionM
       session_fd_(session_fd),
       worker_bells_(std::move(worker_bells)),
       server_(std::move(server)),
-      address_(server_->address()) {
+      address_(server_->address()),
+      sampling_(memory,
+                [this](uint32_t pid) { return static_cast<bool>(process_of_session(pid)); }) {
   server_->on_request = [this](EngineId engine, const netflow::Asking& asking) {
     on_request(engine, asking);
   };
@@ -95,7 +97,7 @@ void NetflowService::post(Note note) {
 }
 
 Result<InsTelemetry::TheirEnds> NetflowService::ins_up(uint32_t id, uint32_t pid) {
-  auto ends = InsTelemetry::make(id, memory_.geometry(), worker_bells_, foreign_netns(pid));
+  auto ends = InsTelemetry::make(id, pid, memory_.geometry(), worker_bells_, foreign_netns(pid));
   if (!ends) return ends.error();
   post({Note::Kind::ins_up, std::move(ends->ours)});
   return std::move(ends->theirs);
@@ -148,13 +150,66 @@ void NetflowService::run() {
     follow_engines();
     if (ins_ && reading_ && monotonic_ms() >= next_drain_ms_) drain();
     if (!deferred_.empty()) retry_deferred();
+    follow_rounds();
   }
+}
+
+// Asks the INS for the rounds that engines are due for, and sends those that it has finished.
+void NetflowService::follow_rounds() {
+  const int64_t now = monotonic_ms();
+  if (round_since_ms_ == 0) {
+    const auto due = server_->round_due_ms();
+    if (!due || *due > now) return;
+    round_since_ms_ = now;
+    // One that is late goes on with the round that it has.
+    if (row_round_ == last_row_round_) {
+      if (++row_round_ == 0) ++row_round_;
+      if (ins_) ins_->want_round(row_round_);
+    }
+  }
+  const bool done = !ins_ || ins_->round_done(row_round_, now);
+  if (!done && now - round_since_ms_ < kRoundPatienceMs) return;
+  // What an engine was told of a socket comes before its sample.
+  if (ins_ && epoch_ != 0) drain();
+  // What a stack that is late has not written yet is shown as it was.
+  const auto samples =
+      sampling_.collect(ins_.get(), row_round_, done ? row_round_ : last_row_round_);
+  if (done) last_row_round_ = row_round_;
+  server_->send_round(samples, end_of_round(samples, now), now);
+  round_since_ms_ = 0;
+}
+
+netflow::Round NetflowService::end_of_round(const netflow::SampledBatches& samples, int64_t now) {
+  netflow::Round r;
+  r.now_ns = realtime_ns();
+  r.mono_ns = static_cast<uint64_t>(monotonic_ns());
+  r.round = ++round_;
+  for (const netflow::Batch& b : samples)
+    (b.each == netflow::kSampleBytes ? r.sockets : r.processes) += b.messages;
+  r.slots = memory_.geometry().slots;
+  r.ins_restarts = std::max(memory_.epoch(), 1u) - 1;
+  if (!ins_) return r;
+  r.ins = ins_->id();
+  r.ins_pid = ins_->pid();
+  if (ins_->alive_ms() != 0) r.heartbeat = static_cast<uint32_t>(now - ins_->alive_ms());
+  r.telemetry_dropped = ins_->dropped();
+  if (const auto use = sampling_.use_of_ins(ins_->pid())) {
+    r.ins_rss_bytes = use->rss_bytes;
+    r.ins_cpu_us = use->cpu_us;
+    r.ins_fds = use->fds;
+  }
+  return r;
 }
 
 int NetflowService::timeout_ms(int64_t now) const {
   if (!deferred_.empty()) return kRetryMs;
-  if (!ins_ || !reading_) return -1;
-  return static_cast<int>(std::max<int64_t>(0, next_drain_ms_ - now));
+  int64_t next = INT64_MAX;
+  if (ins_ && reading_) next = next_drain_ms_;
+  if (round_since_ms_ != 0)
+    next = std::min(next, round_since_ms_ + kRoundPatienceMs);
+  else if (const auto due = server_->round_due_ms())
+    next = std::min(next, *due);
+  return next == INT64_MAX ? -1 : static_cast<int>(std::max<int64_t>(0, next - now));
 }
 
 void NetflowService::on_notes() {
@@ -190,6 +245,10 @@ void NetflowService::adopt_ins(std::unique_ptr<InsTelemetry> ins) {
   muted_ = false;
   reading_ = true;
   next_drain_ms_ = 0;
+  if (round_since_ms_ != 0)
+    ins_->want_round(row_round_);
+  else
+    last_row_round_ = row_round_;
   renew_wishes();
   follow_engines();
 }

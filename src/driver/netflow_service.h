@@ -23,6 +23,7 @@
 
 #include "driver/address_blocks.h"
 #include "driver/ins_telemetry.h"
+#include "driver/sampling.h"
 #include "driver/session_state.h"
 #include "netflow/exporter.h"
 #include "netflow/server.h"
@@ -47,12 +48,18 @@ class NetflowService {
   // An INS serves now; what is returned goes to it. Errors: sys.
   Result<InsTelemetry::TheirEnds> ins_up(uint32_t id, uint32_t pid);
   void ins_gone();
+  // A process attached, or is gone.
+  void process(uint32_t pid, bool here) {
+    here ? sampling_.process_came(pid) : sampling_.process_went(pid);
+  }
 
  private:
   static constexpr uint64_t kTagNft = 5;
   static constexpr size_t kMaxDeferred = 1024;
   // A socket that was there before the first engine came is known after this time.
   static constexpr int64_t kIntroductionMs = 500;
+  // An INS that has not finished a round by then is shown as it is.
+  static constexpr int64_t kRoundPatienceMs = 1000;
   struct Note {
     enum class Kind { ins_up, ins_gone } kind;
     std::unique_ptr<InsTelemetry> ins;
@@ -85,6 +92,8 @@ class NetflowService {
   netflow::Protocol protocol_of(const netflow::Observation& o) const;
   void send_batch();
   void retry_deferred();
+  void follow_rounds();
+  netflow::Round end_of_round(const netflow::SampledBatches& samples, int64_t now);
 
   // netflow_requests.cc
   void on_request(EngineId engine, const netflow::Asking& asking);
@@ -131,6 +140,12 @@ class NetflowService {
   std::vector<netflow::ExportedObservation> exported_;
   std::vector<Deferred> deferred_;
   AddressBlocks blocks_;
+  Sampling sampling_;
+  // The round that was asked of the INS and is awaited since then; 0: none is.
+  int64_t round_since_ms_ = 0;
+  uint32_t row_round_ = 0;       // as the INS counts them
+  uint32_t last_row_round_ = 0;  // the last one that it finished
+  uint64_t round_ = 0;           // as the engines do
   // In force, and wanted of the next INS too.
   std::set<std::array<uint8_t, 17>> blocked_;
   std::vector<InsRequest> wishes_;

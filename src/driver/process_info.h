@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
 #include "base/result.h"
@@ -22,7 +23,21 @@ Result<ProcessInfo> peer_of(int socket);
 bool is_dead(uint32_t pid);
 // True once the process of a pidfd has died.
 bool has_died(int pidfd);
-std::string command_of(uint32_t pid);        // printable; "?" if it cannot be read
+std::string command_of(uint32_t pid);  // printable; "?" if it cannot be read
+uint32_t uid_of(uint32_t pid);         // 0 if it cannot be read
+
+// What a process uses of the machine.
+struct ProcessUse {
+  uint32_t uid = 0;
+  std::string command;
+  uint64_t rss_bytes = 0;
+  uint64_t cpu_us = 0;
+  uint32_t threads = 0;
+  uint32_t fds = 0;  // 0: not known
+};
+// Nothing if there is no such process.
+std::optional<ProcessUse> use_of(uint32_t pid);
+
 std::string describe(const ProcessInfo& p);  // "nginx[4711]"
 
 }  // namespace mw

@@ -145,6 +145,7 @@ bool Processes::answer_attach(Attachment& a, uint32_t id) {
       if (!poller_.add(a.who.death.get(), EPOLLIN, Source::process_death, id)) return false;
     }
     a.admitted = true;
+    on_process(a.who.pid, true);
     ++per_user_[a.who.uid];
   }
   std::vector<int> fds{options_.channel_fd, options_.session_fd, options_.drop_pvm_fd};
@@ -211,6 +212,7 @@ void Processes::forget(uint32_t id) {
     if (!a.who.death || has_died(a.who.death.get())) died = a.who.pid;
     if (a.who.death) poller_.remove(a.who.death.get());
     if (--per_user_[a.who.uid] == 0) per_user_.erase(a.who.uid);
+    on_process(a.who.pid, false);
   }
   attachments_.erase(it);
   if (died != 0) sweep_calls(died);

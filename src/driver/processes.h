@@ -31,6 +31,8 @@ class Processes {
 
   // Called with a group that the INS has to learn about.
   std::function<void(uint32_t group)> on_group_open;
+  // Called with the pid of a process that attached, and of one that will not be heard of any more.
+  std::function<void(uint32_t pid, bool here)> on_process;
   // Called when a process says that the INS of this epoch broke the protocol.
   std::function<void(const ProcessInfo& who, uint32_t epoch)> on_violation;
 

@@ -377,7 +377,8 @@ bool Control::on_telemetry(ReceivedMessage& m) {
     return false;
   auto memory = map_sealed(m.fds[0].get());
   const uint32_t workers = ins_.channel.geometry().workers;
-  if (!memory || memory->bytes() < MW_TELEMETRY_STRIDE * workers) return false;
+  if (!memory || memory->bytes() < mw_telemetry_bytes(workers, ins_.channel.geometry().slots))
+    return false;
   auto channel = std::make_shared<TelemetryChannel>();
   channel->memory = std::move(*memory);
   channel->bell = std::move(m.fds[1]);

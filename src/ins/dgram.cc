@@ -122,6 +122,7 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     s.rx_tail += padded(static_cast<uint32_t>(sizeof head) + head.control_len + data_len);
     A::store_release(shared.rx_tail, s.rx_tail);
     s.bytes_in += data_len;
+    if (s.bytes_in == data_len) s.sampled.first_in_ms = coarse_monotonic_ms();
     telemetry_.event(MW_TEL_RECV, i, s);
     touch(i, s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + data_len,
@@ -173,6 +174,7 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   if (n < 0) return;
   s.bytes_out += static_cast<uint64_t>(n);
+  if (s.sampled.first_out_ms == 0) s.sampled.first_out_ms = coarse_monotonic_ms();
   telemetry_.event(MW_TEL_SEND, i, s);
   if (n > 0)
     stats_.bytes_sent.store(

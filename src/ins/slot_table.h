@@ -63,6 +63,18 @@ constexpr uint32_t kUserTimeout = 32768;      // the application set TCP_USER_TI
 // SO_LINGER as the application set it.
 enum class LingerMode : uint8_t { off, reset, wait };
 
+// What only the samples of a socket need. Times are CLOCK_MONOTONIC milliseconds, 0: not known.
+struct SampledState {
+  uint64_t made_ms = 0;
+  uint64_t first_in_ms = 0;
+  uint64_t first_out_ms = 0;
+  uint64_t last_in_ms = 0;  // these and the calls: kept while somebody listens
+  uint64_t last_out_ms = 0;
+  uint32_t calls_in = 0;
+  uint32_t calls_out = 0;
+  uint32_t named = 0;  // in which state its endpoints were asked for
+};
+
 struct alignas(64) Sock {
   std::atomic<uint32_t> live{0};
   uint32_t gen = 0;
@@ -93,6 +105,7 @@ struct alignas(64) Sock {
   int32_t protocol = 0;
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;
+  SampledState sampled;
 };
 static_assert(sizeof(Sock) <= 256);
 

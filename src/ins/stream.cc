@@ -183,6 +183,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     break;
   }
   if (moved != 0) {
+    if (s.bytes_in == moved) s.sampled.first_in_ms = coarse_monotonic_ms();
     telemetry_.event(MW_TEL_RECV, i, s);
     touch(i, s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
@@ -241,6 +242,7 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     if (left != 0 && ring_writable(capacity, capacity - left)) announce(i, kNewsOut);
   }
   if (moved != 0) {
+    if (s.bytes_out == moved) s.sampled.first_out_ms = coarse_monotonic_ms();
     telemetry_.event(MW_TEL_SEND, i, s);
     s.last_tick = tick_;
     stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + moved,

@@ -12,7 +12,15 @@ namespace {
 
 constexpr uint32_t kIntroducedPerTurn = 32;
 
-mw_telemetry_endpoint endpoint_of(const sockaddr* a, socklen_t len, uint16_t family) {
+mw_telemetry_endpoint endpoint_of(const mw_addr& a, uint16_t family) {
+  sockaddr_storage ss{};
+  std::memcpy(&ss, a.bytes, sizeof a.bytes);
+  return telemetry_endpoint_of(reinterpret_cast<const sockaddr*>(&ss), a.len, family);
+}
+
+}  // namespace
+
+mw_telemetry_endpoint telemetry_endpoint_of(const sockaddr* a, socklen_t len, uint16_t family) {
   const PeerAddress address = peer_address_of(a, len);
   mw_telemetry_endpoint out{};
   out.family = address.family == 0 ? family : address.family;
@@ -24,14 +32,6 @@ mw_telemetry_endpoint endpoint_of(const sockaddr* a, socklen_t len, uint16_t fam
   out.port = ntohs(in.sin_port);
   return out;
 }
-
-mw_telemetry_endpoint endpoint_of(const mw_addr& a, uint16_t family) {
-  sockaddr_storage ss{};
-  std::memcpy(&ss, a.bytes, sizeof a.bytes);
-  return endpoint_of(reinterpret_cast<const sockaddr*>(&ss), a.len, family);
-}
-
-}  // namespace
 
 void Telemetry::attach(std::shared_ptr<TelemetryChannel> channel) {
   channel_ = std::move(channel);
@@ -76,8 +76,8 @@ bool Telemetry::introduce(uint32_t slot, Sock& s, uint32_t epoch) {
     local_len = 0;
   if (s.fd < 0 || ::getpeername(s.fd, reinterpret_cast<sockaddr*>(&remote), &remote_len) < 0)
     remote_len = 0;
-  const auto l = endpoint_of(reinterpret_cast<sockaddr*>(&local), local_len, s.domain);
-  auto r = endpoint_of(reinterpret_cast<sockaddr*>(&remote), remote_len, s.domain);
+  const auto l = telemetry_endpoint_of(reinterpret_cast<sockaddr*>(&local), local_len, s.domain);
+  auto r = telemetry_endpoint_of(reinterpret_cast<sockaddr*>(&remote), remote_len, s.domain);
   if (remote_len == 0) r.family = l.family;
   if (!push_who(slot, s, l, r)) return false;
   s.told = epoch;
@@ -86,12 +86,19 @@ bool Telemetry::introduce(uint32_t slot, Sock& s, uint32_t epoch) {
 
 void Telemetry::report(uint32_t kind, uint32_t slot, Sock& s) {
   const uint32_t epoch = writer_.epoch();
+  if (kind == MW_TEL_RECV) {
+    ++s.sampled.calls_in;
+    s.sampled.last_in_ms = coarse_monotonic_ms();
+  } else if (kind == MW_TEL_SEND) {
+    ++s.sampled.calls_out;
+    s.sampled.last_out_ms = coarse_monotonic_ms();
+  }
   if ((kind == MW_TEL_RECV || kind == MW_TEL_SEND) && writer_.muted()) {
     writer_.drop();
     return;
   }
   // An endpoint changed.
-  if (kind == MW_TEL_BIND || kind == MW_TEL_CONNECT) s.told = 0;
+  if (kind == MW_TEL_BIND || kind == MW_TEL_CONNECT) s.told = s.sampled.named = 0;
   if (s.told != epoch && !introduce(slot, s, epoch)) {
     writer_.drop();
     return;

@@ -10,6 +10,8 @@
 // THREADS     The worker's.
 #pragma once
 
+#include <sys/socket.h>
+
 #include <memory>
 
 #include "base/clock.h"
@@ -25,6 +27,9 @@ struct TelemetryChannel {
   Mapping memory;
   UniqueFd bell;
 };
+
+// A socket address as it stands in reports; `family` if there is none.
+mw_telemetry_endpoint telemetry_endpoint_of(const sockaddr* a, socklen_t len, uint16_t family);
 
 class Telemetry {
  public:

@@ -116,6 +116,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
       telemetry_(ins.slots, index, ch_.geometry().workers),
       may_spin_(ins.cpus > 1),
       record_cost_(accept_record_cost()),
+      sampler_(ins.slots, ch_, index, record_cost_),
       group_bells_(ch_.geometry().groups, -1) {
   const auto own_slots = ch_.geometry().slots / ch_.geometry().workers + 1;
   // Reserved, not touched: the steady state must not allocate, and unused memory costs nothing.
@@ -195,6 +196,7 @@ void Worker::turn(bool may_sleep) {
     busy = true;
   }
   busy |= telemetry_.turn(tick_);
+  busy |= sampler_.turn();
   if (busy || retry_now_ || !may_sleep || ++turns_without_events_ > kTurnsWithoutEvents) {
     turn_events(0);
   } else if (!spin()) {
@@ -392,6 +394,7 @@ void Worker::on_notes() {
         break;
       }
       case WorkerNote::Kind::telemetry:
+        sampler_.attach(note.telemetry);
         telemetry_.attach(std::move(note.telemetry));
         break;
       case WorkerNote::Kind::request:
@@ -460,6 +463,8 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   s.bytes_out = 0;
   s.told = 0;
   s.made_ns = realtime_ns();
+  s.sampled = {};
+  s.sampled.made_ms = coarse_monotonic_ms();
   mw_slot& shared = ch_.slot(i);
   A::store_relaxed(shared.tx_tail, MW_INDEX_START);
   A::store_relaxed(shared.rx_head, MW_INDEX_START);

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "ins/context.h"
+#include "ins/sampler.h"
 #include "ins/telemetry.h"
 
 namespace mw {
@@ -160,7 +161,8 @@ class Worker {
   bool processors_free_ = false;
   uint32_t spread_ = 0;       // the worker that gets the next new socket
   uint32_t record_cost_ = 0;  // what one accept record weighs in SIOCOUTQ
-  bool retry_now_ = false;    // a slot or descriptor came free while listeners were stalled
+  Sampler sampler_;
+  bool retry_now_ = false;  // a slot or descriptor came free while listeners were stalled
   std::vector<int> group_bells_;
   std::vector<uint32_t> rings_due_;  // groups whose sleeper waits for the end of the batch
   std::vector<uint32_t> local_;      // slots with work left

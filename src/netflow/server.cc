@@ -29,6 +29,9 @@ constexpr int kEventsPerTurn = 64;
 constexpr size_t kReadAtOnce = 4096;
 constexpr int kPieces = 16;
 constexpr int64_t kStrangerMs = 10'000;
+constexpr uint64_t kShortestRoundMs = 50;
+constexpr uint64_t kLongestRoundMs = 60'000;
+constexpr int64_t kRoundSlackMs = 5;  // who is due a little later is served with the others
 
 Error sys(const char* where) {
   return {Fault::sys, errno, where};
@@ -308,13 +311,28 @@ void Server::take(EngineId id, Engine& e, const Asking& asking) {
   if (r.name == static_cast<uint16_t>(Feature::monitor_on) ||
       r.name == static_cast<uint16_t>(Feature::monitor_off)) {
     e.monitoring = r.name == static_cast<uint16_t>(Feature::monitor_on);
-    if (!e.monitoring) forget_observations(e);
+    if (!e.monitoring) forget(e, false);
     e.behind = false;
     on_listening();
     return answer(0);
   }
+  if (r.name == static_cast<uint16_t>(Feature::sampling)) return set_sampling(id, e, r);
   if (r.write() && !e.may_act) return answer(EPERM);
   on_request(id, asking);
+}
+
+// How often this engine is sent samples. Looking needs no right to act.
+void Server::set_sampling(EngineId id, Engine& e, const Request& r) {
+  const bool possible =
+      r.value0 == 0 || (r.value0 >= kShortestRoundMs && r.value0 <= kLongestRoundMs);
+  if ((r.flags & ~kRequestWrite) != 0 || (r.write() && !possible))
+    return respond(id, {r.id, EINVAL, 0, 0});
+  if (r.write()) {
+    e.sampling_ms = static_cast<int64_t>(r.value0);
+    e.round_due_ms = monotonic_ms();
+    if (e.sampling_ms == 0) forget(e, true);
+  }
+  respond(id, {r.id, 0, static_cast<uint64_t>(e.sampling_ms), 0});
 }
 
 // ---- writing ----
@@ -353,6 +371,7 @@ void Server::broadcast(const std::shared_ptr<const Batch>& batch) {
   std::vector<EngineId> gone;
   for (auto& [id, e] : engines_) {
     if (!e.admitted || !e.monitoring) continue;
+    e.sequence += batch->messages;
     if (e.queued + batch->bytes.size() > options_.queue_bytes) {
       e.missed += batch->messages;
       if (!e.behind)
@@ -362,7 +381,7 @@ void Server::broadcast(const std::shared_ptr<const Batch>& batch) {
       continue;
     }
     e.queued += batch->bytes.size();
-    e.out.push_back({batch, 0});
+    e.out.push_back({batch});
     // While it is known to take no more, epoll says when it does.
     if ((e.watched & EPOLLOUT) == 0 && !flush(e)) {
       gone.push_back(id);
@@ -375,7 +394,74 @@ void Server::broadcast(const std::shared_ptr<const Batch>& batch) {
 
 void Server::count_missed(uint64_t observations) {
   for (auto& [id, e] : engines_)
-    if (e.admitted && e.monitoring) e.missed += observations;
+    if (e.admitted && e.monitoring) {
+      e.missed += observations;
+      e.sequence += observations;
+    }
+}
+
+// ---- samples ----
+
+std::optional<int64_t> Server::round_due_ms() const {
+  std::optional<int64_t> due;
+  for (const auto& [id, e] : engines_)
+    if (e.admitted && e.sampling_ms != 0 && (!due || e.round_due_ms < *due)) due = e.round_due_ms;
+  return due;
+}
+
+void Server::send_round(const SampledBatches& samples, const Round& round, int64_t now_ms) {
+  std::vector<EngineId> gone;
+  size_t bytes = kRoundBytes;
+  uint64_t messages = 1;
+  for (const Batch& b : samples) {
+    bytes += b.bytes.size();
+    messages += b.messages;
+  }
+  for (auto& [id, e] : engines_) {
+    if (!e.admitted || e.sampling_ms == 0 || e.round_due_ms > now_ms + kRoundSlackMs) continue;
+    e.round_due_ms += e.sampling_ms;
+    if (e.round_due_ms <= now_ms) e.round_due_ms = now_ms + e.sampling_ms;
+    // A round that does not fit is left out as a whole. One fits always, however large it is.
+    if (e.queued != 0 && e.queued + bytes > options_.queue_bytes) {
+      e.missed += messages;
+      e.sequence += messages;
+      if (!e.rounds_behind)
+        log_line(kWho, "NetFlow: engine %s does not keep up and misses samples", e.name.c_str());
+      e.rounds_behind = true;
+      continue;
+    }
+    e.rounds_behind = false;
+    queue_round(e, samples, round);
+    if ((e.watched & EPOLLOUT) == 0 && !flush(e)) {
+      gone.push_back(id);
+      continue;
+    }
+    update_watch(id, e);
+  }
+  for (const EngineId id : gone) close(id, nullptr);
+}
+
+// Each message gets this engine's next number; it stands behind signature and length.
+void Server::queue_round(Engine& e, const SampledBatches& samples, Round round) {
+  constexpr size_t kSequenceAt = 6;
+  for (const Batch& b : samples) {
+    auto own = std::make_shared<Batch>(b);
+    for (size_t at = kSequenceAt; at < own->bytes.size(); at += b.each) {
+      const uint64_t number = __builtin_bswap64(++e.sequence);
+      std::memcpy(own->bytes.data() + at, &number, sizeof number);
+    }
+    e.queued += own->bytes.size();
+    e.out.push_back({std::move(own), 0, true});
+  }
+  round.sequence = ++e.sequence;
+  round.missed = e.missed;
+  auto last = std::make_shared<Batch>();
+  last->bytes.resize(kRoundBytes);
+  last->messages = 1;
+  last->each = kRoundBytes;
+  encode(round, std::span<uint8_t, kRoundBytes>(last->bytes.data(), kRoundBytes));
+  e.queued += last->bytes.size();
+  e.out.push_back({std::move(last), 0, true});
 }
 
 Result<size_t> Server::send(Engine& e) {
@@ -421,26 +507,30 @@ bool Server::flush(Engine& e) {
   return true;
 }
 
-// Monitoring is off at once: what waits is not sent any more, but for the rest of a message.
-void Server::forget_observations(Engine& e) {
+// Monitoring or sampling is off at once: what waits of it is not sent any more, but for the rest of
+// a message.
+void Server::forget(Engine& e, bool sampled) {
   for (size_t k = 0; k < e.out.size();) {
     Waiting& w = e.out[k];
-    if (w.batch->messages == 0) {
+    if (w.batch->messages == 0 || w.sampled != sampled) {
       ++k;
       continue;
     }
     const size_t rest = w.batch->bytes.size() - w.at;
     e.queued -= rest;
-    const size_t cut = w.at % kObservationBytes;
+    const size_t each = w.batch->each;
+    const size_t cut = w.at % each;
     if (cut != 0) {
       auto tail = std::make_shared<Batch>();
       const auto from = w.batch->bytes.begin() + static_cast<long>(w.at);
-      tail->bytes.assign(from, from + static_cast<long>(kObservationBytes - cut));
+      // What waits may be such a rest already.
+      tail->bytes.assign(from, from + static_cast<long>(std::min(rest, each - cut)));
       tail->messages = 1;
+      tail->each = each;
       e.queued += tail->bytes.size();
       // Its first byte counts as sent, so that no answer is put before it.
       tail->bytes.insert(tail->bytes.begin(), 0);
-      w = {std::move(tail), 1};
+      w = {std::move(tail), 1, sampled};
       ++k;
       continue;
     }

@@ -27,11 +27,14 @@
 
 namespace mw::netflow {
 
-// Encoded observations.
+// Encoded messages of one kind.
 struct Batch {
   std::vector<uint8_t> bytes;
   uint32_t messages = 0;
+  size_t each = kObservationBytes;
 };
+// The samples of a round.
+using SampledBatches = std::vector<Batch>;
 
 struct ServerOptions {
   std::string address;     // "127.0.0.1:0": any free port of loopback; "" listens on none
@@ -77,6 +80,10 @@ class Server {
   // for before.
   bool send_part(EngineId engine, std::vector<uint8_t> bytes);
   void broadcast(const std::shared_ptr<const Batch>& batch);
+  // When the next engine is due for a round of samples (monotonic_ms()); nothing: none wants any.
+  std::optional<int64_t> round_due_ms() const;
+  // Sends a round to the engines that are due; each gets numbers of its own.
+  void send_round(const SampledBatches& samples, const Round& round, int64_t now_ms);
   // Observations that were lost before they came here.
   void count_missed(uint64_t observations);
 
@@ -88,9 +95,11 @@ class Server {
 
  private:
   static constexpr int kSaidRefusals = 20;
+  // What waits to be sent. Answers have no messages.
   struct Waiting {
-    std::shared_ptr<const Batch> batch;  // no messages: an answer
+    std::shared_ptr<const Batch> batch;
     size_t at = 0;
+    bool sampled = false;
   };
   struct Engine {
     UniqueFd socket;
@@ -102,8 +111,12 @@ class Server {
     size_t queued = 0;     // bytes of `out` that are not sent
     size_t responses = 0;  // entries of `out` that are answers
     uint64_t missed = 0;
-    uint32_t outstanding = 0;  // requests that are not answered
-    uint32_t watched = 0;      // epoll events
+    uint64_t sequence = 0;    // of the messages that it was or should have been sent
+    int64_t sampling_ms = 0;  // between two rounds of samples; 0: none are wanted
+    int64_t round_due_ms = 0;
+    bool rounds_behind = false;  // the last one found no room
+    uint32_t outstanding = 0;    // requests that are not answered
+    uint32_t watched = 0;        // epoll events
     int64_t since_ms = 0;
     bool admitted = false;
     bool may_act = false;
@@ -127,7 +140,9 @@ class Server {
   void take(EngineId id, Engine& e, const Asking& asking);
   static Result<size_t> send(Engine& e);
   static bool flush(Engine& e);
-  static void forget_observations(Engine& e);
+  static void forget(Engine& e, bool sampled);
+  void set_sampling(EngineId id, Engine& e, const Request& r);
+  static void queue_round(Engine& e, const SampledBatches& samples, Round round);
   static void put_answer(Engine& e, std::vector<uint8_t> bytes);
   void update_watch(EngineId id, Engine& e);
 

@@ -93,13 +93,69 @@ class ServerTest : public testing::Test {
     size_t want = 2;
     while (m.size() < want) {
       if (!eventually([&] { return readable(fd); })) return {};
-      uint8_t room[kObservationBytes];
+      uint8_t room[kSampleBytes];
       const ssize_t n = ::recv(fd.get(), room, want - m.size(), 0);
       if (n <= 0) return {};
       m.insert(m.end(), room, room + n);
-      if (m.size() == 2) want = message_bytes(signature_of(m));
+      if (m.size() == 2) want = has_length(signature_of(m)) ? 6 : message_bytes(signature_of(m));
+      if (m.size() == 6 && has_length(signature_of(m))) want = size_t{m[4]} << 8 | m[5];
     }
     return m;
+  }
+  static SampledBatches samples(uint32_t count) {
+    SampledBatches all(1);
+    all[0].each = kSampleBytes;
+    all[0].messages = count;
+    all[0].bytes.resize(count * kSampleBytes);
+    for (uint32_t k = 0; k < count; ++k) {
+      Sample s;
+      s.bytes_in = k;
+      encode(s, std::span<uint8_t, kSampleBytes>(all[0].bytes.data() + k * kSampleBytes,
+                                                 kSampleBytes));
+    }
+    return all;
+  }
+  // Asks for a round each `ms`; true if the server agrees.
+  bool sample(const UniqueFd& fd, uint64_t ms, uint32_t* before = nullptr) {
+    Request r = request(77, Feature::sampling, kRequestWrite);
+    r.value0 = ms;
+    send(fd, r);
+    for (uint32_t n = 0;; ++n) {
+      const auto m = next(fd);
+      if (m.empty()) return false;
+      if (m.size() != kResponseBytes) continue;
+      if (before != nullptr) *before = n;
+      auto answer =
+          decode_response(std::span<const uint8_t, kResponseBytes>(m.data(), kResponseBytes));
+      return answer->status == 0 && answer->value0 == ms;
+    }
+  }
+  // The rounds that wait for this engine, whole: how many samples each had, and its end. Numbers
+  // that jump are added up in `jumps`.
+  std::vector<std::pair<uint32_t, Round>> read_rounds(const UniqueFd& fd, uint64_t* sequence,
+                                                      uint64_t* jumps) {
+    std::vector<std::pair<uint32_t, Round>> rounds;
+    const auto number = [&](uint64_t its) {
+      EXPECT_GT(its, *sequence);
+      *jumps += its - *sequence - 1;
+      *sequence = its;
+    };
+    uint32_t count = 0;
+    while (readable(fd)) {
+      const auto m = next(fd);
+      if (auto s = decode_sample(m)) {
+        EXPECT_EQ(s->bytes_in, count++);
+        number(s->sequence);
+      } else if (auto r = decode_round(m)) {
+        number(r->sequence);
+        rounds.emplace_back(std::exchange(count, 0), *r);
+      } else {
+        ADD_FAILURE() << "neither sample nor round";
+        break;
+      }
+    }
+    EXPECT_EQ(count, 0u);
+    return rounds;
   }
   Response next_response(const UniqueFd& fd, uint32_t* observations = nullptr) {
     for (;;) {
@@ -198,6 +254,97 @@ TEST_F(ServerTest, MonitoringOffEndsAtAMessagesEnd) {
   EXPECT_EQ(next_response(fd).id, 10u);
   server_->broadcast(batch(1, 77));
   EXPECT_EQ(next(fd).size(), kObservationBytes);
+}
+
+TEST_F(ServerTest, AnEngineHasRoundsAsOftenAsItWishes) {
+  start();
+  const UniqueFd often = engine();
+  const UniqueFd seldom = engine();
+  const UniqueFd never = engine();
+  EXPECT_FALSE(server_->round_due_ms());
+  for (const uint64_t wrong : {uint64_t{1}, uint64_t{49}, uint64_t{60'001}, UINT64_MAX})
+    EXPECT_FALSE(sample(often, wrong)) << wrong;
+  ASSERT_TRUE(sample(often, 100));
+  ASSERT_TRUE(sample(seldom, 300));
+  const int64_t begin = monotonic_ms() + 1000;
+  EXPECT_LE(*server_->round_due_ms(), begin);
+  for (int k = 0; k < 6; ++k) {
+    server_->send_round(samples(3), {}, begin + 100 * k);
+    EXPECT_EQ(*server_->round_due_ms(), begin + 100 * (k + 1));
+  }
+  uint64_t sequence = 0;
+  uint64_t jumps = 0;
+  const auto rounds = read_rounds(often, &sequence, &jumps);
+  ASSERT_EQ(rounds.size(), 6u);
+  for (const auto& [count, round] : rounds) EXPECT_EQ(count, 3u);
+  EXPECT_EQ(sequence, 6u * 4);
+  EXPECT_EQ(jumps, 0u);
+  sequence = 0;
+  EXPECT_EQ(read_rounds(seldom, &sequence, &jumps).size(), 2u);
+  EXPECT_EQ(jumps, 0u);
+  EXPECT_FALSE(readable(never));
+  ASSERT_TRUE(sample(often, 0));
+  server_->send_round(samples(3), {}, begin + 10'000);
+  EXPECT_FALSE(readable(often));
+}
+
+TEST_F(ServerTest, WhatAnEngineMissesIsAJumpAndWholeRounds) {
+  options_.queue_bytes = 64 * 1024;
+  start();
+  const UniqueFd stalled = engine();
+  const UniqueFd reader = engine();
+  ASSERT_TRUE(sample(stalled, 50));
+  ASSERT_TRUE(sample(reader, 50));
+  uint64_t read = 0;
+  uint64_t none = 0;
+  constexpr uint32_t kRounds = 200;
+  const int64_t begin = monotonic_ms() + 1000;
+  for (uint32_t k = 0; k < kRounds; ++k) {
+    server_->send_round(samples(20), {}, begin + 100 * k);
+    ASSERT_EQ(read_rounds(reader, &read, &none).size(), 1u) << k;
+  }
+  EXPECT_EQ(none, 0u);
+  uint64_t sequence = 0;
+  uint64_t jumps = 0;
+  auto rounds = read_rounds(stalled, &sequence, &jumps);
+  // What is missing shows with the next that comes: once there is room again.
+  Round last;
+  for (last.round = 1; rounds.back().second.round == 0; ++last.round) {
+    server_->send_round(samples(20), last,
+                        begin + 100 * static_cast<int64_t>(kRounds + last.round));
+    server_->handle_events();
+    const auto more = read_rounds(stalled, &sequence, &jumps);
+    rounds.insert(rounds.end(), more.begin(), more.end());
+    ASSERT_LT(last.round, 1000u);
+  }
+  EXPECT_LT(rounds.size(), kRounds);
+  for (const auto& [count, round] : rounds) EXPECT_EQ(count, 20u);
+  EXPECT_GT(jumps, 0u);
+  EXPECT_EQ(rounds.back().second.missed, jumps);
+  EXPECT_EQ(sequence % 21, 0u);
+}
+
+TEST_F(ServerTest, ARoundLargerThanTheQueueGoesToAnEngineThatReads) {
+  options_.queue_bytes = 64 * 1024;
+  start();
+  const UniqueFd fd = engine();
+  ASSERT_TRUE(sample(fd, 50));
+  uint64_t sequence = 0;
+  uint64_t jumps = 0;
+  for (int k = 0; k < 2; ++k) {
+    server_->send_round(samples(2000), {}, *server_->round_due_ms());  // 620 KB
+    const auto rounds = read_rounds(fd, &sequence, &jumps);
+    ASSERT_EQ(rounds.size(), 1u);
+    EXPECT_EQ(rounds[0].first, 2000u);
+  }
+  EXPECT_EQ(jumps, 0u);
+  // Turned off in the middle of one, nothing but the rest of a message follows.
+  server_->send_round(samples(2000), {}, *server_->round_due_ms());
+  uint32_t before = 0;
+  ASSERT_TRUE(sample(fd, 0, &before));
+  EXPECT_LT(before, 2000u);
+  server_->handle_events();
+  EXPECT_FALSE(readable(fd));
 }
 
 TEST_F(ServerTest, WhoeverMayOnlyLookChangesNothing) {

@@ -204,10 +204,11 @@ struct Sample {
   uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
   uint32_t uid = 0;
   std::array<char, 16> command{};  // NUL-padded
-  // Seen from the application.
+  // What the stack has taken from the network, `unread` included, and given to it. Ages and calls
+  // are of these bytes.
   uint64_t bytes_in = 0;
   uint64_t bytes_out = 0;
-  uint32_t calls_in = 0;  // modulo 2^32
+  uint32_t calls_in = 0;  // modulo 2^32, since an engine is connected
   uint32_t calls_out = 0;
   uint32_t age = kNever;  // since it was accepted, connected or made
   uint32_t first_in = kNever;

@@ -117,6 +117,17 @@ ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd)
   return n;
 }
 
+// The same, and a thread that sleeps until one comes is counted as such: only then it costs a call
+// more.
+ssize_t take_or_await_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
+  ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
+  if (n != -EAGAIN || (flags & MSG_DONTWAIT) != 0 || s.nonblocking()) return n;
+  begin_wait(s.mine, process.pid, monotonic_ns());
+  n = take_record(s, record, flags, fd);
+  end_wait(s.mine, monotonic_ns());
+  return n;
+}
+
 // Asks the INS for a token on a listener's placeholder. While the socket is no listener any more,
 // whoever takes it in accept() asks for the next: so all who sleep there come to know.
 void pass_on_end(const Sock& s) {
@@ -149,7 +160,7 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags) {
     // processes, EAGAIN for the losers and signals are the kernel's.
     std::atomic_ref waiters(s.mine.waiters);
     waiters.fetch_add(1);
-    const ssize_t n = take_record(s, record, flags, &fd);
+    const ssize_t n = take_or_await_record(s, record, flags, &fd);
     waiters.fetch_sub(1);
     if (n < 0) return static_cast<int>(n);
     if (n == 0) return -EINVAL;  // the session is over

@@ -134,6 +134,13 @@ void after_sleep(const Item* items, nfds_t groups_asleep) {
       epoll_wake(items[i].entry.slot - 1);
 }
 
+// The socket that a thread waits for if it waits for nothing else; else null. A thread that looks
+// at many is not any one's.
+SessionSlot* only_socket(const pollfd* fds, const Item* items, nfds_t n) {
+  return n == 1 && items[0].watch == Watch::token ? &sock_of(fds[0].fd, items[0].entry).mine
+                                                  : nullptr;
+}
+
 int native_poll(pollfd* native, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
   const timespec t{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
   const int k = libc.ppoll(native, n, timeout_ns < 0 ? nullptr : &t, mask);
@@ -185,7 +192,10 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     const bool sleeping = prepare(fds, items.get(), n, &asleep);
     if (sleeping) {
       fill_native(native.get(), fds, items.get(), n, true);
+      SessionSlot* const waits_for = only_socket(fds, items.get(), n);
+      if (waits_for != nullptr) begin_wait(*waits_for, process.pid, monotonic_ns());
       k = native_poll(native.get(), n, left, mask);
+      if (waits_for != nullptr) end_wait(*waits_for, monotonic_ns());
     }
     after_sleep(items.get(), asleep);
     const bool woken = sleeping && k > 0;

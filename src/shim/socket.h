@@ -166,12 +166,16 @@ int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
   std::atomic_ref waiters(s.mine.waiters);
   const bool sole = waiters.fetch_add(1) == 0;
   int rc = 0;
+  bool slept = false;
   for (;;) {
     arm(s, what);
     if (ready()) break;
+    if (!slept) begin_wait(s.mine, process.pid, monotonic_ns());
+    slept = true;
     rc = sleep_for_token(s, what, deadline, sole);
     if (rc < 0 || ready()) break;
   }
+  if (slept) end_wait(s.mine, monotonic_ns());
   waiters.fetch_sub(1);
   return rc;
 }

@@ -16,6 +16,7 @@
 // THREADS     Words are accessed through std::atomic_ref (StdAtomics); locks are SharedLock.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include "abi/mw_region.h"
@@ -68,7 +69,7 @@ struct SessionSlot {
   uint32_t tx_tail;
   uint32_t error_taken;  // the error_seq that was delivered last
   uint32_t rcvlowat;
-  uint32_t reserved1;
+  uint32_t waiter;      // pid of the process whose thread began to wait for this socket last
   int64_t rcvtimeo_us;  // 0: none
   int64_t sndtimeo_us;
   uint32_t posted;   // 0, or 1 + the cell of the last call that nobody waited for
@@ -79,9 +80,50 @@ struct SessionSlot {
   uint32_t
       sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
   uint32_t owner;  // pid of the process that made or accepted it
-  uint8_t pad[16];
+  // What it costs in threads that wait for it (begin_wait()): how many do now, in the low 16 bits,
+  // and since when the first of them does; and the time that is over, less the beginnings of the
+  // waits that are not.
+  uint64_t waits;
+  uint64_t waited_us;
 };
 static_assert(sizeof(SessionSlot) == 256);
+
+// A thread goes to sleep until this socket has news, and wakes. Times are CLOCK_MONOTONIC. The
+// order of the two words is such that whoever reads in between finds too little, and not too much.
+inline void begin_wait(SessionSlot& s, uint32_t pid, int64_t now_ns) {
+  const auto us = static_cast<uint64_t>(now_ns / 1000);
+  std::atomic_ref(s.waiter).store(pid, std::memory_order_relaxed);
+  std::atomic_ref(s.waited_us).fetch_sub(us);
+  std::atomic_ref waits(s.waits);
+  uint64_t now = waits.load(std::memory_order_relaxed);
+  uint64_t next = 0;
+  do {
+    next = (now & 0xffff) == 0 ? (us / 1000) << 16 | 1 : now + 1;
+  } while (!waits.compare_exchange_weak(now, next));
+}
+inline void end_wait(SessionSlot& s, int64_t now_ns) {
+  std::atomic_ref(s.waits).fetch_sub(1);
+  std::atomic_ref(s.waited_us).fetch_add(static_cast<uint64_t>(now_ns / 1000));
+}
+struct SessionWait {
+  uint32_t threads;
+  uint32_t since_ms;  // how long the first of them has been waiting
+  uint64_t total_us;  // too little, or more than can be, if somebody slept or woke meanwhile
+};
+inline SessionWait wait_of(SessionSlot& s, int64_t now_ns) {
+  std::atomic_ref waited(s.waited_us);
+  uint64_t done = waited.load();
+  uint64_t waits = std::atomic_ref(s.waits).load();
+  for (int k = 0; k < 4 && waited.load() != done; ++k) {
+    done = waited.load();
+    waits = std::atomic_ref(s.waits).load();
+  }
+  const auto us = static_cast<uint64_t>(now_ns / 1000);
+  const auto threads = static_cast<uint32_t>(waits & 0xffff);
+  const uint64_t since = us / 1000 - (waits >> 16);
+  return {threads, threads == 0 || since > UINT32_MAX ? 0 : static_cast<uint32_t>(since),
+          done + threads * us};
+}
 
 constexpr uint32_t kSlotListener = 1;
 constexpr uint32_t kSlotShutRd = 2;
