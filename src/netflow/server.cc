@@ -178,6 +178,7 @@ void Server::accept_from(int listener, bool over_tls) {
     Engine& e = engines_[id];
     e.socket = std::move(socket);
     e.name = to_string(from);
+    e.local = from.bytes.ss_family == AF_UNIX;
     e.since_ms = monotonic_ms();
     if (over_tls) e.tls = tls_->accept(e.socket.get());
     e.watched = EPOLLIN;
@@ -196,8 +197,9 @@ void Server::admit(Engine& e, bool may_act) {
   e.admitted = true;
   e.may_act = may_act;
   on_listening();
-  log_line(kWho, "NetFlow: engine %s connected, %s", e.name.c_str(),
-           may_act ? "may act" : "read-only");
+  if (!e.local)
+    log_line(kWho, "NetFlow: engine %s connected, %s", e.name.c_str(),
+             may_act ? "may act" : "read-only");
 }
 
 // Those that had time enough to show a token, and the oldest of too many.
@@ -223,7 +225,7 @@ void Server::close(EngineId id, const char* why) {
   const Engine& e = it->second;
   if (why != nullptr)
     log_line(kWho, "NetFlow: engine %s: %s; connection closed", e.name.c_str(), why);
-  if (e.admitted)
+  if (e.admitted && (!e.local || e.missed != 0))
     log_line(kWho, "NetFlow: engine %s disconnected, missed %" PRIu64 " observations",
              e.name.c_str(), e.missed);
   engines_.erase(it);

@@ -118,6 +118,7 @@ class Server {
     uint32_t outstanding = 0;    // requests that are not answered
     uint32_t watched = 0;        // epoll events
     int64_t since_ms = 0;
+    bool local = false;  // most of them are commands, whose coming and going fills no log
     bool admitted = false;
     bool may_act = false;
     bool monitoring = true;
