@@ -259,6 +259,18 @@ int follow(Client& engine, const Filter& filter, bool json) {
     if ((f.flags & kFlowListener) != 0) listening.insert(f.local.port);
   for (const Flow& f : flows)
     if (listening.count(f.local.port) != 0) accepted.insert(f.socket);
+  // What is open already, so that nobody has to wait for its end to know of it.
+  for (const Flow& f : flows) {
+    if (f.remote.port == 0 || !filter.takes(f)) continue;
+    Observation open;
+    open.session_start = f.session_start;
+    open.now = timestamp_of(static_cast<uint64_t>(realtime_ns()));
+    open.local = f.local;
+    open.remote = f.remote;
+    open.bytes_in = f.bytes_in;
+    open.bytes_out = f.bytes_out;
+    print_record(open, f.socket, accepted.count(f.socket) != 0, false);
+  }
   for (;;) {
     auto seen = engine.next(-1);
     if (!seen) return fail(json, seen.error());
@@ -292,7 +304,8 @@ CLI::App* FlowCommands::add(CLI::App& app, const char* name, const char* text) {
 FlowCommands::FlowCommands(CLI::App& app) {
   flows_ = add(app, "flows", "List the sockets of a session");
   flows_->add_flag("-w,--watch", watch_,
-                   "Follow connections as JSON lines: one when it begins, one when it ends");
+                   "Follow connections as JSON lines: one for each that is open, one when it "
+                   "begins, one when it ends");
   flows_->add_option("filter", filter_, "listen | tcp | udp | port N | peer ADDRESS | pid N");
   close_ = add(app, "close", "Cut a connection: its peer and the application see a reset");
   close_->add_option("socket", socket_, "As `mw flows` shows it")->required();
