@@ -39,12 +39,16 @@ MW_STATIC_ASSERT(sizeof(struct mw_telemetry_header) == 192, "frozen since protoc
 #define MW_TEL_CONNECT 4u
 #define MW_TEL_RECV 5u
 #define MW_TEL_SEND 6u
-#define MW_TEL_CLOSE 7u
+#define MW_TEL_CLOSE 7u /* extra: MW_TEL_CUT_*, or 0 */
 /* Who a socket is: before its first other record in a period, and again when an endpoint changed.
  * `now` is when it was made; extra holds MW_TEL_WHO_* bits. */
 #define MW_TEL_WHO 16u
 /* Every socket of this worker that was there when the period `gen` began has been introduced. */
 #define MW_TEL_ALL_TOLD 17u
+
+/* Why the INS closed it. */
+#define MW_TEL_CUT_MIN_RATE_IN 1u
+#define MW_TEL_CUT_MIN_RATE_OUT 2u
 
 #define MW_TEL_WHO_DATAGRAM 1u
 #define MW_TEL_WHO_LISTENER 2u

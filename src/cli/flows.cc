@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cinttypes>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,9 +10,6 @@
 #include <set>
 
 #include "base/clock.h"
-#include "base/log.h"
-#include "cli/exit_status.h"
-#include "frontend/session.h"
 #include "netflow/address.h"
 #include "netflow/client.h"
 
@@ -21,80 +17,6 @@ namespace mw {
 namespace {
 
 using namespace netflow;
-
-constexpr int kAnswerMs = 10'000;
-
-struct Named {
-  const char* name;
-  Feature feature;
-  bool of_socket;
-  bool is_time;
-};
-constexpr Named kFeatures[] = {{"nonblock", Feature::nonblock, true, false},
-                               {"reuseaddr", Feature::reuseaddr, true, false},
-                               {"reuseport", Feature::reuseport, true, false},
-                               {"keepalive", Feature::keepalive, true, false},
-                               {"defer-accept", Feature::defer_accept, true, false},
-                               {"nodelay", Feature::nodelay, true, false},
-                               {"open", Feature::is_open, true, false},
-                               {"owner-running", Feature::owner_running, true, false},
-                               {"sndbuf", Feature::sndbuf, true, false},
-                               {"rcvbuf", Feature::rcvbuf, true, false},
-                               {"sndtimeo", Feature::sndtimeo, true, true},
-                               {"rcvtimeo", Feature::rcvtimeo, true, true},
-                               {"sndlowat", Feature::sndlowat, true, false},
-                               {"rcvlowat", Feature::rcvlowat, true, false},
-                               {"error", Feature::error, true, false},
-                               {"congestion", Feature::congestion, false, false},
-                               {"delack-ticks", Feature::delack_ticks, false, false}};
-
-const Named* find_feature(const std::string& name) {
-  for (const Named& f : kFeatures)
-    if (name == f.name) return &f;
-  return nullptr;
-}
-
-std::string feature_names() {
-  std::string all;
-  for (const Named& f : kFeatures) all += (all.empty() ? "" : " ") + std::string(f.name);
-  return all;
-}
-
-// "1:104" (INS and number), or the whole identifier.
-std::optional<SocketId> parse_socket(const std::string& text) {
-  unsigned long long first = 0;
-  unsigned long long second = 0;
-  char rest = 0;
-  if (std::sscanf(text.c_str(), "%llu:%llu%c", &first, &second, &rest) == 2 && first <= 0xffff &&
-      second <= 0xffffffff)
-    return SocketId{static_cast<uint16_t>(first), static_cast<uint32_t>(second)};
-  if (std::sscanf(text.c_str(), "%llu%c", &first, &rest) != 1) return std::nullopt;
-  return decode_socket(static_cast<int64_t>(first));
-}
-
-std::string name_of(int64_t socket) {
-  const auto id = decode_socket(socket);
-  return id ? std::to_string(id->ins) + ":" + std::to_string(id->number) : "?";
-}
-
-double seconds(const Timestamp& t) {
-  return static_cast<double>(t.seconds) + static_cast<double>(t.nanoseconds) / 1e9;
-}
-
-std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += c < ' ' ? '?' : c;
-  }
-  return out + "\"";
-}
-
-std::string number(double value) {
-  char text[64];
-  std::snprintf(text, sizeof text, "%.6f", value);
-  return text;
-}
 
 std::string command_of(const Flow& f) {
   const std::string text(f.command.data(), ::strnlen(f.command.data(), f.command.size()));
@@ -104,24 +26,6 @@ std::string command_of(const Flow& f) {
 const char* type_of(const Flow& f) {
   if (f.type == 2) return "udp";
   return (f.flags & kFlowListener) != 0 ? "listen" : "tcp";
-}
-
-int fail(bool json, ExitStatus exit, const std::string& text) {
-  const int status = static_cast<int>(exit);
-  log_line("mw", "%s", text.c_str());
-  if (json) std::printf("{\"error\":%s,\"status\":%d}\n", quoted(text).c_str(), status);
-  return status;
-}
-
-int fail(bool json, const Error& e) {
-  const bool forbidden = e.err == EACCES || e.err == EPERM;
-  return fail(json, forbidden ? ExitStatus::not_permitted : ExitStatus::unreachable,
-              std::string(e.where) + (e.err != 0 ? ": " + std::string(std::strerror(e.err)) : ""));
-}
-
-int refusal(bool json, uint32_t status) {
-  return fail(json, status == EPERM ? ExitStatus::not_permitted : ExitStatus::failure,
-              std::strerror(static_cast<int>(status)));
 }
 
 // Filter words: listen | tcp | udp | port N | peer ADDRESS | pid N, all of which have to hold.
@@ -212,32 +116,6 @@ void print_record(const Observation& o, int64_t socket, bool accepted, bool fina
   std::fflush(stdout);
 }
 
-// The local socket of the session that is named, or of the only one.
-std::optional<std::string> find_session(const std::string& wanted, std::string* why) {
-  const std::string base = default_base();
-  std::vector<std::string> found;
-  for (const SessionRecord& r : list_sessions(base))
-    if (state_of(r) != SessionState::dead && (wanted.empty() || r.name == wanted))
-      found.push_back(r.name);
-  if (found.size() == 1) return session_folder(base, found[0]) + "/netflow.sock";
-  if (!wanted.empty()) {
-    *why = "there is no session " + wanted;
-  } else if (found.empty()) {
-    *why = "no session runs";
-  } else {
-    *why = "several sessions run; name one with -s:";
-    for (const std::string& name : found) *why += " " + name;
-  }
-  return std::nullopt;
-}
-
-Request request_for(Feature feature, bool write) {
-  Request r;
-  r.flags = write ? kRequestWrite : 0;
-  r.name = static_cast<uint16_t>(feature);
-  return r;
-}
-
 int list(Client& engine, const Filter& filter, bool json) {
   std::vector<Flow> flows = engine.take_flows();
   std::erase_if(flows, [&](const Flow& f) { return !filter.takes(f); });
@@ -294,109 +172,34 @@ int follow(Client& engine, const Filter& filter, bool json) {
 
 }  // namespace
 
-CLI::App* FlowCommands::add(CLI::App& app, const char* name, const char* text) {
-  CLI::App* sub = app.add_subcommand(name, text);
-  sub->add_option("-s,--session", session_, "The session, if several run")->type_name("NAME");
-  sub->add_flag("-j,--json", json_, "One JSON document on standard output");
-  return sub;
-}
-
 FlowCommands::FlowCommands(CLI::App& app) {
-  flows_ = add(app, "flows", "List the sockets of a session");
+  flows_ = options_.add(app, "flows", "List the sockets of a session");
   flows_->add_flag("-w,--watch", watch_,
                    "Follow connections as JSON lines: one for each that is open, one when it "
                    "begins, one when it ends");
   flows_->add_option("filter", filter_, "listen | tcp | udp | port N | peer ADDRESS | pid N");
-  close_ = add(app, "close", "Cut a connection: its peer and the application see a reset");
-  close_->add_option("socket", socket_, "As `mw flows` shows it")->required();
-  get_ = add(app, "get", "Read a feature of a socket, or of the whole stack");
-  set_ = add(app, "set", "Set a feature of a socket, or of the whole stack");
-  for (CLI::App* sub : {get_, set_}) {
-    sub->add_option("socket", socket_, "As `mw flows` shows it, or all")->required();
-    sub->add_option("feature", feature_, "One of: " + feature_names())->required();
-    sub->footer(
-        "Features of all: congestion (144 reno, 146 cubic), delack-ticks (set: difference)");
-  }
-  set_->add_option("value", value_, "A number; for times, seconds")->required();
-  block_ = add(app, "block", "Cut every connection with a peer and let it in no more");
-  unblock_ = add(app, "unblock", "Let a peer in again");
-  for (CLI::App* sub : {block_, unblock_})
-    sub->add_option("address", peer_, "The peer's IPv4 or IPv6 address")->required();
 }
 
 bool FlowCommands::given() const {
-  return *flows_ || *close_ || *get_ || *set_ || *block_ || *unblock_;
-}
-
-int FlowCommands::run() const {
-  return *flows_ ? show() : act();
+  return static_cast<bool>(*flows_);
 }
 
 // Asks for what there is, and shows that, or follows what becomes of it.
-int FlowCommands::show() const {
+int FlowCommands::run() const {
   Filter filter;
   std::string why;
-  if (!filter.parse(filter_, &why)) return fail(json_, ExitStatus::usage, "not a filter: " + why);
-  const auto path = find_session(session_, &why);
-  if (!path) return fail(json_, ExitStatus::unreachable, why);
-  auto engine = Client::connect(*path, kAnswerMs);
-  if (!engine) return fail(json_, engine.error());
-  auto answer = engine->ask(request_for(Feature::list, false));
-  if (!answer) return fail(json_, answer.error());
-  if (answer->status != 0) return refusal(json_, answer->status);
-  if (watch_) return follow(*engine, filter, json_);
-  return list(*engine, filter, json_);
-}
-
-int FlowCommands::act() const {
-  std::string why;
-  const bool write = !*get_;
-  Request r;
-  const Named* named = nullptr;
-  if (*block_ || *unblock_) {
-    const auto peer = parse_address(peer_);
-    if (!peer) return fail(json_, ExitStatus::usage, "not an address: " + peer_);
-    r = request_for(Feature::address_block, true);
-    r.value0 = *block_ ? 1 : 0;
-    name_peer(r, *peer);
-  } else {
-    named = find_feature(*close_ ? "open" : feature_);
-    if (named == nullptr)
-      return fail(json_, ExitStatus::usage,
-                  "no feature " + feature_ + "; there are: " + feature_names());
-    r = request_for(named->feature, write);
-    const auto socket = parse_socket(socket_);
-    if (named->of_socket != (socket_ != "all") || (named->of_socket && !socket))
-      return fail(json_, ExitStatus::usage,
-                  named->of_socket ? "not a socket as `mw flows` shows it: " + socket_
-                                   : std::string(named->name) + " is a feature of all");
-    if (named->of_socket) name_socket(r, *socket);
-  }
-  if (*set_) {
-    char* end = nullptr;
-    const double value = std::strtod(value_.c_str(), &end);
-    if (value_.empty() || *end != 0 || !std::isfinite(value) || std::fabs(value) > 1e15)
-      return fail(json_, ExitStatus::usage, "not a number: " + value_);
-    r.value0 = static_cast<uint64_t>(static_cast<int64_t>(value));
-    if (named->is_time) r.value1 = static_cast<uint64_t>(std::fmod(std::fabs(value), 1.0) * 1e6);
-  }
-  const auto path = find_session(session_, &why);
-  if (!path) return fail(json_, ExitStatus::unreachable, why);
-  auto engine = Client::connect(*path, kAnswerMs);
-  if (!engine) return fail(json_, engine.error());
-  auto answer = engine->ask(r);
-  if (!answer) return fail(json_, answer.error());
-  if (answer->status != 0) return refusal(json_, answer->status);
-  const bool is_time = named != nullptr && named->is_time;
-  const std::string value =
-      is_time
-          ? number(static_cast<double>(answer->value0) + static_cast<double>(answer->value1) / 1e6)
-          : std::to_string(answer->value0);
-  if (json_)
-    std::printf("{\"value\":%s}\n", value.c_str());
-  else if (*get_ || *set_)
-    std::printf("%s\n", value.c_str());
-  return 0;
+  const bool json = options_.json;
+  if (!filter.parse(filter_, &why)) return fail(json, ExitStatus::usage, "not a filter: " + why);
+  int exit = 0;
+  auto engine = connect(options_, &exit);
+  if (!engine) return exit;
+  Request all;
+  all.name = static_cast<uint16_t>(Feature::list);
+  auto answer = engine->ask(all);
+  if (!answer) return fail(json, answer.error());
+  if (answer->status != 0) return refusal(json, answer->status);
+  if (watch_) return follow(*engine, filter, json);
+  return list(*engine, filter, json);
 }
 
 }  // namespace mw

@@ -12,6 +12,7 @@
 #include <iostream>
 
 #include "base/log.h"
+#include "cli/changes.h"
 #include "cli/check_config.h"
 #include "cli/doctor.h"
 #include "cli/exit_status.h"
@@ -287,6 +288,7 @@ int main(int argc, char** argv) {
   std::string ended;
   clean->add_option("session", ended, "End this one too, if it runs without its mw run");
   const mw::FlowCommands flows(app);
+  mw::ChangeCommands changes(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
   // What stands behind the first "--" is the command's, whatever it looks like.
@@ -318,6 +320,7 @@ int main(int argc, char** argv) {
   if (*adopt) return adopt_command(orphan);
   if (*clean) return mw::clean_sessions(mw::default_base(), ended);
   if (flows.given()) return flows.run();
+  if (changes.given()) return changes.run();
   if (*version) std::puts("mw " MW_VERSION);
   return 0;
 }

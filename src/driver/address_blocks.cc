@@ -26,13 +26,8 @@ constexpr const char* kTable = "inet mw_blocks";
   ::_exit(127);
 }
 
-}  // namespace
-
-std::string block_ruleset(const netflow::Address& address, bool block) {
-  const bool v6 = address.af == 6;
+std::string table_ruleset() {
   const std::string table = kTable;
-  const std::string element =
-      table + (v6 ? " peers6" : " peers4") + " { " + netflow::to_string(address) + " }\n";
   std::string rules = "add table " + table + "\n";
   rules += "add set " + table + " peers4 { type ipv4_addr; }\n";
   rules += "add set " + table + " peers6 { type ipv6_addr; }\n";
@@ -40,10 +35,22 @@ std::string block_ruleset(const netflow::Address& address, bool block) {
   rules += "flush chain " + table + " input\n";
   rules += "add rule " + table + " input ip saddr @peers4 drop\n";
   rules += "add rule " + table + " input ip6 saddr @peers6 drop\n";
-  // Added first in any case: what is not there cannot be deleted.
-  rules += "add element " + element;
-  if (!block) rules += "delete element " + element;
   return rules;
+}
+
+}  // namespace
+
+std::string block_ruleset(const netflow::Address& address, bool block) {
+  const bool v6 = address.af == 6;
+  const std::string element = std::string(kTable) + (v6 ? " peers6" : " peers4") + " { " +
+                              netflow::to_string(address) + " }\n";
+  // Added first in any case: what is not there cannot be deleted.
+  return table_ruleset() + "add element " + element + (block ? "" : "delete element " + element);
+}
+
+std::string clear_ruleset() {
+  const std::string table = kTable;
+  return table_ruleset() + "flush set " + table + " peers4\nflush set " + table + " peers6\n";
 }
 
 AddressBlocks::~AddressBlocks() {
@@ -53,9 +60,13 @@ AddressBlocks::~AddressBlocks() {
 }
 
 void AddressBlocks::change(int netns, const netflow::Address& address, bool block, Done done) {
+  run(netns, block_ruleset(address, block), std::move(done));
+}
+
+void AddressBlocks::run(int netns, std::string rules, Done done) {
   UniqueFd own{::fcntl(netns, F_DUPFD_CLOEXEC, 3)};
   if (!own || jobs_.size() >= kMaxQueued) return done(own ? EBUSY : EMFILE);
-  jobs_.push_back({std::move(own), block_ruleset(address, block), std::move(done)});
+  jobs_.push_back({std::move(own), std::move(rules), std::move(done)});
   if (jobs_.size() == 1) start_next();
 }
 

@@ -21,6 +21,8 @@ namespace mw {
 
 // The transaction that makes the table if need be and lets the address in or not.
 std::string block_ruleset(const netflow::Address& address, bool block);
+// The one that makes it if need be and lets everybody in.
+std::string clear_ruleset();
 
 class AddressBlocks {
  public:
@@ -34,6 +36,7 @@ class AddressBlocks {
 
   // `netns` is duplicated.
   void change(int netns, const netflow::Address& address, bool block, Done done);
+  void clear(int netns, Done done) { run(netns, clear_ruleset(), std::move(done)); }
   // The running nft's pidfd, readable at its end; -1 if none runs.
   int running() const { return child_.get(); }
   void on_end();
@@ -45,6 +48,7 @@ class AddressBlocks {
     std::string rules;
     Done done;
   };
+  void run(int netns, std::string rules, Done done);
   void start_next();
   uint32_t start(const Job& job);
 

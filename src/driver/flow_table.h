@@ -79,6 +79,8 @@ class FlowTable {
     for (const auto& [number, slot] : slot_of_) visit(slot, flows_[slot]);
   }
   uint16_t ins() const { return ins_; }
+  // While out() is called with a close: MW_TEL_CUT_*, or what else the INS says.
+  uint32_t last_cut() const { return cut_; }
 
  private:
   template <class Out>
@@ -100,6 +102,7 @@ class FlowTable {
       o.extra = static_cast<uint64_t>(number_of(*fresh));
     }
     if (r.kind == MW_TEL_CLOSE) {
+      cut_ = r.extra;
       o.extra = static_cast<uint64_t>(o.socket);
       erase(r.slot);
     }
@@ -110,6 +113,7 @@ class FlowTable {
   void close(uint32_t slot, uint64_t now_ns, Out&& out) {
     netflow::Observation o = observation(flows_[slot], MW_TEL_CLOSE, now_ns);
     o.extra = static_cast<uint64_t>(o.socket);
+    cut_ = 0;
     erase(slot);
     out(o);
   }
@@ -126,6 +130,7 @@ class FlowTable {
   uint32_t epoch_ = 0;
   uint64_t told_ = 0;  // workers that introduced all in this period, as bits
   uint16_t ins_;
+  uint32_t cut_ = 0;
   std::unique_ptr<Flow[], Freed> flows_;  // by slot; memory that was never used costs nothing
   std::unordered_map<uint32_t, uint32_t> slot_of_;
   // The sockets closed last: the worker that accepted one may introduce it after its own worker

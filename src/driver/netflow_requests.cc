@@ -58,14 +58,7 @@ int int_of(const InsReply& reply) {
   return value;
 }
 
-std::array<uint8_t, 17> key_of(const netflow::Address& a) {
-  std::array<uint8_t, 17> key{};
-  key[0] = static_cast<uint8_t>(a.af);
-  std::copy(a.bytes.begin(), a.bytes.end(), key.begin() + 1);
-  return key;
-}
-
-InsRequest cut_request(const std::array<uint8_t, 17>& key, bool block) {
+InsRequest cut_request(const NetflowService::PeerKey& key, bool block) {
   InsRequest r = about(InsOp::cut_peer, 0, 0);
   r.write = block ? 1 : 0;
   r.family = key[0] == 6 ? AF_INET6 : AF_INET;
@@ -84,15 +77,25 @@ struct NetflowService::OptionFeature {
 };
 
 void NetflowService::answer(const Asked& a, uint32_t err, uint64_t value0, uint64_t value1) {
-  server_->respond(a.engine, {a.request.id, err, err == 0 ? value0 : 0, err == 0 ? value1 : 0});
+  const Outcome outcome{err, err == 0 ? value0 : 0, err == 0 ? value1 : 0};
+  if (a.then) return a.then(outcome);
+  server_->respond(a.engine, {a.request.id, err, outcome.value0, outcome.value1});
 }
 
 void NetflowService::on_request(EngineId engine, const netflow::Asking& asking) {
   const Request& r = asking.request.request;
-  const Asked a{engine, r};
-  if (asking.extended) return answer(a, EOPNOTSUPP);
   // What an engine was answered or shown before counts: nothing of it may still be in the rings.
   if (ins_ && epoch_ != 0) drain();
+  const Asked a{engine, r, nullptr};
+  if (r.name == static_cast<uint16_t>(Feature::undo))
+    return on_undo(a, (asking.request.options & netflow::kDryRun) != 0);
+  const bool change = asking.extended || (r.name & netflow::kFeatureMitigation) != 0;
+  if (r.write() && change) return on_change(engine, asking);
+  execute(a);
+}
+
+void NetflowService::execute(const Asked& a) {
+  const Request& r = a.request;
   switch (static_cast<Feature>(r.name)) {
     case Feature::congestion:
       return on_congestion(a);
@@ -100,6 +103,19 @@ void NetflowService::on_request(EngineId engine, const netflow::Asking& asking) 
       return on_delack(a);
     case Feature::address_block:
       return on_address_block(a);
+    case Feature::allow:
+      return on_allow(a);
+    case Feature::peer_cap:
+      return on_peer_cap(a);
+    case Feature::rules:
+      return on_rules(a);
+    case Feature::min_rate_in:
+    case Feature::min_rate_out:
+      if ((r.flags & ~netflow::kRequestWrite) == 0) return on_default_rate(a);
+      break;
+    case Feature::pause:
+    case Feature::pacing:
+      break;
     case Feature::list:
       if (r.flags != 0) return answer(a, r.write() ? EOPNOTSUPP : EINVAL);
       if (!on_list(a, true)) defer(a);
@@ -182,6 +198,12 @@ bool NetflowService::on_socket_request(const Asked& a, bool may_wait) {
     }
     case Feature::owner_running:
       on_owner(a, slot, id->number);
+      return true;
+    case Feature::min_rate_in:
+    case Feature::min_rate_out:
+    case Feature::pause:
+    case Feature::pacing:
+      on_limit(a, slot, id->number);
       return true;
     default:
       on_session_value(a, slot, id->number);
@@ -347,23 +369,28 @@ void NetflowService::on_address_block(const Asked& a) {
       !peer || r.value0 > 1)
     return answer(a, EINVAL);
   if (!ins_) return answer(a, ENETDOWN);
-  const bool block = r.value0 == 1;
-  const auto key = key_of(*peer);
-  if (block && blocked_.size() >= kMaxBlocked) return answer(a, ENOSPC);
-  // The INS cuts the connections that there are, and refuses the peer's; in a namespace of its own
-  // nftables keep the peer's packets from it.
-  const auto in_the_ins = [this, a, key, block](uint32_t err) {
-    if (err != 0) return answer(a, err);
+  if (r.value0 == 1 && blocked_.size() >= kMaxBlocked) return answer(a, ENOSPC);
+  change_block(*peer, r.value0 == 1,
+               [this, a](const Outcome& o) { answer(a, o.err, o.value0, o.value1); });
+}
+
+// The INS cuts the connections that there are, and refuses the peer's; in a namespace of its own
+// nftables keep the peer's packets from it.
+void NetflowService::change_block(const netflow::Address& peer, bool block, const Then& then) {
+  const PeerKey key = key_of(peer);
+  const auto in_the_ins = [this, then, key, block](uint32_t err) {
+    if (err != 0) return then({err, 0, 0});
     if (block)
       blocked_.insert(key);
     else
       blocked_.erase(key);
-    if (!ins_) return answer(a, 0, block ? 1 : 0);  // the next one will be told
-    ins_->ask(cut_request(key, block),
-              [this, a, block](const InsReply& reply) { answer(a, reply.status, block ? 1 : 0); });
+    if (!ins_) return then({0, block ? 1u : 0u, 0});  // the next one will be told
+    ins_->ask(cut_request(key, block), [then, block](const InsReply& reply) {
+      then({reply.status, block ? 1u : 0u, 0});
+    });
   };
   if (ins_->netns() < 0) return in_the_ins(0);
-  blocks_.change(ins_->netns(), *peer, block, in_the_ins);
+  blocks_.change(ins_->netns(), canonical(peer), block, in_the_ins);
   watch_blocks();
 }
 
@@ -443,6 +470,8 @@ void NetflowService::renew_wishes() {
                reply.status);
   };
   for (const InsRequest& w : wishes_) ins_->ask(w, renewed);
+  // The allow list first: it beats the blocks.
+  renew_rules();
   for (const auto& key : blocked_) ins_->ask(cut_request(key, true), renewed);
 }
 

@@ -75,6 +75,10 @@ NetflowService::NetflowService(std::unique_ptr<netflow::Server> server, SessionM
     on_request(engine, asking);
   };
   server_->on_listening = [this] { follow_engines(); };
+  sampling_.is_allowed = [this](const netflow::Address& peer) {
+    return !allowed_.empty() && allowed_.count(key_of(peer)) != 0;
+  };
+  server_->on_gone = [this](EngineId engine) { rules_.connection_gone(engine); };
 }
 
 NetflowService::~NetflowService() {
@@ -150,6 +154,7 @@ void NetflowService::run() {
     follow_engines();
     if (ins_ && reading_ && monotonic_ms() >= next_drain_ms_) drain();
     if (!deferred_.empty()) retry_deferred();
+    end_due_rules();
     follow_rounds();
   }
 }
@@ -202,14 +207,16 @@ netflow::Round NetflowService::end_of_round(const netflow::SampledBatches& sampl
 }
 
 int NetflowService::timeout_ms(int64_t now) const {
-  if (!deferred_.empty()) return kRetryMs;
   int64_t next = INT64_MAX;
-  if (ins_ && reading_) next = next_drain_ms_;
+  if (!deferred_.empty()) next = now + kRetryMs;
+  if (ins_ && reading_) next = std::min(next, next_drain_ms_);
+  if (ins_) next = std::min(next, rules_.next_due_ms().value_or(INT64_MAX));
   if (round_since_ms_ != 0)
     next = std::min(next, round_since_ms_ + kRoundPatienceMs);
   else if (const auto due = server_->round_due_ms())
     next = std::min(next, *due);
-  return next == INT64_MAX ? -1 : static_cast<int>(std::max<int64_t>(0, next - now));
+  if (next == INT64_MAX) return -1;
+  return static_cast<int>(std::clamp<int64_t>(next - now, 0, INT32_MAX));
 }
 
 void NetflowService::on_notes() {
@@ -249,6 +256,7 @@ void NetflowService::adopt_ins(std::unique_ptr<InsTelemetry> ins) {
     ins_->want_round(row_round_);
   else
     last_row_round_ = row_round_;
+  forget_predecessors_rules();
   renew_wishes();
   follow_engines();
 }
@@ -269,7 +277,7 @@ void NetflowService::drop_ins(const char* why) {
 // Turns the INS's reports on and off as engines come, go and fall behind.
 void NetflowService::follow_engines() {
   if (!ins_) return;
-  const bool wanted = server_->engines() != 0 || exporter_;
+  const bool wanted = server_->engines() != 0 || exporter_ || rules_.about_sockets();
   if (wanted != (epoch_ != 0)) {
     if (wanted && ++last_epoch_ == 0) ++last_epoch_;
     epoch_ = wanted ? last_epoch_ : 0;
@@ -310,6 +318,7 @@ netflow::Protocol NetflowService::protocol_of(const netflow::Observation& o) con
 }
 
 void NetflowService::put(const netflow::Observation& o) {
+  if (o.kind == netflow::ObservationKind::close) on_closed(o);
   if (exporter_) {
     exported_.push_back({o, protocol_of(o)});
     if (exported_.size() == kObservationsPerBatch) send_batch();

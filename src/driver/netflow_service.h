@@ -14,6 +14,8 @@
 
 #include <array>
 #include <atomic>
+#include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -23,6 +25,7 @@
 
 #include "driver/address_blocks.h"
 #include "driver/ins_telemetry.h"
+#include "driver/rules.h"
 #include "driver/sampling.h"
 #include "driver/session_state.h"
 #include "netflow/exporter.h"
@@ -32,6 +35,9 @@ namespace mw {
 
 class NetflowService {
  public:
+  // An address as things about peers are kept by: its family, then its bytes; zeros: of any peer.
+  using PeerKey = std::array<uint8_t, 17>;
+
   // Errors: as Server::make().
   static Result<std::unique_ptr<NetflowService>> start(const netflow::ServerOptions& options,
                                                        const netflow::ExportOptions& exports,
@@ -65,9 +71,22 @@ class NetflowService {
     std::unique_ptr<InsTelemetry> ins;
   };
   using EngineId = netflow::Server::EngineId;
+  struct Outcome {
+    uint32_t err;
+    uint64_t value0;
+    uint64_t value1;
+  };
+  using Then = std::function<void(const Outcome&)>;
   struct Asked {
     EngineId engine;
     netflow::Request request;
+    Then then;  // gets the outcome; without it the engine does
+  };
+  // A change under way.
+  struct Change {
+    EngineId engine;
+    netflow::Asking asking;
+    Rules::Values before;
   };
   struct Deferred {
     Asked asked;
@@ -97,6 +116,7 @@ class NetflowService {
 
   // netflow_requests.cc
   void on_request(EngineId engine, const netflow::Asking& asking);
+  void execute(const Asked& a);
   void answer(const Asked& a, uint32_t err, uint64_t value0 = 0, uint64_t value1 = 0);
   void defer(const Asked& a);
   bool on_socket_request(const Asked& a, bool may_wait);
@@ -107,11 +127,35 @@ class NetflowService {
   void on_congestion(const Asked& a);
   void on_delack(const Asked& a);
   void on_address_block(const Asked& a);
+  void change_block(const netflow::Address& peer, bool block, const Then& then);
   bool on_list(const Asked& a, bool may_wait);
   bool may_be_introduced() const;
   void watch_blocks();
   void wish(const InsRequest& request);
   void renew_wishes();
+
+  // netflow_changes.cc
+  static netflow::Address canonical(netflow::Address a);
+  static PeerKey key_of(const netflow::Address& a);
+  static netflow::Address address_of(const PeerKey& key);
+  void on_change(EngineId engine, const netflow::Asking& asking);
+  void make(const Change& change);
+  void finish(const Change& change, const Outcome& o);
+  netflow::Address peer_of_request(const netflow::Request& r) const;
+  bool is_listener(const netflow::Request& r) const;
+  void end_rule(uint32_t id, uint16_t state, const Then& then);
+  void end_due_rules();
+  void on_undo(const Asked& a, bool dry_run);
+  void on_rules(const Asked& a);
+  void on_closed(const netflow::Observation& o);
+  void read_block(const Asked& a);
+  void on_allow(const Asked& a);
+  void on_peer_cap(const Asked& a);
+  void ask_cap(const PeerKey& key, uint32_t cap, const std::function<void(uint32_t)>& then);
+  void on_default_rate(const Asked& a);
+  void on_limit(const Asked& a, uint32_t slot, uint32_t number);
+  void forget_predecessors_rules();
+  void renew_rules();
 
   SessionMemory& memory_;
   const int session_fd_;                 // borrowed
@@ -147,8 +191,13 @@ class NetflowService {
   uint32_t last_row_round_ = 0;  // the last one that it finished
   uint64_t round_ = 0;           // as the engines do
   // In force, and wanted of the next INS too.
-  std::set<std::array<uint8_t, 17>> blocked_;
+  std::set<PeerKey> blocked_;
+  std::set<PeerKey> allowed_;
+  std::map<PeerKey, uint32_t> caps_;
+  Rules::Values min_rate_in_;  // of new connections
+  Rules::Values min_rate_out_;
   std::vector<InsRequest> wishes_;
+  Rules rules_;
   std::thread thread_;  // last: everything above is there when it starts
 };
 

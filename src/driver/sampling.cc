@@ -114,6 +114,7 @@ netflow::Sample Sampling::sample_of(const mw_sample_row& r, uint32_t slot, uint1
   s.flags = flags_of(r.flags);
   s.local = endpoint_of(r.local);
   s.remote = endpoint_of(r.remote);
+  if (is_allowed && is_allowed(s.remote.address)) s.flags |= netflow::kSampleAllowed;
   s.bytes_in = r.bytes_in;
   s.bytes_out = r.bytes_out;
   s.calls_in = r.calls_in;

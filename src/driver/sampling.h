@@ -29,6 +29,9 @@ class Sampling {
   // `belongs` tells whether a process is one of this session's.
   Sampling(SessionMemory& memory, std::function<bool(uint32_t pid)> belongs);
 
+  // Whether a peer is on the allow list.
+  std::function<bool(const netflow::Address&)> is_allowed;
+
   void process_came(uint32_t pid);
   void process_went(uint32_t pid);
 

@@ -11,16 +11,15 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
-#include <set>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/unique_fd.h"
 #include "ins/decode.h"
-#include "ins/peer_address.h"
 #include "ins/slot_table.h"
 #include "ins/telemetry.h"
+#include "ins/wishes.h"
 #include "ring/channel.h"
 #include "transport/local/control.h"
 #include "transport/local/mapping.h"
@@ -100,41 +99,6 @@ class CallTable {
  private:
   Channel channel_;
   std::unique_ptr<std::atomic<uint32_t>[]> last_;
-};
-
-// What the driver wants of every socket of this INS.
-class Wishes {
- public:
-  // The option of new stream sockets from now on.
-  void set_option(const InsRequest& r) {
-    const std::lock_guard hold(lock_);
-    std::erase_if(options_,
-                  [&r](const InsRequest& o) { return o.level == r.level && o.name == r.name; });
-    options_.push_back(r);
-    any_.store(true, std::memory_order_release);
-  }
-  void block(const PeerAddress& a) {
-    const std::lock_guard hold(lock_);
-    blocked_.insert(a);
-    any_.store(true, std::memory_order_release);
-  }
-  void unblock(const PeerAddress& a) {
-    const std::lock_guard hold(lock_);
-    blocked_.erase(a);
-  }
-  // False costs a load, which is all that a new connection pays while nobody wished for anything.
-  bool any() const { return any_.load(std::memory_order_acquire); }
-  bool is_blocked(const PeerAddress& a) const {
-    const std::lock_guard hold(lock_);
-    return blocked_.count(a) != 0;
-  }
-  void apply_to(int stream_socket) const;
-
- private:
-  std::atomic<bool> any_{false};
-  mutable std::mutex lock_;
-  std::vector<InsRequest> options_;
-  std::set<PeerAddress> blocked_;
 };
 
 struct Stats {

@@ -411,10 +411,18 @@ void Control::on_requests() {
 
 void Control::ask_workers(const InsRequest& r) {
   const uint32_t workers = ins_.channel.geometry().workers;
-  const bool all = r.op == InsOp::cut_peer || r.op == InsOp::all_option;
+  const bool all = r.op == InsOp::cut_peer || r.op == InsOp::all_option ||
+                   r.op == InsOp::peer_cap || r.op == InsOp::count_peers || r.op == InsOp::allow ||
+                   r.op == InsOp::forget;
   Pending& p = pending_[r.id];
   p.left = all ? workers : 1;
   p.reply.id = r.id;
+  if (r.op == InsOp::forget) {
+    // Here, and once: what is asked for next may reach one worker before another forgets.
+    const uint32_t blocked = ins_.wishes.forget();
+    p.reply.len = sizeof blocked;
+    std::memcpy(p.reply.value, &blocked, sizeof blocked);
+  }
   for (uint32_t w = 0; w < workers; ++w) {
     if (!all && w != r.slot % workers) continue;
     WorkerNote note(WorkerNote::Kind::request);
@@ -428,7 +436,9 @@ void Control::on_reply(const InsReply& reply) {
   const auto it = pending_.find(reply.id);
   if (it == pending_.end()) return;
   Pending& p = it->second;
-  if (p.reply.status == 0) p.reply = reply;
+  // What one of them tells is not lost to another that has nothing to tell.
+  const bool tells = reply.status != 0 || reply.len >= p.reply.len;
+  if (p.reply.status == 0 && tells) p.reply = reply;
   if (--p.left != 0) return;
   const Status sent = send_message(requests_.get(), bytes_of(p.reply), {}, MSG_DONTWAIT);
   pending_.erase(it);

@@ -99,13 +99,6 @@ void Worker::on_listener_event(uint32_t i, Sock& s) {
   accept_some(i, s);
 }
 
-// It came in before its address was blocked, and waited to be accepted.
-bool Worker::is_unwelcome(const mw_addr& peer) const {
-  sockaddr_storage ss{};
-  std::memcpy(&ss, peer.bytes, sizeof peer.bytes);
-  return ins_.wishes.is_blocked(peer_address_of(reinterpret_cast<const sockaddr*>(&ss), peer.len));
-}
-
 bool Worker::room_ahead(uint32_t i, Sock& s) {
   ListenerState& l = *s.listener;
   if (l.ahead < l.limit) return true;
@@ -159,6 +152,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   const uint32_t n = *slot;
   Sock& c = ins_.slots.at(n);
   const auto give_back = [&] {
+    drop_limits(c);
     ins_.slots.release(n);
     return false;
   };
@@ -178,7 +172,8 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   }
   record.peer.len = std::min<uint32_t>(len, sizeof record.peer.bytes);
   if (ins_.wishes.any()) {
-    if (is_unwelcome(record.peer)) {
+    // It may have come in before its address was blocked, and waited to be accepted.
+    if (!admit(n, c, record.peer)) {
       reset_at_close(real.get());
       ins_.slots.release(n);
       return true;

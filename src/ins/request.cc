@@ -31,32 +31,23 @@ int set_and_read(int fd, const InsRequest& r, InsReply& reply) {
 
 }  // namespace
 
-void Wishes::apply_to(int stream_socket) const {
-  const std::lock_guard hold(lock_);
-  // A wish that held for the others holds here too, or the kernel has changed its mind.
-  for (const InsRequest& o : options_)
-    (void)::setsockopt(stream_socket, o.level, o.name, o.value, o.len);
-}
-
-template <class Visit>
-void Worker::each_socket(Visit&& visit) {
-  const uint32_t end = ins_.slots.used_end(index_);
-  for (uint32_t i = index_; i < end; i += ch_.geometry().workers) {
-    Sock* s = ins_.slots.find(i);
-    if (s != nullptr && s->fd >= 0) visit(i, *s);
-  }
-}
-
 void Worker::on_request(const InsRequest& r) {
   InsReply reply{};
   reply.id = r.id;
   switch (r.op) {
     case InsOp::option:
     case InsOp::close:
-    case InsOp::look_again: {
+    case InsOp::look_again:
+    case InsOp::min_rate:
+    case InsOp::pause: {
       Sock* s = ins_.slots.find(r.slot);
-      if (s == nullptr || s->gen != r.gen || s->fd < 0)
+      const bool of_all = r.op == InsOp::min_rate && r.gen == 0;
+      if (!of_all && (s == nullptr || s->gen != r.gen || s->fd < 0))
         reply = failed(r, EBADF);
+      else if (r.op == InsOp::min_rate)
+        min_rate(r.slot, of_all ? nullptr : s, r, reply);
+      else if (r.op == InsOp::pause)
+        pause(r.slot, s, r, reply);
       else if (r.op == InsOp::option)
         answer_option(r.slot, *s, r, reply);
       else if (r.op == InsOp::look_again)
@@ -74,6 +65,18 @@ void Worker::on_request(const InsRequest& r) {
       break;
     case InsOp::all_option:
       option_of_all(r, reply);
+      break;
+    case InsOp::peer_cap:
+      peer_cap(r);
+      break;
+    case InsOp::count_peers:
+      count_peers();
+      break;
+    case InsOp::forget:
+      forget_limits();
+      break;
+    case InsOp::allow:
+      allow(r);
       break;
     default:
       reply = failed(r, EINVAL);
@@ -95,6 +98,11 @@ void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& r
   if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s.kind == SockKind::stream) {
     if (r.write != 0) take_rcvlowat(s);
     std::memcpy(reply.value, &s.rcvlowat, sizeof s.rcvlowat);
+  }
+  if (r.write != 0 && r.level == SOL_SOCKET && r.name == SO_MAX_PACING_RATE) {
+    uint64_t rate = UINT64_MAX;
+    std::memcpy(&rate, reply.value, std::min<size_t>(reply.len, sizeof rate));
+    s.flags = rate == UINT64_MAX ? s.flags & ~kPaced : s.flags | kPaced;
   }
   // What the application may have been waiting for can be true now.
   if (r.write != 0) announce(i, kNewsAll);
@@ -122,11 +130,9 @@ void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
 }
 
 void Worker::cut_peer(const InsRequest& r, InsReply& reply) {
-  PeerAddress peer;
-  peer.family = r.family;
-  std::memcpy(peer.bytes.data(), r.value, peer.bytes.size());
-  if (r.write == 0) return ins_.wishes.unblock(peer);
-  ins_.wishes.block(peer);
+  const PeerAddress peer = peer_named(r);
+  ins_.wishes.block(peer, r.write != 0);
+  if (r.write == 0) return;
   uint32_t cut = 0;
   each_socket([&](uint32_t i, Sock& s) {
     sockaddr_storage ss{};

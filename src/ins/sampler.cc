@@ -79,7 +79,12 @@ void Sampler::sample(uint32_t i, Sock& s, uint32_t round, uint64_t now_ms) {
   row.round = round;
   row.flags = (s.listener != nullptr ? MW_ROW_LISTENER : 0) |
               ((s.flags & kAccepted) != 0 ? MW_ROW_INBOUND : 0) |
-              (s.kind == SockKind::dgram ? MW_ROW_DATAGRAM : 0);
+              (s.kind == SockKind::dgram ? MW_ROW_DATAGRAM : 0) |
+              ((s.flags & kPaced) != 0 ? MW_ROW_PACED : 0);
+  if (s.limits != nullptr) {
+    if (s.limits->paused != 0) row.flags |= MW_ROW_PAUSED;
+    if (s.limits->in.rule.rate != 0 || s.limits->out.rule.rate != 0) row.flags |= MW_ROW_MIN_RATE;
+  }
   fill_rings(i, s, row);
   if (s.listener != nullptr) {
     fill_listener(s, row);

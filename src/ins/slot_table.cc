@@ -87,6 +87,7 @@ void SlotTable::release(uint32_t slot) {
   s.live.store(0, std::memory_order_release);
   s.listener.reset();
   s.options.reset();
+  s.limits.reset();
   Part& part = parts_[slot % workers_];
   const std::lock_guard hold(part.lock);
   s.in_use = false;

@@ -21,6 +21,7 @@
 
 #include "abi/mw_region.h"
 #include "base/result.h"
+#include "ins/limits.h"
 #include "transport/local/control.h"
 
 namespace mw {
@@ -59,6 +60,9 @@ constexpr uint32_t kReadDone = 4096;          // recv() said end or error: nothi
 constexpr uint32_t kRegistered = 8192;        // the real socket is in the epoll set
 constexpr uint32_t kBlockingConnect = 16384;  // the application waits in connect()
 constexpr uint32_t kUserTimeout = 32768;      // the application set TCP_USER_TIMEOUT
+constexpr uint32_t kSentLast = 65536;         // bytes moved last towards the peer
+constexpr uint32_t kLimited = 131072;         // it has `limits`
+constexpr uint32_t kPaced = 262144;           // the driver set SO_MAX_PACING_RATE
 
 // SO_LINGER as the application set it.
 enum class LingerMode : uint8_t { off, reset, wait };
@@ -106,6 +110,7 @@ struct alignas(64) Sock {
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;
   SampledState sampled;
+  std::unique_ptr<Limits> limits;
 };
 static_assert(sizeof(Sock) <= 256);
 

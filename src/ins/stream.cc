@@ -27,6 +27,7 @@ constexpr uint32_t kChunk = 256 * 1024;
 // events: EPOLL* bits, or 0 for work left over from the last turn.
 void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if (s.fd < 0) return;
+  if ((s.flags & kLimited) != 0) arm(s);
   if ((s.flags & kLingering) != 0) {
     int unread = 0;
     if ((events & (EPOLLERR | EPOLLHUP)) != 0) return free_slot(i, s);
@@ -113,6 +114,8 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     s.flags &= ~kRxWait;
     return 0;
   }
+  if (is_paused(s, kPauseIn)) return 0;
+  const bool waited = (s.flags & kRxWait) != 0;
   for (;;) {
     auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
     if (!room) {
@@ -184,6 +187,8 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   }
   if (moved != 0) {
     if (s.bytes_in == moved) s.sampled.first_in_ms = coarse_monotonic_ms();
+    s.flags &= ~kSentLast;
+    if ((s.flags & kLimited) != 0) limits_received(s, moved, waited);
     telemetry_.event(MW_TEL_RECV, i, s);
     touch(i, s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
@@ -204,7 +209,9 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     return 0;
   }
   uint32_t left = *ready;
-  if (left == 0 || s.fd < 0 || (s.state & MW_ST_CONNECTING) != 0) return 0;
+  if (left == 0 || s.fd < 0 || (s.state & MW_ST_CONNECTING) != 0 || is_paused(s, kPauseOut))
+    return 0;
+  if ((s.flags & kLimited) != 0) limits_before_send(s);
   uint32_t news = 0;
   const uint32_t tail = s.tx_head + left;
   while (left != 0) {
@@ -243,6 +250,8 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
   }
   if (moved != 0) {
     if (s.bytes_out == moved) s.sampled.first_out_ms = coarse_monotonic_ms();
+    s.flags |= kSentLast;
+    if ((s.flags & kLimited) != 0) s.limits->in.stop();
     telemetry_.event(MW_TEL_SEND, i, s);
     s.last_tick = tick_;
     stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + moved,

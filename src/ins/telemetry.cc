@@ -103,7 +103,7 @@ void Telemetry::report(uint32_t kind, uint32_t slot, Sock& s) {
     writer_.drop();
     return;
   }
-  push_event(kind, slot, s, 0);
+  push_event(kind, slot, s, kind == MW_TEL_CLOSE && s.limits != nullptr ? s.limits->cut : 0);
   // Another worker's ring may be read before ours: it introduces the socket again.
   if (slot % workers_ != worker_) s.told = 0;
 }

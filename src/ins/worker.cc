@@ -210,6 +210,7 @@ void Worker::turn(bool may_sleep) {
     retry_now_ = true;
   }
   if (retry_now_) retry_stalled();
+  if (!wheel_.empty()) limits_turn();
 }
 
 void Worker::sleep() {
@@ -265,10 +266,12 @@ bool Worker::processors_free(int64_t now) {
 }
 
 int Worker::sleep_ms() const {
-  // The only timed work: memory and descriptors to give back, and listeners that wait for a free
-  // descriptor.
-  if (!stalled_.empty()) return 100;
-  return warm_.empty() && dead_.empty() ? -1 : 1000;
+  // The only timed work: memory and descriptors to give back, listeners that wait for a free
+  // descriptor, and minimum rates.
+  const int rest = !stalled_.empty() ? 100 : warm_.empty() && dead_.empty() ? -1 : 1000;
+  if (wheel_.empty()) return rest;
+  const int due = wheel_.wait_ms(monotonic_ns());
+  return rest < 0 ? due : std::min(rest, due);
 }
 
 // Returns how many members there were.
@@ -598,6 +601,8 @@ void Worker::last_close(uint32_t i, Sock& s) {
   // Still in the queue when its listener was closed: the kernel resets such a connection.
   if ((s.flags & kAccepted) != 0 && A::load_relaxed(ch_.slot(i).taken) == 0)
     return reset_and_free(i, s);
+  // A pause ends with the socket: what was written leaves, and nobody reads any more.
+  if ((s.flags & kLimited) != 0) s.limits->paused = 0;
   if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);
   mw_slot& shared = ch_.slot(i);
   auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
@@ -628,6 +633,7 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
   telemetry_.event(MW_TEL_CLOSE, i, s);
   ::close(s.fd);
   s.fd = -1;
+  drop_limits(s);
   s.flags |= kReadDone;
   publish_error(i, s, ECONNRESET);
   set_state(
@@ -655,6 +661,7 @@ void Worker::free_slot(uint32_t i, Sock& s) {
     telemetry_.event(MW_TEL_CLOSE, i, s);
     ::close(s.fd);
   }
+  drop_limits(s);
   if (s.ph >= 0) bury(s.ph);
   s.fd = -1;
   s.ph = -1;

@@ -114,7 +114,6 @@ class Worker {
   void accept_some(uint32_t i, Sock& s);
   bool accept_one(uint32_t i, Sock& s);
   bool room_ahead(uint32_t i, Sock& s);
-  bool is_unwelcome(const mw_addr& peer) const;
   void listener_started(uint32_t i, Sock& s, int backlog);
   void announce_listener(uint32_t i, Sock& s);
   void retry_stalled();
@@ -126,7 +125,36 @@ class Worker {
   void option_of_all(const InsRequest& r, InsReply& reply);
   void cut_peer(const InsRequest& r, InsReply& reply);
   template <class Visit>
-  void each_socket(Visit&& visit);
+  void each_socket(Visit&& visit) {
+    const uint32_t end = ins_.slots.used_end(index_);
+    for (uint32_t i = index_; i < end; i += ch_.geometry().workers) {
+      Sock* s = ins_.slots.find(i);
+      if (s != nullptr && s->fd >= 0) visit(i, *s);
+    }
+  }
+
+  // limits.cc
+  static bool is_paused(const Sock& s, uint32_t direction) {
+    return (s.flags & kLimited) != 0 && (s.limits->paused & direction) != 0;
+  }
+  Limits& limits_of(uint32_t i, Sock& s);
+  void drop_limits(Sock& s);
+  bool admit(uint32_t i, Sock& s, const mw_addr& peer);
+  void arm(Sock& s);
+  void limits_received(Sock& s, uint32_t moved, bool waited);
+  void limits_before_send(Sock& s);
+  void limits_turn();
+  void limit_due(uint32_t i, Sock& s, int64_t now);
+  void cut(uint32_t i, Sock& s, uint32_t why);
+  void min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply);
+  void set_min_rate(uint32_t i, Sock& s, bool out, const MinRate& rule);
+  void pause(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply);
+  void set_paused(uint32_t i, Sock& s, uint32_t bits);
+  static PeerAddress peer_named(const InsRequest& r);
+  void allow(const InsRequest& r);
+  void peer_cap(const InsRequest& r);
+  void count_peers();
+  void forget_limits();
 
   // calls.cc
   void on_call(uint32_t call);
@@ -152,6 +180,7 @@ class Worker {
   const int epoll_;
   Stats& stats_;
   Telemetry telemetry_;
+  TimerWheel wheel_;  // deadlines of minimum rates
   bool stop_ = false;
   uint32_t tick_ = 0;
   const bool may_spin_;

@@ -8,8 +8,10 @@
 #include <sys/socket.h>
 
 #include <cstring>
+#include <fstream>
 
 #include "base/unique_fd.h"
+#include "netflow/wire.h"
 
 namespace mw::netflow {
 namespace {
@@ -85,6 +87,21 @@ std::optional<uint32_t> peer_uid(int socket) {
   const auto uid = ask(netlink.get(), request);
   if (!uid || ask(netlink.get(), request) != uid) return std::nullopt;
   return uid;
+}
+
+std::string peer_process(int socket) {
+  ucred who{};
+  socklen_t len = sizeof who;
+  int domain = 0;
+  socklen_t domain_len = sizeof domain;
+  if (::getsockopt(socket, SOL_SOCKET, SO_DOMAIN, &domain, &domain_len) < 0 || domain != AF_UNIX ||
+      ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &len) < 0)
+    return "";
+  std::string command;
+  std::getline(std::ifstream("/proc/" + std::to_string(who.pid) + "/comm"), command);
+  // A process calls itself what it likes.
+  if (command.empty() || !is_plain_text(command)) command = "?";
+  return command + "[" + std::to_string(who.pid) + "]";
 }
 
 }  // namespace mw::netflow

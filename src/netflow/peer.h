@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 namespace mw::netflow {
 
@@ -10,5 +11,8 @@ namespace mw::netflow {
 // namespace (the kernel is asked who owns the other one, which has to be established still).
 // Nothing if it cannot be told, which is the case for every other connection.
 std::optional<uint32_t> peer_uid(int socket);
+
+// "command[number]" of the process that connected an AF_UNIX socket; "" for every other one.
+std::string peer_process(int socket);
 
 }  // namespace mw::netflow

@@ -179,6 +179,7 @@ void Server::accept_from(int listener, bool over_tls) {
     e.socket = std::move(socket);
     e.name = to_string(from);
     e.local = from.bytes.ss_family == AF_UNIX;
+    if (e.local) e.process = peer_process(e.socket.get());
     e.since_ms = monotonic_ms();
     if (over_tls) e.tls = tls_->accept(e.socket.get());
     e.watched = EPOLLIN;
@@ -228,8 +229,10 @@ void Server::close(EngineId id, const char* why) {
   if (e.admitted && (!e.local || e.missed != 0))
     log_line(kWho, "NetFlow: engine %s disconnected, missed %" PRIu64 " observations",
              e.name.c_str(), e.missed);
+  const bool admitted = e.admitted;
   engines_.erase(it);
   said_full_ = false;
+  if (admitted) on_gone(id);
 }
 
 // ---- reading ----
@@ -547,6 +550,12 @@ void Server::update_watch(EngineId id, Engine& e) {
   if (events == e.watched) return;
   e.watched = events;
   watch(e.socket.get(), events, id, EPOLL_CTL_MOD);
+}
+
+std::string Server::name_of(EngineId engine) const {
+  const auto it = engines_.find(engine);
+  if (it == engines_.end()) return "";
+  return it->second.process.empty() ? it->second.name : it->second.process;
 }
 
 size_t Server::listening() const {

@@ -62,6 +62,9 @@ class Server {
   // Engines came, or turned their monitoring on or off: called before they are told.
   std::function<void()> on_listening;
 
+  // An engine left, or was made to; none of its requests is answered any more.
+  std::function<void(EngineId)> on_gone;
+
   // Errors: limit (the options do not fit together, or would listen beyond this host without token
   // and TLS), sys.
   static Result<std::unique_ptr<Server>> make(const ServerOptions& options);
@@ -87,6 +90,8 @@ class Server {
   // Observations that were lost before they came here.
   void count_missed(uint64_t observations);
 
+  // How an engine that is connected is called in lists; "" if it is gone.
+  std::string name_of(EngineId engine) const;
   size_t engines() const { return engines_.size(); }
   // Engines whose monitoring is on.
   size_t listening() const;
@@ -105,6 +110,7 @@ class Server {
     UniqueFd socket;
     std::unique_ptr<TlsConnection> tls;
     std::string name;
+    std::string process;         // of a local socket: its command and number
     std::vector<uint8_t> shown;  // of a token
     RequestStream requests;
     std::deque<Waiting> out;

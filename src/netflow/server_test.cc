@@ -36,6 +36,7 @@ class ServerTest : public testing::Test {
       last_ = asking;
     };
     server_->on_listening = [] {};
+    server_->on_gone = [this](Server::EngineId engine) { gone_.push_back(engine); };
   }
   // Until it holds; the deadline is for failures only.
   template <class Holds>
@@ -179,6 +180,7 @@ class ServerTest : public testing::Test {
   std::unique_ptr<Server> server_;
   std::vector<Asked> asked_;
   Asking last_;
+  std::vector<Server::EngineId> gone_;
 };
 
 TEST_F(ServerTest, EveryEngineGetsEveryObservation) {

@@ -78,8 +78,17 @@ enum class InsOp : uint32_t {
   close = 2,     // socket: resets the connection now; the application sees ECONNRESET
   cut_peer = 3,  // resets every connection with this peer, and refuses new ones if `write` is set;
                  // without `write` it is let in again. `value` of the answer: how many were cut
-  all_option = 4,  // option of every stream socket of this INS, and of those to come
-  look_again = 5,  // socket: wakes whoever waits for it, because something beside it changed
+  all_option = 4,   // option of every stream socket of this INS, and of those to come
+  look_again = 5,   // socket: wakes whoever waits for it, because something beside it changed
+  min_rate = 6,     // socket, or with gen 0 every connection that is accepted from now on: `name` 0
+                    // in, 1 out; value: u64 bytes a second (0: none), u64 seconds of grace
+  pause = 7,        // socket: value: u32, bit 0 in, bit 1 out
+  peer_cap = 8,     // `level` connections of the peer in value, family 0: of any; 0: any number
+  count_peers = 9,  // counts the connections that were there before a cap, once that was answered
+  allow = 10,       // neither block nor cap nor minimum rate holds for the peer in value; with
+                    // `write` 0 they do again
+  forget = 11,  // ends blocks, caps, the allow list, minimum rates and pauses: whoever asked for
+                // them is gone. `value` of the answer: u32, how many peers were blocked
 };
 
 constexpr uint32_t kMaxOptionBytes = 16;
@@ -93,7 +102,7 @@ struct InsRequest {
   int32_t level;
   int32_t name;
   uint32_t len;     // of value: to be set, or room for what is read
-  uint16_t family;  // cut_peer; value holds the address
+  uint16_t family;  // cut_peer, peer_cap, allow; value holds the address
   uint16_t reserved;
   uint8_t value[kMaxOptionBytes];
 };

@@ -1,0 +1,40 @@
+// engine.h - what the commands that speak to a session's NetFlow interface share.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <optional>
+#include <string>
+
+#include "cli/exit_status.h"
+#include "netflow/client.h"
+
+namespace mw {
+
+// How long a session may take to answer a command.
+constexpr int kAnswerMs = 10'000;
+
+// Options that every one of these commands has.
+struct EngineOptions {
+  std::string session;
+  bool json = false;
+
+  CLI::App* add(CLI::App& app, const char* name, const char* text);
+};
+
+// "1:104" (INS and number), or the whole identifier.
+std::optional<netflow::SocketId> parse_socket(const std::string& text);
+std::string name_of(int64_t socket);
+double seconds(const netflow::Timestamp& t);
+// As JSON has strings and numbers.
+std::string quoted(const std::string& text);
+std::string number(double value);
+
+// Each says what went wrong, in JSON too if that was wanted, and returns the exit status.
+int fail(bool json, ExitStatus exit, const std::string& text);
+int fail(bool json, const Error& e);
+int refusal(bool json, uint32_t status);
+
+// A connection to the session that was named, or to the only one. Else `exit` is what to end with.
+std::optional<netflow::Client> connect(const EngineOptions& options, int* exit);
+
+}  // namespace mw
