@@ -66,6 +66,6 @@ _mw() {
   case $command in
     run | doctor) _command_offset "$cword" ;;
     ps | adopt | clean) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
-    close | get | set | pause | resume) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
+    close | get | set | pause | resume | why) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
   esac
 } && complete -F _mw mw

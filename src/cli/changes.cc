@@ -143,22 +143,37 @@ void print_table(const std::vector<Rule>& rules, double now) {
 
 void print_document(const std::vector<Rule>& rules) {
   std::string out = "[";
-  for (const Rule& r : rules) {
-    out += out.size() == 1 ? "\n" : ",\n";
-    out += "{\"rule\":" + std::to_string(r.id) + ",\"state\":" + quoted(state_name(r.state)) +
-           ",\"feature\":" + quoted(what(r)) +
-           ",\"value\":" + json_value(find_feature(r.name), r.value0, r.value1) +
-           ",\"of\":" + quoted(about(r)) +
-           ",\"peer\":" + (r.peer == Endpoint{} ? "null" : quoted(to_string(r.peer))) +
-           ",\"since\":" + number(seconds(r.since)) +
-           ",\"until\":" + (r.until.seconds == 0 ? "null" : number(seconds(r.until))) +
-           ",\"hits\":" + std::to_string(r.hits) + ",\"by\":" + quoted(r.engine) +
-           ",\"reason\":" + quoted(r.reason) + "}";
-  }
+  for (const Rule& r : rules) out += (out.size() == 1 ? "\n" : ",\n") + json_of(r);
   std::printf("%s%s]\n", out.c_str(), rules.empty() ? "" : "\n");
 }
 
 }  // namespace
+
+std::string text_of(const Rule& r, double now) {
+  std::string out = "rule " + std::to_string(r.id) + ": " + what(r) + " " +
+                    shown(find_feature(r.name), r.value0, r.value1) + " of " + about(r) + ", " +
+                    state_name(r.state);
+  if (r.state == kRuleInForce && r.until.seconds != 0) {
+    char left[48];
+    std::snprintf(left, sizeof left, " for %.0f s more", std::max(0.0, seconds(r.until) - now));
+    out += left;
+  }
+  if (r.hits != 0) out += ", cut or refused " + std::to_string(r.hits);
+  out += ", made by " + r.engine;
+  return r.reason.empty() ? out : out + ": " + r.reason;
+}
+
+std::string json_of(const Rule& r) {
+  return "{\"rule\":" + std::to_string(r.id) + ",\"state\":" + quoted(state_name(r.state)) +
+         ",\"feature\":" + quoted(what(r)) +
+         ",\"value\":" + json_value(find_feature(r.name), r.value0, r.value1) +
+         ",\"of\":" + quoted(about(r)) +
+         ",\"peer\":" + (r.peer == Endpoint{} ? "null" : quoted(to_string(r.peer))) +
+         ",\"since\":" + number(seconds(r.since)) +
+         ",\"until\":" + (r.until.seconds == 0 ? "null" : number(seconds(r.until))) +
+         ",\"hits\":" + std::to_string(r.hits) + ",\"by\":" + quoted(r.engine) +
+         ",\"reason\":" + quoted(r.reason) + "}";
+}
 
 struct ChangeCommands::Asking {
   ExtendedRequest request;

@@ -9,6 +9,11 @@
 
 namespace mw {
 
+// A rule in a line: what it is, how it stands, who made it and why.
+std::string text_of(const netflow::Rule& r, double now);
+// The same as a JSON object.
+std::string json_of(const netflow::Rule& r);
+
 class ChangeCommands {
  public:
   explicit ChangeCommands(CLI::App& app);

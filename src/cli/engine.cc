@@ -3,6 +3,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 
 #include "base/log.h"
 #include "frontend/session.h"
@@ -94,13 +95,14 @@ std::optional<std::string> find_session(const std::string& wanted, std::string* 
 
 }  // namespace
 
-std::optional<Client> connect(const EngineOptions& options, int* exit) {
+std::optional<Client> connect(const EngineOptions& options, int* exit, std::string* session) {
   std::string why;
   const auto path = find_session(options.session, &why);
   if (!path) {
     *exit = fail(options.json, ExitStatus::unreachable, why);
     return std::nullopt;
   }
+  if (session != nullptr) *session = std::filesystem::path(*path).parent_path().filename();
   auto engine = Client::connect(*path, kAnswerMs);
   if (engine) return std::move(*engine);
   *exit = fail(options.json, engine.error());

@@ -35,6 +35,8 @@ int fail(bool json, const Error& e);
 int refusal(bool json, uint32_t status);
 
 // A connection to the session that was named, or to the only one. Else `exit` is what to end with.
-std::optional<netflow::Client> connect(const EngineOptions& options, int* exit);
+// `session`: its name.
+std::optional<netflow::Client> connect(const EngineOptions& options, int* exit,
+                                       std::string* session = nullptr);
 
 }  // namespace mw

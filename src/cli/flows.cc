@@ -10,6 +10,7 @@
 #include <set>
 
 #include "base/clock.h"
+#include "cli/flow_filter.h"
 #include "netflow/address.h"
 #include "netflow/client.h"
 
@@ -27,47 +28,6 @@ const char* type_of(const Flow& f) {
   if (f.type == 2) return "udp";
   return (f.flags & kFlowListener) != 0 ? "listen" : "tcp";
 }
-
-// Filter words: listen | tcp | udp | port N | peer ADDRESS | pid N, all of which have to hold.
-class Filter {
- public:
-  // False: `wrong` is a word that is none.
-  bool parse(const std::vector<std::string>& words, std::string* wrong) {
-    for (size_t k = 0; k < words.size(); ++k) {
-      *wrong = words[k];
-      if (words[k] == "listen" || words[k] == "tcp" || words[k] == "udp") {
-        types_.insert(words[k]);
-        continue;
-      }
-      if (k + 1 == words.size()) return false;
-      const std::string& value = words[k + 1];
-      char* end = nullptr;
-      const unsigned long n = std::strtoul(value.c_str(), &end, 10);
-      const bool is_number = !value.empty() && *end == 0;
-      if (words[k] == "port" && is_number && n <= 65535)
-        port_ = static_cast<uint16_t>(n);
-      else if (words[k] == "pid" && is_number)
-        pid_ = static_cast<uint32_t>(n);
-      else if (words[k] == "peer" && parse_address(value))
-        peer_ = *parse_address(value);
-      else
-        return false;
-      ++k;
-    }
-    return true;
-  }
-  bool takes(const Flow& f) const {
-    return (types_.empty() || types_.count(type_of(f)) != 0) &&
-           (!port_ || f.local.port == *port_ || f.remote.port == *port_) &&
-           (!pid_ || f.pid == *pid_) && (!peer_ || f.remote.address == *peer_);
-  }
-
- private:
-  std::set<std::string> types_;
-  std::optional<uint16_t> port_;
-  std::optional<uint32_t> pid_;
-  std::optional<Address> peer_;
-};
 
 void print_table(const std::vector<Flow>& flows, double now) {
   std::printf("%-6s %-26s %-26s %12s %12s %9s %9s %-20s %s\n", "Type", "Local", "Peer", "In", "Out",
@@ -116,9 +76,10 @@ void print_record(const Observation& o, int64_t socket, bool accepted, bool fina
   std::fflush(stdout);
 }
 
-int list(Client& engine, const Filter& filter, bool json) {
+int list(Client& engine, const FlowFilter& filter, bool json) {
   std::vector<Flow> flows = engine.take_flows();
-  std::erase_if(flows, [&](const Flow& f) { return !filter.takes(f); });
+  std::erase_if(flows,
+                [&](const Flow& f) { return !filter.takes(type_of(f), f.local, f.remote, f.pid); });
   std::sort(flows.begin(), flows.end(),
             [](const Flow& a, const Flow& b) { return a.socket < b.socket; });
   const double now = static_cast<double>(realtime_ns()) / 1e9;
@@ -129,7 +90,7 @@ int list(Client& engine, const Filter& filter, bool json) {
   return 0;
 }
 
-int follow(Client& engine, const Filter& filter, bool json) {
+int follow(Client& engine, const FlowFilter& filter, bool json) {
   std::set<int64_t> accepted;
   std::set<uint16_t> listening;
   const std::vector<Flow> flows = engine.take_flows();
@@ -139,7 +100,7 @@ int follow(Client& engine, const Filter& filter, bool json) {
     if (listening.count(f.local.port) != 0) accepted.insert(f.socket);
   // What is open already, so that nobody has to wait for its end to know of it.
   for (const Flow& f : flows) {
-    if (f.remote.port == 0 || !filter.takes(f)) continue;
+    if (f.remote.port == 0 || !filter.takes(type_of(f), f.local, f.remote, f.pid)) continue;
     Observation open;
     open.session_start = f.session_start;
     open.now = timestamp_of(static_cast<uint64_t>(realtime_ns()));
@@ -166,7 +127,8 @@ int follow(Client& engine, const Filter& filter, bool json) {
     f.local = seen->local;
     f.remote = seen->remote;
     // What never was a connection is none of a watcher's business.
-    if (f.remote.port != 0 && filter.takes(f)) print_record(*seen, socket, from_outside, final);
+    if (f.remote.port != 0 && filter.takes(type_of(f), f.local, f.remote, f.pid))
+      print_record(*seen, socket, from_outside, final);
   }
 }
 
@@ -186,7 +148,7 @@ bool FlowCommands::given() const {
 
 // Asks for what there is, and shows that, or follows what becomes of it.
 int FlowCommands::run() const {
-  Filter filter;
+  FlowFilter filter;
   std::string why;
   const bool json = options_.json;
   if (!filter.parse(filter_, &why)) return fail(json, ExitStatus::usage, "not a filter: " + why);

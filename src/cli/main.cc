@@ -18,6 +18,7 @@
 #include "cli/exit_status.h"
 #include "cli/flows.h"
 #include "cli/sessions_json.h"
+#include "cli/top.h"
 #include "frontend/run.h"
 #include "frontend/session.h"
 #include "transport/local/session_fds.h"
@@ -289,6 +290,7 @@ int main(int argc, char** argv) {
   clean->add_option("session", ended, "End this one too, if it runs without its mw run");
   const mw::FlowCommands flows(app);
   mw::ChangeCommands changes(app);
+  const mw::SampleCommands samples(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
   // What stands behind the first "--" is the command's, whatever it looks like.
@@ -321,6 +323,7 @@ int main(int argc, char** argv) {
   if (*clean) return mw::clean_sessions(mw::default_base(), ended);
   if (flows.given()) return flows.run();
   if (changes.given()) return changes.run();
+  if (samples.given()) return samples.run();
   if (*version) std::puts("mw " MW_VERSION);
   return 0;
 }

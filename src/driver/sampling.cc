@@ -18,6 +18,7 @@ constexpr double kRateSeconds = 3.0;  // what is older weighs less than a third
 // What is read from /proc is no older than this.
 constexpr int64_t kProcNs = 900'000'000;
 constexpr int64_t kHolderNs = 2'000'000'000;
+constexpr uint32_t kLooksPerRound = 32;
 constexpr uint64_t kImpossibleUs = uint64_t{1} << 50;
 
 std::array<char, 16> padded(const std::string& command) {
@@ -90,6 +91,7 @@ void Sampling::process_went(uint32_t pid) {
 netflow::SampledBatches Sampling::collect(InsTelemetry* ins, uint32_t row_round, uint32_t other) {
   const Now now{monotonic_ns(), realtime_ns()};
   netflow::SampledBatches out;
+  looks_left_ = kLooksPerRound;
   const uint32_t end = ins == nullptr ? 0 : ins->rows().end();
   mw_sample_row row;
   for (uint32_t slot = 0; slot < end; ++slot) {
@@ -218,7 +220,16 @@ const Sampling::Holder& Sampling::holder(uint32_t pid, int64_t now_ns) {
     h.ours = processes_.count(pid) != 0;
   }
   h.alive = !is_dead(pid);
-  h.ours = h.alive && (h.ours || belongs_(pid));
+  // The application may name any process, and any number of them; a look at one costs a little.
+  if (h.alive && !h.ours) {
+    if (looks_left_ == 0) {
+      h.until_ns = now_ns;
+      return h;
+    }
+    --looks_left_;
+    h.ours = belongs_(pid);
+  }
+  h.ours = h.ours && h.alive;
   if (!h.ours) return h;
   {
     // One that never attached, as a child of one that did, is shown as well.

@@ -84,6 +84,7 @@ class Sampling {
   };
   std::unique_ptr<History[], Freed> history_;  // by slot; what was never used costs nothing
   std::map<uint32_t, Holder> holders_;
+  uint32_t looks_left_ = 0;  // at processes that nobody knows, in this round
   std::mutex lock_;
   std::map<uint32_t, Process> processes_;  // by pid
   Process ins_;

@@ -321,17 +321,20 @@ void Server::take(EngineId id, Engine& e, const Asking& asking) {
     on_listening();
     return answer(0);
   }
-  if (r.name == static_cast<uint16_t>(Feature::sampling)) return set_sampling(id, e, r);
+  if (r.name == static_cast<uint16_t>(Feature::sampling)) return set_sampling(id, e, asking);
   if (r.write() && !e.may_act) return answer(EPERM);
   on_request(id, asking);
 }
 
 // How often this engine is sent samples. Looking needs no right to act.
-void Server::set_sampling(EngineId id, Engine& e, const Request& r) {
+void Server::set_sampling(EngineId id, Engine& e, const Asking& asking) {
+  const Request& r = asking.request.request;
   const bool possible =
       r.value0 == 0 || (r.value0 >= kShortestRoundMs && r.value0 <= kLongestRoundMs);
   if ((r.flags & ~kRequestWrite) != 0 || (r.write() && !possible))
     return respond(id, {r.id, EINVAL, 0, 0});
+  if ((asking.request.options & kDryRun) != 0 && r.write())
+    return respond(id, {r.id, 0, r.value0, 0});
   if (r.write()) {
     e.sampling_ms = static_cast<int64_t>(r.value0);
     e.round_due_ms = monotonic_ms();

@@ -148,7 +148,7 @@ class Server {
   static Result<size_t> send(Engine& e);
   static bool flush(Engine& e);
   static void forget(Engine& e, bool sampled);
-  void set_sampling(EngineId id, Engine& e, const Request& r);
+  void set_sampling(EngineId id, Engine& e, const Asking& asking);
   static void queue_round(Engine& e, const SampledBatches& samples, Round round);
   static void put_answer(Engine& e, std::vector<uint8_t> bytes);
   void update_watch(EngineId id, Engine& e);

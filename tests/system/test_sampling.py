@@ -175,6 +175,13 @@ def test_listeners_processes_and_the_stack(served) -> None:
         round_where(engine, lambda r: any(p.pid == server and p.fds == fds_of(server) for p in r.processes)
                     and r.round.ins_fds == fds_of(end.ins_pid))
 
+        # A stack that does nothing is seen as such, and its sockets are shown as they were.
+        os.kill(end.ins_pid, signal.SIGSTOP)
+        frozen, _ = round_where(engine, lambda r: r.round.heartbeat > 1)
+        os.kill(end.ins_pid, signal.SIGCONT)
+        assert frozen.round.sockets >= whole.round.sockets and queued(frozen)
+        round_where(engine, lambda r: r.round.heartbeat < 1)
+
         os.kill(end.ins_pid, signal.SIGKILL)
         after, _ = round_where(engine, lambda r: r.round.ins_restarts == 1)
         assert after.round.ins != end.ins
