@@ -65,7 +65,7 @@ _mw() {
   fi
   case $command in
     run | doctor) _command_offset "$cword" ;;
-    ps | adopt | clean) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
+    ps | adopt | clean | guard) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
     close | get | set | pause | resume | why) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
   esac
 } && complete -F _mw mw

@@ -6,14 +6,13 @@
 
 #include "base/log.h"
 #include "frontend/failure.h"
-#include "netflow/config.h"
 
 namespace mw {
 namespace {
 
-void print_json(const std::string& path, const netflow::ConfigReading& reading) {
+void print_json(const std::string& path, const std::vector<netflow::ConfigFault>& found) {
   auto faults = nlohmann::json::array();
-  for (const netflow::ConfigFault& f : reading.faults) {
+  for (const netflow::ConfigFault& f : found) {
     faults.push_back({{"line", f.line}, {"column", f.column}, {"text", f.text}});
   }
   const nlohmann::json document = {
@@ -36,22 +35,29 @@ ExitStatus status_of(int err) {
 
 }  // namespace
 
-ExitStatus check_config(const std::string& path, bool json) {
-  auto reading = netflow::read_config(path);
-  if (!reading) {
-    const std::string why = errno_text(reading.error().err);
-    if (json) print_json(path, {{}, {{0, 0, why}}});
-    log_line("mw", "%s: %s", path.c_str(), why.c_str());
-    return status_of(reading.error().err);
-  }
+ExitStatus report_faults(const std::string& path, const std::vector<netflow::ConfigFault>& faults,
+                         bool json) {
   if (json) {
-    print_json(path, *reading);
+    print_json(path, faults);
   } else {
-    for (const netflow::ConfigFault& f : reading->faults) {
+    for (const netflow::ConfigFault& f : faults) {
       std::fprintf(stderr, "%s:%u:%u: %s\n", path.c_str(), f.line, f.column, f.text.c_str());
     }
   }
-  return reading->faults.empty() ? ExitStatus::ok : ExitStatus::usage;
+  return faults.empty() ? ExitStatus::ok : ExitStatus::usage;
+}
+
+ExitStatus report_unreadable(const std::string& path, const Error& error, bool json) {
+  const std::string why = errno_text(error.err);
+  if (json) print_json(path, {{0, 0, why}});
+  log_line("mw", "%s: %s", path.c_str(), why.c_str());
+  return status_of(error.err);
+}
+
+ExitStatus check_config(const std::string& path, bool json) {
+  auto reading = netflow::read_config(path);
+  if (!reading) return report_unreadable(path, reading.error(), json);
+  return report_faults(path, reading->faults, json);
 }
 
 }  // namespace mw

@@ -1,14 +1,22 @@
-// check_config.h - `mw check-config`.
+// check_config.h - `mw check-config`, and how faults of configuration files are told.
 #pragma once
 
 #include <string>
+#include <vector>
 
+#include "base/result.h"
 #include "cli/exit_status.h"
+#include "netflow/config.h"
 
 namespace mw {
 
+// What a reader of a configuration file found, as `mw check-config` tells it: on stderr like a
+// compiler, with json as one document on standard output.
+ExitStatus report_faults(const std::string& path, const std::vector<netflow::ConfigFault>& faults,
+                         bool json);
+ExitStatus report_unreadable(const std::string& path, const Error& error, bool json);
+
 // Says what is wrong with a configuration file, each fault with its place; nothing if it is right.
-// As text it goes to stderr, like a compiler's.
 ExitStatus check_config(const std::string& path, bool json);
 
 }  // namespace mw

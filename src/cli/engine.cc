@@ -72,9 +72,6 @@ int refusal(bool json, uint32_t status) {
               std::strerror(static_cast<int>(status)));
 }
 
-namespace {
-
-// The local socket of the session that is named, or of the only one.
 std::optional<std::string> find_session(const std::string& wanted, std::string* why) {
   const std::string base = default_base();
   std::vector<std::string> found;
@@ -92,8 +89,6 @@ std::optional<std::string> find_session(const std::string& wanted, std::string* 
   }
   return std::nullopt;
 }
-
-}  // namespace
 
 std::optional<Client> connect(const EngineOptions& options, int* exit, std::string* session) {
   std::string why;

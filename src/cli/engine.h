@@ -34,6 +34,8 @@ int fail(bool json, ExitStatus exit, const std::string& text);
 int fail(bool json, const Error& e);
 int refusal(bool json, uint32_t status);
 
+// The local socket of the session that is named, or of the only one; nothing: `why` says it.
+std::optional<std::string> find_session(const std::string& wanted, std::string* why);
 // A connection to the session that was named, or to the only one. Else `exit` is what to end with.
 // `session`: its name.
 std::optional<netflow::Client> connect(const EngineOptions& options, int* exit,

@@ -17,6 +17,7 @@
 #include "cli/doctor.h"
 #include "cli/exit_status.h"
 #include "cli/flows.h"
+#include "cli/guard.h"
 #include "cli/sessions_json.h"
 #include "cli/top.h"
 #include "frontend/run.h"
@@ -291,6 +292,7 @@ int main(int argc, char** argv) {
   const mw::FlowCommands flows(app);
   mw::ChangeCommands changes(app);
   const mw::SampleCommands samples(app);
+  const mw::GuardCommand guard(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
 
   // What stands behind the first "--" is the command's, whatever it looks like.
@@ -324,6 +326,7 @@ int main(int argc, char** argv) {
   if (flows.given()) return flows.run();
   if (changes.given()) return changes.run();
   if (samples.given()) return samples.run();
+  if (guard.given()) return guard.run();
   if (*version) std::puts("mw " MW_VERSION);
   return 0;
 }

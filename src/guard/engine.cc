@@ -340,6 +340,10 @@ void Engine::close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t no
   out.push_back(std::move(d));
 }
 
+void Engine::released() {
+  for (auto& [key, p] : peers_) p.quiet_until_ns = p.blocked_until_ns = 0;
+}
+
 void Engine::result(const Decision& d, uint32_t status, int64_t now_ns) {
   if (status == 0) return;
   const auto peer = peers_.find(key_of(d.peer.address));

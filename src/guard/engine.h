@@ -34,6 +34,8 @@ class Engine {
   std::vector<Decision> decide(int64_t now_ns, Service service);
   // What came of it: 0 or an errno.
   void result(const Decision& d, uint32_t status, int64_t now_ns);
+  // The connection to the session ended, and with it all that was in force.
+  void released();
   // The samples look like trouble, whatever the probe says.
   bool pressed() const { return pressed_; }
 

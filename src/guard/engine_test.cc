@@ -238,7 +238,7 @@ TEST_F(World, AnEventDrivenServersPeerIsJudgedByItsPieces) {
   Client& c = connect(kEvil);
   c.s.waiting_threads = 0;
   int64_t next = now_;
-  const auto found = pass(30, Service::degraded, [&] {
+  const auto found = pass(14, Service::degraded, [&] {
     if (now_ < next) return;
     c.sends(20, now_);
     next += 4 * kSecond;
@@ -507,6 +507,14 @@ TEST_F(World, ABlockThatFailedLeavesItsConnectionsToBeCutOneByOne) {
   for (const Decision& d : pass(1, Service::denied)) engine_->result(d, EOPNOTSUPP, now_);
   const auto found = pass(5, Service::denied, [&] {});
   EXPECT_NE(rules_of(found).find("close slow-request"), std::string::npos) << rules_of(found);
+}
+
+TEST_F(World, WhatEndedWithTheConnectionIsDecidedAgain) {
+  for (int k = 0; k < 30; ++k) connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(2, Service::denied)), "block crowd");
+  EXPECT_EQ(rules_of(pass(2, Service::denied)), "");
+  engine_->released();
+  EXPECT_EQ(rules_of(pass(1, Service::denied)), "block crowd");
 }
 
 TEST_F(World, WhatIsGoneIsForgotten) {

@@ -81,7 +81,7 @@ struct Rules {
   uint32_t worker_min_rate = 240;  // bytes for each second of a thread
 
   // A peer whose connections were cut this often within a minute, and that got nothing done.
-  uint32_t repeat_cuts = 5;
+  uint32_t repeat_cuts = 3;
 
   // Against mistakes.
   uint32_t doubtful_per_minute = 10;  // cuts of connections or peers that showed progress
