@@ -27,6 +27,10 @@ _mw_sockets() {
   "${words[0]}" flows 2>/dev/null | sed -n 's/.* \([0-9]*:[0-9]*\)$/\1/p'
 }
 
+_mw_rules() {
+  "${words[0]}" rules 2>/dev/null | sed -n 's/^ *\([0-9]*\) in force .*/\1/p'
+}
+
 _mw() {
   local cur prev words cword i
   _init_completion -n : || return
@@ -66,6 +70,7 @@ _mw() {
   case $command in
     run | doctor) _command_offset "$cword" ;;
     ps | adopt | clean | guard) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
+    undo) mapfile -t COMPREPLY < <(compgen -W "$(_mw_rules)" -- "$cur") ;;
     close | get | set | pause | resume | why) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
   esac
 } && complete -F _mw mw
