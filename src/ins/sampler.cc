@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "base/clock.h"
@@ -18,7 +19,8 @@ namespace {
 constexpr int64_t kSliceNs = 150'000;
 constexpr uint32_t kSocketsPerLook = 16;
 constexpr uint64_t kQuietMs = 2'000;
-constexpr uint64_t kQuietSpreadMs = 64;  // so that not all are asked in the same round
+constexpr uint64_t kStuckMs = 1'000;
+constexpr uint64_t kSpreadMs = 64;  // so that not all are asked in the same round
 
 // Set in SampledState::named, beside the state in which the names were asked for.
 constexpr uint32_t kNamed = uint32_t{1} << 31;
@@ -27,6 +29,11 @@ uint32_t age_of(uint64_t then_ms, uint64_t now_ms) {
   if (then_ms == 0) return MW_NEVER;
   return static_cast<uint32_t>(
       std::min<uint64_t>(now_ms > then_ms ? now_ms - then_ms : 0, MW_NEVER - 1));
+}
+
+// Changes whenever the connection gets on.
+std::array<uint64_t, 5> progress_of(const mw_sample_row& row) {
+  return {row.bytes_acked, row.bytes_received, row.snd_wnd, row.notsent, row.total_retrans};
 }
 
 }  // namespace
@@ -90,15 +97,20 @@ void Sampler::sample(uint32_t i, Sock& s, uint32_t round, uint64_t now_ms) {
     fill_listener(s, row);
   } else if (s.kind == SockKind::stream && (s.state & MW_ST_CONNECTED) != 0) {
     const bool moved = h.bytes_in != s.bytes_in || h.bytes_out != s.bytes_out ||
-                       h.state != s.state || row.unsent != 0;
+                       h.state != s.state || h.unsent != row.unsent;
     const uint64_t since = now_ms - h.at_ms;
-    if (!h.quiet || moved || since >= kQuietMs + i % 8 * kQuietSpreadMs) {
+    if (moved || since >= h.rest_ms) {
+      const auto before = progress_of(row);
       if (!fill_tcp(s.fd, row)) return;
+      const bool idle = row.unacked == 0 && row.notsent == 0 && row.probes == 0 && row.backoff == 0;
+      const bool stuck = h.at_ms != 0 && progress_of(row) == before;
+      const uint64_t spread = i % 8 * kSpreadMs;
+      h.rest_ms = idle ? kQuietMs + spread : stuck ? kStuckMs + spread : 0;
       h.bytes_in = s.bytes_in;
       h.bytes_out = s.bytes_out;
       h.state = s.state;
+      h.unsent = row.unsent;
       h.at_ms = now_ms;
-      h.quiet = row.unacked == 0 && row.notsent == 0 && row.probes == 0 && row.backoff == 0;
     }
     row.flags |= MW_ROW_TCP;
     row.unsent += row.notsent;

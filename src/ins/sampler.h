@@ -1,9 +1,9 @@
 // sampler.h - a worker's rounds of samples: how each of its sockets stands (docs/protocol.md 9).
 //
 // Nobody asking costs a load and a comparison for each turn of the worker. A round is made in
-// slices between the worker's other work, so that no call waits long for it. A connection in which
-// nothing moves is asked for its TCP_INFO every two seconds only: nothing else of it can change
-// meanwhile.
+// slices between the worker's other work, so that no call waits long for it. A connection that
+// has nothing under way is asked for its TCP_INFO every two seconds only, as nothing else of it can
+// change meanwhile; one that is stuck every second.
 //
 // TRUST       The memory is the driver's, and only written; the number of the round that it wants
 // is
@@ -50,7 +50,10 @@ class Sampler {
     uint64_t bytes_in = 0;
     uint64_t bytes_out = 0;
     uint64_t at_ms = 0;
-    bool quiet = false;  // nothing was under way
+    uint32_t unsent = 0;  // in the ring
+    // Before it is asked again, if the stack moves nothing: long if nothing was under way, shorter
+    // if what is did not move since it was asked before; 0: in the next round.
+    uint64_t rest_ms = 0;
     mw_sample_row row{};
   };
 
