@@ -2,9 +2,9 @@
 // one of them dies.
 //
 // TRUST       See processes.h, groups.h, listeners.h, ins_link.h, session_state.h: each checks its
-// side. INVARIANTS  One INS has the region at a time. A successor gets it only when the old one is
-// known to be
-//             dead, because one that merely left its connection could still write there.
+//             side.
+// INVARIANTS  One INS has the region at a time. A successor gets it only when the old one is known
+//             to be dead, because one that merely left its connection could still write there.
 // THREADS     One, besides that of netflow_service.h. Nothing here blocks except in epoll_wait.
 #pragma once
 

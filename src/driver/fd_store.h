@@ -9,9 +9,9 @@
 // restart it then knows only what the INS announces again.
 //
 // TRUST       Only drivers of this session write here. A record that does not fit is dropped all
-// the same. INVARIANTS  A log: the last record of a key counts. Compaction copies a record to the
-// end before it
-//             takes it from the front, so a driver killed at any point loses nothing.
+//             the same.
+// INVARIANTS  A log: the last record of a key counts. Compaction copies a record to the end before
+//             it takes it from the front, so a driver killed at any point loses nothing.
 // THREADS     One at a time. Never blocks.
 #pragma once
 

@@ -10,8 +10,7 @@
 // TRUST       Descriptors come from the application: their kind is checked, and a doorbell is made
 //             non-blocking, as one that is full would stop us.
 // INVARIANTS  A group of ours is in_use in region B; one that is in_use there and not ours belongs
-// to a
-//             driver before us that had no store, and is not given out again.
+//             to a driver before us that had no store, and is not given out again.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,7 @@
 // ins_link.h - the control connection to one INS, from hello to its death.
 //
 // TRUST       The INS faces the attacker: every message is checked for size, type, phase and ids
-// before
-//             it means anything; one that does not fit ends the connection.
+//             before it means anything; one that does not fit ends the connection.
 // INVARIANTS  A message that does not fit the socket's buffer waits in order, with copies of its
 //             descriptors; the queue is bounded.
 // THREADS     The driver's only thread. Never blocks.

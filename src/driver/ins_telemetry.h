@@ -2,9 +2,8 @@
 // questions that it asks about sockets (docs/protocol.md 9).
 //
 // TRUST       The INS is hostile once it was taken over: its memory is sealed by us, its records
-// are
-//             checked by FlowTable, an answer must be to a question that is open. The first thing
-//             that does not fit ends this connection; the INS itself is not touched.
+//             are checked by FlowTable, an answer must be to a question that is open. The first
+//             thing that does not fit ends this connection; the INS itself is not touched.
 // THREADS     Made by the driver's thread, then used by the NetFlow thread only.
 #pragma once
 

@@ -5,8 +5,7 @@
 // application's end does not hang up, and the listener stays open and silent while there is no INS.
 //
 // TRUST       Records come from an INS. They are checked here before they are kept, and only ever
-// given
-//             to another INS.
+//             given to another INS.
 #pragma once
 
 #include <cstdint>

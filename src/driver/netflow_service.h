@@ -5,11 +5,11 @@
 // attach, the replacement of an INS. The two meet in notes only.
 //
 // TRUST       Engines: netflow/server.h. The INS: ins_telemetry.h. What stands in the session
-// region
-//             is the application's word: a process that it names as a socket's owner is signalled
-//             only if it has this session's region mapped.
+//             region is the application's word: a process that it names as a socket's owner is
+//             signalled only if it has this session's region mapped.
 // INVARIANTS  While no engine is connected and nothing is exported the INS reports nothing and this
-// thread sleeps. THREADS     Public functions: the driver's thread. The rest: its own.
+//             thread sleeps.
+// THREADS     Public functions: the driver's thread. The rest: its own.
 #pragma once
 
 #include <array>

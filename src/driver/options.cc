@@ -77,7 +77,8 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
     (name == "--registry" ? o->registry : o->session) = value;
     return !value.empty();
   }
-  if (name == "--token" && value == "env") {  // a command line can be read by every user
+  if (name == "--mark") return !value.empty();  // for whoever looks for us among the processes
+  if (name == "--token" && value == "env") {    // a command line can be read by every user
     const char* token = std::getenv("MWCOMMS_TOKEN");
     return token != nullptr && parse_token(token, &o->token);
   }
@@ -128,7 +129,7 @@ const char kDriverUsage[] =
     "[--netflow-role act|read]\n"
     "                [--netflow-token-file F] [--netflow-read-token-file F]\n"
     "                [--netflow-certificate PEM --netflow-key PEM]\n"
-    "                [--kept-fds N[,N..]] [--front-end PID [--adopt-with PROGRAM]]\n"
+    "                [--kept-fds N[,N..]] [--front-end PID [--adopt-with PROGRAM]] [--mark WORD]\n"
     "The driver of one session; `mw run` starts it.\n";
 
 void close_on_exec(const DriverOptions& o) {

@@ -5,17 +5,14 @@
 // of them back. (Receive rings are the INS's, who writes them, to release.)
 //
 // TRUST       "Empty" compares the application's private tail with the INS's head. An INS that lies
-// about
-//             its head loses bytes that were meant for itself, nothing else.
+//             about its head loses bytes that were meant for itself, nothing else.
 // INVARIANTS  Punching happens under the slot's tx_lock and only while tail and head are equal, so
-// no
-//             byte of a writer is lost. The lock is only ever tried, by the protocol of
+//             no byte of a writer is lost. The lock is only ever tried, by the protocol of
 //             src/shim/shared_lock.h: 0 free, else the owner's thread id, with the top bit if
 //             somebody sleeps on it.
 // THREADS     The driver's only thread. A turn releases a bounded number of rings. While nothing
-// moves the
-//             pauses double up to kLongestPauseMs, so an idle session costs nothing that can be
-//             measured.
+//             moves the pauses double up to kLongestPauseMs, so an idle session costs nothing that
+//             can be measured.
 #pragma once
 
 #include <cstdint>

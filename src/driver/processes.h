@@ -1,12 +1,11 @@
 // processes.h - the application's processes: attaching, liveness, groups that they ask for.
 //
 // TRUST       Anyone on the host can connect to an abstract socket. A connection that did not show
-// the
-//             token yet is worth nothing: it is one of a bounded number, and the oldest makes room.
-//             After it a process is as trusted as the application, and still bounded per user.
+//             the token yet is worth nothing: it is one of a bounded number, and the oldest makes
+//             room. After it a process is as trusted as the application, and still bounded per
+//             user.
 // INVARIANTS  The connection tells who asks; the process is alive until its pidfd says otherwise,
-// as it
-//             may close the connection, and its children may hold it.
+//             as it may close the connection, and its children may hold it.
 #pragma once
 
 #include <chrono>

@@ -1,14 +1,13 @@
 // session_state.h - what the driver does to the memory of a session.
 //
 // TRUST       Both regions are written by others at any time. Nothing read here is used as an index
-// or a
-//             count before it was checked; loops are bounded by the geometry, which is a private
-//             copy.
+//             or a count before it was checked; loops are bounded by the geometry, which is a
+//             private copy.
 // INVARIANTS  Memory that nobody touched stays untouched: walks over slots skip the holes of the
-// memfd. ORDERING    ins_lost(): state first, so that no shim starts to wait for a dead INS
-// unnoticed; then the
-//             workers' sets are emptied; then pending calls are answered. A call made meanwhile is
-//             answered here or still stands in a set for the successor.
+//             memfd.
+// ORDERING    ins_lost(): state first, so that no shim starts to wait for a dead INS unnoticed;
+//             then the workers' sets are emptied; then pending calls are answered. A call made
+//             meanwhile is answered here or still stands in a set for the successor.
 // THREADS     The driver's only thread.
 #pragma once
 

@@ -6,8 +6,7 @@
 // of every session drop what would otherwise start to flow between other interfaces (GuardedLinks).
 //
 // INVARIANTS  The record is written before the first setting is changed. Settings that were already
-// on are
-//             neither recorded nor guarded nor touched.
+//             on are neither recorded nor guarded nor touched.
 // THREADS     Call under BaseLock.
 #pragma once
 

@@ -292,9 +292,11 @@ Outcome<Done> end_application(const SessionRecord& record) {
   return Failure{"end session " + record.name, "its processes do not end", ""};
 }
 
-void end_unknown_helpers(const std::string& base, const SessionRecord& record) {
-  for (const pid_t pid :
-       processes_with_arguments("--registry", session_folder(base, record.name))) {
+// By their mark, not by the folder that they name: another host that shares our processes, like a
+// container, may have a session of the same name in a folder of the same name.
+void end_unknown_helpers(const SessionRecord& record) {
+  if (record.mark.empty()) return;
+  for (const pid_t pid : processes_with_arguments("--mark", record.mark)) {
     const ProcId id = identify(pid);
     const auto is = [&id](const ProcId& known) {
       return known.pid == id.pid && known.start == id.start;
@@ -304,7 +306,7 @@ void end_unknown_helpers(const std::string& base, const SessionRecord& record) {
 }
 
 Outcome<Done> bury(const std::string& base, const SessionRecord& record) {
-  end_unknown_helpers(base, record);
+  end_unknown_helpers(record);
   end_process(record.ins);
   end_process(record.driver);
   if (auto removed = remove_network(record); !removed) return removed;

@@ -2,9 +2,8 @@
 // ports.
 //
 // INVARIANTS  All names derive from the SessionRecord, so build_network() and remove_network() need
-// not run
-//             in the same process. remove_network() succeeds on whatever part exists, also on none.
-//             Of the host's packet filter only the session's own table is touched, in one
+//             not run in the same process. remove_network() succeeds on whatever part exists, also
+//             on none. Of the host's packet filter only the session's own table is touched, in one
 //             transaction each way.
 // THREADS     Call under BaseLock, from a single-threaded process.
 #pragma once
@@ -37,7 +36,7 @@ Outcome<UniqueFd> open_network(const SessionRecord& record);
 Outcome<Done> end_application(const SessionRecord& record);
 // Ends drivers and INSs of a session that its record does not name: its front end was killed after
 // it had started them and before it could write that down.
-void end_unknown_helpers(const std::string& base, const SessionRecord& record);
+void end_unknown_helpers(const SessionRecord& record);
 
 // Ends a session whose owner is gone: its INS and driver, its network, its folder. Call under
 // BaseLock.

@@ -2,9 +2,8 @@
 // only.
 //
 // INVARIANTS  A session owns one slot number. Interface name, addresses and the INS's uid follow
-// from it, so
-//             that two live sessions never share any of them. A slot is taken only if no route of
-//             the host covers its addresses.
+//             from it, so that two live sessions never share any of them. A slot is taken only if
+//             no route of the host covers its addresses.
 #pragma once
 
 #include <cstdint>

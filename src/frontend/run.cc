@@ -133,7 +133,7 @@ class Session {
       if (!netns) return netns.failure();
       netns_ = std::move(*netns);
     }
-    end_unknown_helpers(base_, record_);
+    end_unknown_helpers(record_);
     record_.owner = identify(::getpid());
     ours_ = true;
     if (auto saved = save(base_, record_); !saved) return saved.failure();
@@ -202,6 +202,8 @@ SpawnRequest driver_request(Session* session, int ready_fd) {
                 session->folder(),
                 "--session",
                 session->record().name,
+                "--mark",
+                session->record().mark,
                 "--token",
                 "env",
                 "--ready-fd",
@@ -224,6 +226,8 @@ SpawnRequest ins_request(Session* session, unsigned id, int ready_fd) {
   spawn.argv = {session->programs().ins,
                 "--registry",
                 session->folder(),
+                "--mark",
+                session->record().mark,
                 "--id",
                 std::to_string(id),
                 "--workers",

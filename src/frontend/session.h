@@ -2,10 +2,9 @@
 // whoever comes next can remove what a crash left behind.
 //
 // INVARIANTS  The record is written before the first thing that it names is made, and removed after
-// the
-//             last one is gone. A record whose owner is dead may be cleaned up by anyone; one whose
-//             owner lives belongs to that owner alone. Making and removing happen under the base
-//             folder's lock.
+//             the last one is gone. A record whose owner is dead may be cleaned up by anyone; one
+//             whose owner lives belongs to that owner alone. Making and removing happen under the
+//             base folder's lock.
 #pragma once
 
 #include <string>

@@ -12,8 +12,7 @@
 // hostile application would otherwise have us start one after the other.
 //
 // INVARIANTS  The application never runs before the channel serves, and driver and INS never
-// outlive run().
-//             One INS at a time; ids rise and are not used twice.
+//             outlive run(). One INS at a time; ids rise and are not used twice.
 // THREADS     One. The signals that HeldSignals blocks are taken from a signalfd.
 #pragma once
 

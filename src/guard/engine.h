@@ -3,8 +3,8 @@
 // it is given. The rules and what spares honest slow clients: docs/decisions/0011.
 //
 // TRUST       Samples are the INS's word. What is kept of them is bounded by the sockets that it
-// may
-//             have and by kMaxPeers; an INS that lies harms the connections that it holds anyway.
+//             may have and by kMaxPeers; an INS that lies harms the connections that it holds
+//             anyway.
 // INVARIANTS  A peer on the allow list is never decided about; nothing is decided twice.
 #pragma once
 

@@ -1,8 +1,7 @@
 // context.h - what the threads of an INS share, and the notes that they pass to each other.
 //
 // THREADS     Control thread: driver, publication, name lookups. Workers: one for each ready set;
-// each owns
-//             its slots, its epoll set and its calls. They meet in this file only.
+//             each owns its slots, its epoll set and its calls. They meet in this file only.
 #pragma once
 
 #include <sys/eventfd.h>

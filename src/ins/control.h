@@ -1,12 +1,11 @@
 // control.h - the control thread: the driver's connection, publication, name lookups, the end.
 //
 // TRUST       The driver is checked by SO_PEERCRED, and every message and descriptor of it by kind,
-// size and
-//             range. One that does not fit ends the connection, with one log line; the workers go
-//             on.
+//             size and range. One that does not fit ends the connection, with one log line; the
+//             workers go on.
 // INVARIANTS  The driver's death disturbs nobody: messages to it wait in a bounded queue or are
-// dropped with
-//             the connection, and a driver that connects anew is told all listeners again.
+//             dropped with the connection, and a driver that connects anew is told all listeners
+//             again.
 // THREADS     Everything here runs in the control thread; workers are reached by notes.
 #pragma once
 

@@ -1,8 +1,8 @@
 // decode.h - a request as it stands in a call cell, copied once and checked; no I/O.
 //
 // TRUST       Every byte of a cell is the PVM's choice and may change while we look. Whoever
-// executes a
-//             request works on the private copy made here and never looks at the cell again.
+//             executes a request works on the private copy made here and never looks at the cell
+//             again.
 #pragma once
 
 #include <cstdint>

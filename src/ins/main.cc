@@ -29,8 +29,10 @@ struct Arguments {
 };
 
 int usage() {
-  std::fputs("usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N]\n",
-             stderr);
+  std::fputs(
+      "usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N] [--mark "
+      "W]\n",
+      stderr);
   return 2;
 }
 
@@ -49,6 +51,8 @@ bool parse(int argc, char** argv, Arguments& out) {
     uint32_t n = 0;
     if (name == "--registry") {
       out.registry = value;
+    } else if (name == "--mark") {
+      // For whoever looks for us among the processes.
     } else if (name == "--id") {
       if (!number(value, 0, UINT32_MAX, out.id)) return false;
       have_id = true;

@@ -6,9 +6,8 @@
 // change meanwhile; one that is stuck every second.
 //
 // TRUST       The memory is the driver's, and only written; the number of the round that it wants
-// is
-//             read, and one that changes at will costs rounds and no more. Ring indexes of the PVM
-//             are window-checked.
+//             is read, and one that changes at will costs rounds and no more. Ring indexes of the
+//             PVM are window-checked.
 // THREADS     The worker's.
 #pragma once
 

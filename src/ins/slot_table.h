@@ -2,14 +2,12 @@
 // indexes.
 //
 // INVARIANTS  A slot is live from allocate() to release(); `live` holds its generation meanwhile
-// and 0
-//             otherwise. Free slots are handed out last-freed first, then lowest first, so that the
-//             ready sets stay dense and the rings' memory warm.
+//             and 0 otherwise. Free slots are handed out last-freed first, then lowest first, so
+//             that the ready sets stay dense and the rings' memory warm.
 // THREADS     allocate(), claim() and release() from any thread. A live slot belongs to its worker;
-// whoever
-//             allocates it fills it in and then calls publish(), which the worker's find() pairs
-//             with. (The PVM may announce any slot at any time, so a worker can look while it is
-//             being filled.)
+//             whoever allocates it fills it in and then calls publish(), which the worker's find()
+//             pairs with. (The PVM may announce any slot at any time, so a worker can look while it
+//             is being filled.)
 #pragma once
 
 #include <algorithm>

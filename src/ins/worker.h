@@ -6,14 +6,13 @@
 // steady state allocates nothing: a request costs one recv and one send of the real socket.
 //
 // TRUST       Slots, calls and the indexes in them come from the PVM: find() and the window checks
-// of
-//             ring/ stand before every use. A violation poisons the channel and ends the loop.
+//             of ring/ stand before every use. A violation poisons the channel and ends the loop.
 // INVARIANTS  A slot's epoll events carry its generation: what was queued for a slot's earlier life
-// is
-//             dropped. The shared copies of our own indexes are written and never read.
+//             is dropped. The shared copies of our own indexes are written and never read.
 // ORDERING    Publication (index, state, error: release), fence, look at watches and want:
-// announce(). THREADS     run() is the worker's thread; everything else is called from it. Other
-// threads send notes.
+//             announce().
+// THREADS     run() is the worker's thread; everything else is called from it. Other threads send
+//             notes.
 #pragma once
 
 #include <sys/epoll.h>

@@ -1,13 +1,11 @@
 // local_registry.h - the registry of one host: a directory watched with inotify.
 //
 // TRUST       The root directory belongs to the session's user and nobody else may enter it.
-// Folders in
-//             it may belong to an INS, so no component is ever followed if it is a symbolic link,
-//             and a value that is not a regular file is not read.
+//             Folders in it may belong to an INS, so no component is ever followed if it is a
+//             symbolic link, and a value that is not a regular file is not read.
 // INVARIANTS  A value is written to a dot-file beside it and renamed over it. A writer that was
-// killed
-//             leaves at most such a dot-file; list() does not show them and remove() takes them
-//             along.
+//             killed leaves at most such a dot-file; list() does not show them and remove() takes
+//             them along.
 // THREADS     One at a time.
 #pragma once
 

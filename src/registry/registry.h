@@ -5,8 +5,7 @@
 // fit these calls one to one.
 //
 // TRUST       Values are written by other processes, some of which face an attacker: whoever reads
-// one
-//             checks it. parse_* below return nothing for anything that is not exactly right.
+//             one checks it. parse_* below return nothing for anything that is not exactly right.
 // INVARIANTS  A path is components joined by '/', without a leading one; a component is
 //             [A-Za-z0-9._-]+, does not start with a dot, and is at most 64 characters long.
 // THREADS     One at a time.

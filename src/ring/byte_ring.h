@@ -1,18 +1,15 @@
 // byte_ring.h - one direction of a socket's bytes.
 //
 // TRUST       The other end may be hostile: it can store anything, anywhere in the region, at any
-// time,
-//             also while we copy. We load its index once and use it only after it passed the window
-//             check; our own index is private and the shared copy is write-only to us.
+//             time, also while we copy. We load its index once and use it only after it passed the
+//             window check; our own index is private and the shared copy is write-only to us.
 // INVARIANTS  0 <= tail - head <= capacity, capacity a power of two. Whoever sees it broken poisons
-// the
-//             channel: the functions report Fault::peer and touch nothing.
+//             the channel: the functions report Fault::peer and touch nothing.
 // ORDERING    Writer: copy in, then store tail with release; pairs with the reader's acquire of
-// tail.
-//             Reader: copy out, then store head with release; pairs with the writer's acquire of
-//             head.
+//             tail. Reader: copy out, then store head with release; pairs with the writer's acquire
+//             of head.
 // THREADS     One writer and one reader at a time; where an end has several threads they hold a
-// lock.
+//             lock.
 #pragma once
 
 #include <sys/uio.h>

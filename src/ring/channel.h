@@ -1,8 +1,7 @@
 // channel.h - typed access to a mapped region.
 //
 // TRUST       Geometry is a private, checked copy; every accessor takes an index that the caller
-// has
-//             range-checked (debug builds assert it). Nothing here reads the region.
+//             has range-checked (debug builds assert it). Nothing here reads the region.
 // THREADS     Immutable after construction.
 #pragma once
 

@@ -3,9 +3,8 @@
 // TRUST       Any member may appear at any time; the consumer checks each against its own tables.
 //             drain() does work bounded by the size of the set, whatever the other side stores.
 // ORDERING    Everything is seq_cst, so one total order holds all of it. add(): set level 0, 1, 2
-// (or
-//             see them set), read sleepers, swap rung. Consumer: sleepers up, clear rung, look at
-//             top, sleep. Weaken any of these and a wake-up is lost (tests/model). A bit seen as
+//             (or see them set), read sleepers, swap rung. Consumer: sleepers up, clear rung, look
+//             at top, sleep. Weaken any of these and a wake-up is lost (tests/model). A bit seen as
 //             already set is one that a drain has not taken yet, because drain clears upper levels
 //             before lower ones. On x86 the loads are plain ones; the cost is one locked operation
 //             for an add.

@@ -1,14 +1,12 @@
 // sample_rows.h - both ends of the rows that an INS writes about its sockets, round by round.
 //
 // TRUST       Both ends may be hostile. The writer reads nothing but the number of the round that
-// is
-//             wanted. The reader takes a private copy of a row; what stands in it is the caller's
-//             to judge.
+//             is wanted. The reader takes a private copy of a row; what stands in it is the
+//             caller's to judge.
 // INVARIANTS  A row has one writer, the worker of its slot. The reader never waits for it: a row
 //             that is being written, or pretends to be, is no row.
-// ORDERING    Writer: seq odd, release fence, contents, seq even with release; after the last row
-// of
-//             a round, round_done with release. Reader: acquire round_done; acquire seq, copy,
+// ORDERING    Writer: seq odd, fence, contents, seq even with release; after the last row
+//             of a round, round_done with release. Reader: acquire round_done; acquire seq, copy,
 //             fence, seq again.
 // THREADS     One writer for each worker, one reader.
 #pragma once
@@ -38,7 +36,7 @@ class SampleRowWriter {
     mw_sample_row& shared = rows_[slot];
     const uint32_t seq = StdAtomics::load_relaxed(shared.seq) | 1;
     StdAtomics::store_relaxed(shared.seq, seq);
-    std::atomic_thread_fence(std::memory_order_release);
+    StdAtomics::fence();
     row.seq = seq;
     std::memcpy(&shared, &row, sizeof row);
     StdAtomics::store_release(shared.seq, seq + 1);
@@ -89,7 +87,7 @@ class SampleRowReader {
     std::memcpy(&out, &row, sizeof out);
     // Nothing of the copy may be read from the row again.
     asm volatile("" : : "r"(&out) : "memory");
-    std::atomic_thread_fence(std::memory_order_acquire);
+    StdAtomics::fence();
     return StdAtomics::load_relaxed(row.seq) == seq && (out.round == round || out.round == other);
   }
 

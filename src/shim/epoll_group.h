@@ -3,8 +3,7 @@
 //
 // TRUST       The driver's answers are checked for range; it is trusted otherwise.
 // THREADS     Any. The table is guarded by instances_lock; a group's own entry is written by
-// whoever
-//             makes or finds the group, before anyone else can know its number.
+//             whoever makes or finds the group, before anyone else can know its number.
 #pragma once
 
 #include "shim/process.h"

@@ -2,13 +2,11 @@
 // another has events of protected sockets, and that a listener is none any more.
 //
 // INVARIANTS  A group whose instance stands in another one is rung for at every piece of news, so
-// that
-//             its kernel descriptor is readable; whoever waits on the outer one gets it only if
-//             there really is an event.
+//             that its kernel descriptor is readable; whoever waits on the outer one gets it only
+//             if there really is an event.
 // THREADS     Any. Changes of the tables are guarded by instances_lock; reading them is not,
-// because
-//             an entry that is seen half made leads to one look too many or too few at an instance
-//             that is being changed in the same moment.
+//             because an entry that is seen half made leads to one look too many or too few at an
+//             instance that is being changed in the same moment.
 #pragma once
 
 #include <sys/epoll.h>

@@ -1,10 +1,9 @@
 // libc_calls.h - the C library's own functions, behind ours.
 //
 // INVARIANTS  Every pointer is usable from the first instruction of the process: it starts as a
-// plain
-//             system call and becomes the library's function when the constructor ran. dlsym() is
-//             called there only, because it allocates and would deadlock under a preloaded
-//             allocator.
+//             plain system call and becomes the library's function when the constructor ran.
+//             dlsym() is called there only, because it allocates and would deadlock under a
+//             preloaded allocator.
 // THREADS     Written once, before main and before any thread.
 #pragma once
 

@@ -9,7 +9,7 @@
 //             critical section, or left it with longjmp): the data stay memory-safe because every
 //             index is checked against its window at each use.
 // THREADS     Any thread of any process that maps the word. A dead owner is noticed after
-// kPatience.
+//             kPatience.
 #pragma once
 
 #include <linux/futex.h>

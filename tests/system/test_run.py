@@ -246,6 +246,20 @@ def test_a_hung_ins_is_replaced(mw, unchanged, start, server):
     assert get("http://127.0.0.1:18188/", session.background).startswith("woken")
 
 
+def test_a_session_of_the_same_name_on_another_host_is_left_alone(mw, start):
+    """Two hosts that share their processes, like containers, have each a folder /run/mwcomms."""
+    session = start("--net", "host", "--", "sleep", "100000")
+    pids = {who: session.pid(who) for who in ("ins", "driver")}
+    there = f"mount -t tmpfs -o mode=755 there /run/mwcomms && {mw} run --net host -- sleep 0 && ls -A /run/mwcomms"
+    done = subprocess.run(["unshare", "--mount", "--propagation", "private", "sh", "-c", there],
+                          capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and session.name not in done.stdout, done.stderr
+    assert f"session {session.name}:" in done.stderr
+    assert {who: session.pid(who) for who in pids} == pids
+    for pid in pids.values():
+        os.kill(pid, 0)
+
+
 def test_everything_killed_is_cleaned_up_at_the_next_start(mw, unchanged, start, server):
     session = start("-p", "18190:80", "--", *server, "80", "gone")
     get("http://127.0.0.1:18190/", session.background)

@@ -3,8 +3,7 @@
 //
 // Every message is one of these structures, whole; descriptors travel beside it in the order given.
 // TRUST       Receivers check size, type, every id and the kind of each descriptor. A message that
-// does
-//             not fit ends the connection, with one log line.
+//             does not fit ends the connection, with one log line.
 #pragma once
 
 #include <cstdint>

@@ -1,8 +1,7 @@
 // mapping.h - a mapped, sealed memfd.
 //
 // TRUST       Whoever receives a region's memfd checks its seals before mapping it: a peer that
-// could
-//             shrink the file would kill us with SIGBUS.
+//             could shrink the file would kill us with SIGBUS.
 #pragma once
 
 #include <cstddef>

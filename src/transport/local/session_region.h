@@ -6,13 +6,11 @@
 // process.
 //
 // TRUST       The application's processes trust each other, as processes that share a socket do.
-// The
-//             driver does not trust what stands here: it only reads watches and frees calls and
+//             The driver does not trust what stands here: it only reads watches and frees calls and
 //             groups.
 // INVARIANTS  rx_head is changed under rx_lock, tx_tail under tx_lock. A slot's contents are valid
-// for
-//             the generation in `gen`; a process whose descriptor carries another one holds a dead
-//             socket.
+//             for the generation in `gen`; a process whose descriptor carries another one holds a
+//             dead socket.
 // THREADS     Words are accessed through std::atomic_ref (StdAtomics); locks are SharedLock.
 #pragma once
 
