@@ -86,19 +86,8 @@ uint32_t value_fault(const Request& r) {
 
 // Whether it would be against a peer.
 bool restrains(const Request& r) {
-  switch (feature_of(r)) {
-    case Feature::is_open:
-      return true;
-    case Feature::address_block:
-    case Feature::peer_cap:
-    case Feature::min_rate_in:
-    case Feature::min_rate_out:
-    case Feature::pause:
-    case Feature::pacing:
-      return about_of(r) != 0 && r.value0 != 0;
-    default:
-      return false;
-  }
+  const Feature feature = feature_of(r);
+  return feature == Feature::is_open || (about_of(r) != 0 && r.value0 != 0 && holds_back(feature));
 }
 
 // The request that brings about a value that was read.

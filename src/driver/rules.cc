@@ -10,20 +10,6 @@ using netflow::Feature;
 constexpr uint64_t kSecondNs = 1'000'000'000;
 constexpr int64_t kAtOnce = 1;  // a due time that has passed
 
-bool restrains(uint16_t name, const netflow::Rule& r) {
-  switch (static_cast<Feature>(name)) {
-    case Feature::address_block:
-    case Feature::peer_cap:
-    case Feature::min_rate_in:
-    case Feature::min_rate_out:
-    case Feature::pause:
-    case Feature::pacing:
-      return r.value0 != 0;
-    default:
-      return false;
-  }
-}
-
 template <class Key>
 std::vector<uint32_t> ids_of(const std::set<std::pair<Key, uint32_t>>& set, Key key) {
   std::vector<uint32_t> ids;
@@ -33,6 +19,20 @@ std::vector<uint32_t> ids_of(const std::set<std::pair<Key, uint32_t>>& set, Key 
 }
 
 }  // namespace
+
+bool holds_back(Feature feature) {
+  switch (feature) {
+    case Feature::address_block:
+    case Feature::peer_cap:
+    case Feature::min_rate_in:
+    case Feature::min_rate_out:
+    case Feature::pause:
+    case Feature::pacing:
+      return true;
+    default:
+      return false;
+  }
+}
 
 uint32_t Rules::add(const Change& c, int64_t now_ms, uint64_t now_ns) {
   while (++last_id_ == 0 || rules_.count(last_id_) != 0) {
@@ -138,7 +138,8 @@ std::vector<uint32_t> Rules::against(const netflow::Address& peer) const {
   std::vector<uint32_t> ids;
   for (const auto& [id, r] : rules_) {
     const bool about_it = r.rule.socket != 0 || (r.subject.flags & netflow::kRequestByPeer) != 0;
-    if (about_it && r.rule.peer.address == peer && restrains(r.subject.name, r.rule))
+    if (about_it && r.rule.peer.address == peer && r.rule.value0 != 0 &&
+        holds_back(static_cast<Feature>(r.subject.name)))
       ids.push_back(id);
   }
   return ids;

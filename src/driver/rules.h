@@ -23,6 +23,9 @@
 
 namespace mw {
 
+// A feature whose value, unless it is 0, is held against a peer or its connections.
+bool holds_back(netflow::Feature feature);
+
 class Rules {
  public:
   static constexpr size_t kMaxInForce = 65536;

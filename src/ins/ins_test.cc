@@ -614,11 +614,16 @@ TEST(Ins, GivesMemoryBackWhenASocketIsIdle) {
   EXPECT_EQ(pvm.take_exactly(s, 10), "on it goes");
 }
 
+// An INS for each lookup: a cell that the control thread has answered and a worker then reads is
+// ordered by this program's mapping of it, but ThreadSanitizer knows order by address, and the INS
+// has a mapping of its own.
 TEST(Ins, LooksNamesUpWithoutANetwork) {
-  FakePvm pvm;
-  pvm.begin();
-  const FakeSock none;
-  auto r = pvm.call(MW_OP_RESOLVE, none, {AF_INET, 0}, std::string_view("192.0.2.7\0", 10));
+  const auto look_up = [](int family, std::string_view name) {
+    FakePvm pvm;
+    pvm.begin();
+    return pvm.call(MW_OP_RESOLVE, FakeSock{}, {family, 0}, name);
+  };
+  const auto r = look_up(AF_INET, std::string_view("192.0.2.7\0", 10));
   ASSERT_EQ(r.ret, 1);
   mw_addr a{};
   std::memcpy(&a, r.out.data(), sizeof a);
@@ -626,10 +631,8 @@ TEST(Ins, LooksNamesUpWithoutANetwork) {
   std::memcpy(&in, a.bytes, sizeof in);
   EXPECT_EQ(in.sin_addr.s_addr, htonl(0xc0000207));
   EXPECT_EQ(r.out.substr(sizeof a), std::string("192.0.2.7\0", 10));
-  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {AF_INET, 0}, std::string_view("localhost\0", 10)).ret,
-            1);
-  EXPECT_EQ(pvm.call(MW_OP_RESOLVE, none, {99, 0}, std::string_view("localhost\0", 10)).err,
-            EAI_FAMILY);
+  EXPECT_EQ(look_up(AF_INET, std::string_view("localhost\0", 10)).ret, 1);
+  EXPECT_EQ(look_up(99, std::string_view("localhost\0", 10)).err, EAI_FAMILY);
 }
 
 TEST(Ins, CutsADnsMessageBehindItsQuestion) {

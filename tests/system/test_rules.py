@@ -224,16 +224,18 @@ def test_a_paced_connection_takes_its_time(served) -> None:
             engine.set(Feature.PACING, 99, number)
         paced = engine.change(Feature.PACING, 200_000, number, ttl=60)
         assert paced.value == 200_000 == engine.get(Feature.PACING, number)
-        begun = time.monotonic()
-        peer.sendall(b"p" * 400_000)
-        assert len(receive(peer, 400_000)) == 400_000
-        assert 0.8 < time.monotonic() - begun < 8
+
+        def seconds_of_an_echo() -> float:
+            begun = time.monotonic()
+            peer.sendall(b"p" * 400_000)
+            assert len(receive(peer, 400_000)) == 400_000
+            return time.monotonic() - begun
+
+        assert seconds_of_an_echo() > 0.8
         engine.undo(paced.rule)
         assert engine.get(Feature.PACING, number) == 0
-        begun = time.monotonic()
-        peer.sendall(b"p" * 400_000)
-        assert len(receive(peer, 400_000)) == 400_000
-        assert time.monotonic() - begun < 1
+        # However busy the machine is, one of them gets through faster than any could if it were paced.
+        assert any(seconds_of_an_echo() < 0.8 for _ in range(10))
 
 
 def test_a_capped_peers_further_connections_are_reset(served) -> None:
