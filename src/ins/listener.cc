@@ -104,8 +104,10 @@ bool Worker::room_ahead(uint32_t i, Sock& s) {
   if (l.ahead < l.limit) return true;
   int queued = 0;
   if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &queued) < 0) queued = 0;
+  // To the nearest: the kernel raises EPOLLOUT while the last byte of a record that was taken still
+  // counts, and does not raise it again.
   l.ahead =
-      record_cost_ == 0 ? 0 : (static_cast<uint32_t>(queued) + record_cost_ - 1) / record_cost_;
+      record_cost_ == 0 ? 0 : (static_cast<uint32_t>(queued) + record_cost_ / 2) / record_cost_;
   if (l.ahead < l.limit) return true;
   if (!l.armed) {
     // Looks at once, so a record taken meanwhile is not missed.
