@@ -235,22 +235,19 @@ bool Worker::spin() {
   if (spin_ns_ < kFirstSpinNs) return false;
   const int64_t from = monotonic_ns();
   if (!processors_free(from)) return false;
+  bool found = false;
   do {
-    if (turn_events(0) > 0) return true;
-    bool found = false;
+    found = turn_events(0) > 0;
     sock_news_.watch(true);
     for (int look = 0; look < kLooksPerPoll && !found; ++look) {
       for (int p = 0; p < kPausesPerLook; ++p) __builtin_ia32_pause();
       found = !sock_news_.empty() || !call_news_.empty();
     }
     sock_news_.watch(false);
-    if (found) {
-      // What the kernel tells, a close perhaps, may have come before the call that we saw.
-      turn_events(0);
-      return true;
-    }
-  } while (monotonic_ns() - from < spin_ns_);
-  return false;
+  } while (!found && monotonic_ns() - from < spin_ns_);
+  // What the kernel tells, a close perhaps, may have come before the call that we saw.
+  if (found) turn_events(0);
+  return found;
 }
 
 // True if no more threads want to run than there are processors. Holds for a while.
