@@ -2,6 +2,7 @@
 #pragma once
 
 #include <CLI/CLI.hpp>
+#include <array>
 #include <optional>
 #include <string>
 
@@ -24,6 +25,11 @@ struct EngineOptions {
 // "1:104" (INS and number), or the whole identifier.
 std::optional<netflow::SocketId> parse_socket(const std::string& text);
 std::string name_of(int64_t socket);
+// "nginx" out of its NUL-padded place; "nginx[12]", "-" if the process is not known.
+std::string text_of(const std::array<char, 16>& padded);
+std::string process_text(uint32_t pid, const std::array<char, 16>& command);
+// listen, tcp or udp.
+const char* type_text(uint16_t type, bool listener);
 double seconds(const netflow::Timestamp& t);
 // As JSON has strings and numbers.
 std::string quoted(const std::string& text);

@@ -19,14 +19,8 @@ namespace {
 
 using namespace netflow;
 
-std::string command_of(const Flow& f) {
-  const std::string text(f.command.data(), ::strnlen(f.command.data(), f.command.size()));
-  return f.pid == 0 ? "-" : text + "[" + std::to_string(f.pid) + "]";
-}
-
 const char* type_of(const Flow& f) {
-  if (f.type == 2) return "udp";
-  return (f.flags & kFlowListener) != 0 ? "listen" : "tcp";
+  return type_text(f.type, (f.flags & kFlowListener) != 0);
 }
 
 void print_table(const std::vector<Flow>& flows, double now) {
@@ -36,7 +30,7 @@ void print_table(const std::vector<Flow>& flows, double now) {
     const double last = std::max(seconds(f.last), seconds(f.session_start));
     std::printf("%-6s %-26s %-26s %12" PRIu64 " %12" PRIu64 " %8.1fs %8.1fs %-20s %s\n", type_of(f),
                 to_string(f.local).c_str(), to_string(f.remote).c_str(), f.bytes_in, f.bytes_out,
-                now - seconds(f.session_start), now - last, command_of(f).c_str(),
+                now - seconds(f.session_start), now - last, process_text(f.pid, f.command).c_str(),
                 name_of(f.socket).c_str());
   }
 }
@@ -44,7 +38,6 @@ void print_table(const std::vector<Flow>& flows, double now) {
 void print_document(const std::vector<Flow>& flows, double now) {
   std::string out = "[";
   for (const Flow& f : flows) {
-    const std::string command(f.command.data(), ::strnlen(f.command.data(), f.command.size()));
     const double last = std::max(seconds(f.last), seconds(f.session_start));
     out += out.size() == 1 ? "\n" : ",\n";
     out += "{\"socket\":" + quoted(name_of(f.socket)) + ",\"id\":" + std::to_string(f.socket) +
@@ -55,7 +48,7 @@ void print_document(const std::vector<Flow>& flows, double now) {
            ",\"start\":" + number(seconds(f.session_start)) +
            ",\"age\":" + number(now - seconds(f.session_start)) +
            ",\"idle\":" + number(now - last) + ",\"pid\":" + std::to_string(f.pid) +
-           ",\"uid\":" + std::to_string(f.uid) + ",\"command\":" + quoted(command) + "}";
+           ",\"uid\":" + std::to_string(f.uid) + ",\"command\":" + quoted(text_of(f.command)) + "}";
   }
   std::printf("%s%s]\n", out.c_str(), flows.empty() ? "" : "\n");
 }

@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <cstring>
 #include <tuple>
 
+#include "cli/engine.h"
 #include "netflow/address.h"
 
 namespace mw {
@@ -17,8 +17,7 @@ bool is_web(const Sample& listener) {
   constexpr std::array<uint16_t, 5> kPorts = {80, 8000, 8008, 8080, 8081};
   constexpr std::array<std::string_view, 7> kServers = {"apache2", "httpd",   "nginx",   "lighttpd",
                                                         "caddy",   "haproxy", "varnishd"};
-  const std::string command(listener.command.data(),
-                            ::strnlen(listener.command.data(), listener.command.size()));
+  const std::string command = text_of(listener.command);
   return std::find(kPorts.begin(), kPorts.end(), listener.local.port) != kPorts.end() ||
          (listener.local.port != 443 &&
           std::find(kServers.begin(), kServers.end(), command) != kServers.end());

@@ -25,17 +25,12 @@ std::string formatted(const char* format, double value) {
 
 }  // namespace
 
-std::string text_of(const std::array<char, 16>& padded) {
-  return std::string(padded.data(), ::strnlen(padded.data(), padded.size()));
-}
-
 std::string process_of(const Sample& s) {
-  return s.pid == 0 ? "-" : text_of(s.command) + "[" + std::to_string(s.pid) + "]";
+  return process_text(s.pid, s.command);
 }
 
 const char* type_of(const Sample& s) {
-  if (s.type == 2) return "udp";
-  return (s.flags & kSampleListener) != 0 ? "listen" : "tcp";
+  return type_text(s.type, (s.flags & kSampleListener) != 0);
 }
 
 const char* tcp_state_of(const Sample& s) {

@@ -8,10 +8,7 @@
 
 namespace mw {
 
-std::string text_of(const std::array<char, 16>& padded);
-// "nginx[12]", "-" if it is not known.
 std::string process_of(const netflow::Sample& s);
-// listen, tcp or udp.
 const char* type_of(const netflow::Sample& s);
 // As ss names it: ESTAB, LISTEN ...; "-" without one.
 const char* tcp_state_of(const netflow::Sample& s);

@@ -17,6 +17,7 @@
 #include <filesystem>
 #include <functional>
 
+#include "driver/test_session.h"
 #include "transport/local/session_fds.h"
 
 namespace mw {
@@ -44,11 +45,6 @@ Pair make_pipe() {
   return {UniqueFd{fds[0]}, UniqueFd{fds[1]}};
 }
 
-bool same_file(int a, int b) {
-  struct stat x {
-  }, y{};
-  return ::fstat(a, &x) == 0 && ::fstat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
-}
 bool readable(int fd) {
   pollfd p{fd, POLLIN, 0};
   return ::poll(&p, 1, 0) == 1;
@@ -118,15 +114,9 @@ class DriverTest : public ::testing::Test {
     ASSERT_TRUE(fds);
     fds_ = std::move(*fds);
     store_ = make_pair(SOCK_SEQPACKET);
+    options_ = options_for(fds_);
     options_.registry = folder_ + "/r";
     options_.session = "test";
-    for (uint8_t i = 0; i < 16; ++i) options_.token[i] = i;
-    options_.channel_fd = fds_.channel.get();
-    options_.session_fd = fds_.session.get();
-    options_.attach_fd = fds_.attach.get();
-    options_.drop_pvm_fd = fds_.drop_pvm.get();
-    options_.drop_ins_fd = fds_.drop_ins.get();
-    for (const UniqueFd& bell : fds_.bells) options_.bell_fds.push_back(bell.get());
     options_.store_fds[0] = store_.a.get();
     options_.store_fds[1] = store_.b.get();
     options_.kill_lost_ins = false;

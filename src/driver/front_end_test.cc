@@ -11,7 +11,7 @@
 #include <future>
 #include <string>
 
-#include "transport/local/session_fds.h"
+#include "driver/test_session.h"
 
 namespace mw {
 namespace {
@@ -23,12 +23,6 @@ constexpr mw_geometry kSmall{.slots = 64,
                              .workers = 2,
                              .calls = 16,
                              .reserved = {0, 0}};
-
-bool same_file(int a, int b) {
-  struct stat x {
-  }, y{};
-  return ::fstat(a, &x) == 0 && ::fstat(b, &y) == 0 && x.st_ino == y.st_ino && x.st_dev == y.st_dev;
-}
 
 // Of a process that has ended.
 uint32_t dead_pid() {
@@ -52,14 +46,8 @@ class FrontEndTest : public ::testing::Test {
     ASSERT_TRUE(fds);
     fds_ = std::move(*fds);
     fds_.kept.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+    options_ = options_for(fds_);
     options_.session = "t-0";
-    for (uint8_t i = 0; i < 16; ++i) options_.token[i] = i;
-    options_.channel_fd = fds_.channel.get();
-    options_.session_fd = fds_.session.get();
-    options_.attach_fd = fds_.attach.get();
-    options_.drop_pvm_fd = fds_.drop_pvm.get();
-    options_.drop_ins_fd = fds_.drop_ins.get();
-    options_.bell_fds = {fds_.bells[0].get(), fds_.bells[1].get()};
     options_.store_fds[0] = fds_.store_in.get();
     options_.store_fds[1] = fds_.store_out.get();
     options_.kept_fds = {fds_.kept[0].get()};

@@ -9,6 +9,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "driver/netflow_service.h"
+#include "netflow/address.h"
 
 namespace mw {
 namespace {
@@ -125,25 +126,6 @@ Rules::Values expected(const Request& r, const Rules::Values& before) {
   }
 }
 
-InsRequest peer_request(InsOp op, const netflow::Address& peer, bool write) {
-  InsRequest r{};
-  r.op = op;
-  r.write = write ? 1 : 0;
-  r.family = peer.af == 6 ? AF_INET6 : AF_INET;
-  std::copy(peer.bytes.begin(), peer.bytes.end(), r.value);
-  return r;
-}
-
-InsRequest cap_request(const NetflowService::PeerKey& peer, uint32_t cap) {
-  InsRequest r{};
-  r.op = InsOp::peer_cap;
-  r.level = static_cast<int32_t>(cap);
-  if (peer[0] == 0) return r;
-  r.family = peer[0] == 6 ? AF_INET6 : AF_INET;
-  std::copy(peer.begin() + 1, peer.end(), r.value);
-  return r;
-}
-
 struct RateValue {
   uint64_t rate;
   uint64_t grace_s;
@@ -162,17 +144,8 @@ InsRequest rate_request(Feature f, bool write, const Rules::Values& v) {
 
 }  // namespace
 
-// One peer has one form.
-netflow::Address NetflowService::canonical(netflow::Address a) {
-  static constexpr uint8_t kMapped[] = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-  if (a.af != 6 || !std::equal(std::begin(kMapped), std::end(kMapped), a.bytes.begin())) return a;
-  netflow::Address v4;
-  std::copy(a.bytes.begin() + 12, a.bytes.end(), v4.bytes.begin());
-  return v4;
-}
-
 NetflowService::PeerKey NetflowService::key_of(const netflow::Address& a) {
-  const netflow::Address one = canonical(a);
+  const netflow::Address one = netflow::unmapped(a);  // one peer has one form
   PeerKey key{};
   key[0] = static_cast<uint8_t>(one.af);
   std::copy(one.bytes.begin(), one.bytes.end(), key.begin() + 1);
@@ -184,6 +157,15 @@ netflow::Address NetflowService::address_of(const PeerKey& key) {
   a.af = key[0];
   std::copy(key.begin() + 1, key.end(), a.bytes.begin());
   return a;
+}
+
+InsRequest NetflowService::about_peer(InsOp op, const PeerKey& key, bool write) {
+  InsRequest r{};
+  r.op = op;
+  r.write = write ? 1 : 0;
+  if (key[0] != 0) r.family = key[0] == 6 ? AF_INET6 : AF_INET;
+  std::copy(key.begin() + 1, key.end(), r.value);
+  return r;
 }
 
 // ---- a change ----
@@ -267,7 +249,7 @@ void NetflowService::finish(const Change& change, const Outcome& o) {
 // The address alone, or that of the socket's other end.
 netflow::Address NetflowService::peer_of_request(const Request& r) const {
   if ((r.flags & netflow::kRequestByPeer) != 0)
-    return canonical(netflow::peer_of(r).value_or(netflow::Address{}));
+    return netflow::unmapped(netflow::peer_of(r).value_or(netflow::Address{}));
   const auto id = netflow::socket_of(r);
   uint32_t slot = 0;
   const Flow* flow = id && ins_ ? ins_->flows().find(id->number, &slot) : nullptr;
@@ -364,13 +346,13 @@ void NetflowService::on_allow(const Asked& a) {
     allowed_.insert(key);
   else
     allowed_.erase(key);
-  const auto last = [this, a, on, peer] {
+  const auto last = [this, a, on, key] {
     if (!ins_) return answer(a, ENETDOWN);
-    ins_->ask(peer_request(InsOp::allow, canonical(*peer), on),
+    ins_->ask(about_peer(InsOp::allow, key, on),
               [this, a, on](const InsReply& reply) { answer(a, reply.status, on ? 1 : 0); });
   };
   // What is against it ends first, so that nothing of it is left when this is answered.
-  const auto ends = on ? rules_.against(canonical(*peer)) : std::vector<uint32_t>{};
+  const auto ends = on ? rules_.against(netflow::unmapped(*peer)) : std::vector<uint32_t>{};
   if (ends.empty()) return last();
   const auto left = std::make_shared<size_t>(ends.size());
   for (const uint32_t id : ends)
@@ -400,7 +382,9 @@ void NetflowService::on_peer_cap(const Asked& a) {
 // First new connections count, then those that were there are counted.
 void NetflowService::ask_cap(const PeerKey& key, uint32_t cap,
                              const std::function<void(uint32_t)>& then) {
-  ins_->ask(cap_request(key, cap), [this, then](const InsReply& set) {
+  InsRequest r = about_peer(InsOp::peer_cap, key, false);
+  r.level = static_cast<int32_t>(cap);
+  ins_->ask(r, [this, then](const InsReply& set) {
     if (set.status != 0 || !ins_) return then(set.status);
     InsRequest count{};
     count.op = InsOp::count_peers;
@@ -480,7 +464,7 @@ void NetflowService::renew_rules() {
   const auto ask = [&](const InsRequest& r) {
     ins_->ask(r, [renewed](const InsReply& reply) { renewed(reply.status); });
   };
-  for (const PeerKey& key : allowed_) ask(peer_request(InsOp::allow, address_of(key), true));
+  for (const PeerKey& key : allowed_) ask(about_peer(InsOp::allow, key, true));
   for (const auto& [f, held] : {std::pair{Feature::min_rate_in, min_rate_in_},
                                 std::pair{Feature::min_rate_out, min_rate_out_}})
     if (held.value0 != 0) ask(rate_request(f, true, held));

@@ -17,6 +17,7 @@
 #include "base/log.h"
 #include "driver/netflow_service.h"
 #include "driver/process_info.h"
+#include "netflow/address.h"
 #include "ring/atomics.h"
 
 namespace mw {
@@ -56,14 +57,6 @@ int int_of(const InsReply& reply) {
   int value = 0;
   if (reply.len >= sizeof value) std::memcpy(&value, reply.value, sizeof value);
   return value;
-}
-
-InsRequest cut_request(const NetflowService::PeerKey& key, bool block) {
-  InsRequest r = about(InsOp::cut_peer, 0, 0);
-  r.write = block ? 1 : 0;
-  r.family = key[0] == 6 ? AF_INET6 : AF_INET;
-  std::copy(key.begin() + 1, key.end(), r.value);
-  return r;
 }
 
 }  // namespace
@@ -385,12 +378,12 @@ void NetflowService::change_block(const netflow::Address& peer, bool block, cons
     else
       blocked_.erase(key);
     if (!ins_) return then({0, block ? 1u : 0u, 0});  // the next one will be told
-    ins_->ask(cut_request(key, block), [then, block](const InsReply& reply) {
+    ins_->ask(about_peer(InsOp::cut_peer, key, block), [then, block](const InsReply& reply) {
       then({reply.status, block ? 1u : 0u, 0});
     });
   };
   if (ins_->netns() < 0) return in_the_ins(0);
-  blocks_.change(ins_->netns(), canonical(peer), block, in_the_ins);
+  blocks_.change(ins_->netns(), netflow::unmapped(peer), block, in_the_ins);
   watch_blocks();
 }
 
@@ -472,7 +465,7 @@ void NetflowService::renew_wishes() {
   for (const InsRequest& w : wishes_) ins_->ask(w, renewed);
   // The allow list first: it beats the blocks.
   renew_rules();
-  for (const auto& key : blocked_) ins_->ask(cut_request(key, true), renewed);
+  for (const auto& key : blocked_) ins_->ask(about_peer(InsOp::cut_peer, key, true), renewed);
 }
 
 }  // namespace mw

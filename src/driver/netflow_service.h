@@ -135,9 +135,9 @@ class NetflowService {
   void renew_wishes();
 
   // netflow_changes.cc
-  static netflow::Address canonical(netflow::Address a);
   static PeerKey key_of(const netflow::Address& a);
   static netflow::Address address_of(const PeerKey& key);
+  static InsRequest about_peer(InsOp op, const PeerKey& key, bool write);
   void on_change(EngineId engine, const netflow::Asking& asking);
   void make(const Change& change);
   void finish(const Change& change, const Outcome& o);

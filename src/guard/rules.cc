@@ -142,19 +142,10 @@ class Reader : private netflow::TomlReader {
   RulesReading out_;
 };
 
-// A listener of both families may see an IPv4 peer as ::ffff:192.0.2.1.
-netflow::Address unmapped(const netflow::Address& a) {
-  constexpr std::array<uint8_t, 12> kMapped = {0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-  if (a.af != 6 || !std::equal(kMapped.begin(), kMapped.end(), a.bytes.begin())) return a;
-  netflow::Address v4;
-  std::copy_n(a.bytes.begin() + 12, 4, v4.bytes.begin());
-  return v4;
-}
-
 }  // namespace
 
 bool Network::holds(const netflow::Address& asked) const {
-  const netflow::Address a = unmapped(asked);
+  const netflow::Address a = netflow::unmapped(asked);
   if (a.af != address.af) return false;
   for (uint32_t bit = 0; bit < bits; bit += 8) {
     const uint32_t in_byte = std::min(8u, bits - bit);

@@ -2,7 +2,7 @@
 
 #include <arpa/inet.h>
 
-#include <cstring>
+#include <algorithm>
 
 namespace mw::netflow {
 
@@ -24,6 +24,14 @@ std::optional<Address> parse_address(const std::string& text) {
   a.af = 6;
   if (::inet_pton(AF_INET6, text.c_str(), a.bytes.data()) == 1) return a;
   return std::nullopt;
+}
+
+Address unmapped(const Address& a) {
+  if (a.af != 6 || !std::equal(kMappedPrefix.begin(), kMappedPrefix.end(), a.bytes.begin()))
+    return a;
+  Address v4;
+  std::copy_n(a.bytes.begin() + kMappedPrefix.size(), 4, v4.bytes.begin());
+  return v4;
 }
 
 }  // namespace mw::netflow

@@ -9,6 +9,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "netflow/address.h"
+
 namespace mw::netflow {
 namespace {
 
@@ -63,21 +65,15 @@ void put_number(std::vector<uint8_t>& out, T value) {
     out.push_back(static_cast<uint8_t>(static_cast<uint64_t>(value) >> shift));
 }
 
-constexpr std::array<uint8_t, 12> kMapped{0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff};
-
-bool is_mapped(const Address& a) {
-  return a.af == 6 && std::equal(kMapped.begin(), kMapped.end(), a.bytes.begin());
-}
-
 // Also of one that nobody knows yet.
 bool fits_v4(const Address& a) {
-  return a.af == 4 || is_mapped(a) ||
+  return unmapped(a).af == 4 ||
          std::all_of(a.bytes.begin(), a.bytes.end(), [](uint8_t b) { return b == 0; });
 }
 
 void put_v4(std::vector<uint8_t>& out, const Address& a) {
-  const auto from = a.bytes.begin() + (a.af == 6 ? 12 : 0);
-  out.insert(out.end(), from, from + 4);
+  const Address v4 = unmapped(a);
+  out.insert(out.end(), v4.bytes.begin(), v4.bytes.begin() + 4);
 }
 
 void put_v6(std::vector<uint8_t>& out, const Address& a) {
@@ -85,7 +81,7 @@ void put_v6(std::vector<uint8_t>& out, const Address& a) {
     out.insert(out.end(), a.bytes.begin(), a.bytes.end());
     return;
   }
-  out.insert(out.end(), kMapped.begin(), kMapped.end());
+  out.insert(out.end(), kMappedPrefix.begin(), kMappedPrefix.end());
   out.insert(out.end(), a.bytes.begin(), a.bytes.begin() + 4);
 }
 
