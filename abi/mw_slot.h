@@ -27,6 +27,7 @@
 #define MW_ST_PRI 256u      /* urgent data pending */
 #define MW_ST_ERRQ 512u     /* the error queue is not empty: poll ERR */
 #define MW_ST_AT_MARK 1024u /* oob_mark is valid */
+#define MW_ST_RESET 2048u   /* SO_LINGER with a time of 0: close() resets, see MW_OP_CLOSED */
 
 struct mw_slot {
   /* The PVM's line. */
@@ -45,7 +46,9 @@ struct mw_slot {
   int32_t error;      /* errno of the pending asynchronous error number error_seq */
   uint32_t error_seq; /* grows by one for each; the PVM remembers which it has delivered */
   uint32_t oob_mark;
-  uint8_t pad1[36];
+  uint32_t rx_limit; /* the INS fills the receive ring up to this many bytes, and asks for room
+                        until half of them are free */
+  uint8_t pad1[32];
 };
 MW_STATIC_ASSERT(sizeof(struct mw_slot) == 128, "frozen since protocol 1");
 MW_STATIC_ASSERT(offsetof(struct mw_slot, rx_tail) == 64, "one writer per cache line");

@@ -93,6 +93,8 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
       return call_sendmsg(i, s, r, a);
     case MW_OP_RECVMSG:
       return call_recvmsg(i, s, r, a);
+    case MW_OP_CLOSED:
+      return call_closed(i, s);
     default:
       return failure(a, ENOSYS);
   }
@@ -205,9 +207,10 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
     s.linger = l.l_onoff == 0    ? LingerMode::off
                : l.l_linger == 0 ? LingerMode::reset
                                  : LingerMode::wait;
+    set_state(i, s, s.state);
   }
   if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
-  if (level == SOL_SOCKET && name == SO_RCVLOWAT) take_rcvlowat(s);
+  option_set(i, s, level, name);
   if (s.kind != SockKind::stream || (s.state & MW_ST_CONNECTED) != 0) return;
   if (r.in_len > sizeof(ReplayOption::value)) return;
   if (s.options == nullptr) s.options = std::make_unique<OptionLog>();
@@ -222,16 +225,25 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (s.listener != nullptr) announce_listener(i, s);
 }
 
-// The mark was set on the real socket, but it is the application's; our reading must see every
-// byte. The kernel's clamping counts.
-void Worker::take_rcvlowat(Sock& s) {
-  if (s.kind != SockKind::stream) return;
+// Options that are about the receive ring too. The kernel's clamping counts.
+void Worker::option_set(uint32_t i, Sock& s, int level, int name) {
+  if (s.kind != SockKind::stream || level != SOL_SOCKET) return;
   int value = 1;
   socklen_t len = sizeof value;
-  ::getsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
-  s.rcvlowat = static_cast<uint32_t>(value);
-  const int every = 1;
-  ::setsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
+  if (name == SO_RCVLOWAT) {
+    // The mark was set on the real socket, but it is the application's; our reading must see every
+    // byte.
+    ::getsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
+    s.rcvlowat = static_cast<uint32_t>(value);
+    const int every = 1;
+    ::setsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
+  } else if (name == SO_RCVBUF || name == SO_RCVBUFFORCE) {
+    // A window that was made small on purpose is not to be undone by what we read ahead.
+    s.rx_limit = granted_rcvbuf(s.fd);
+    A::store_relaxed(ch_.slot(i).rx_limit, rx_limit(s));
+    if ((s.flags & kRxWait) == 0) return;
+    if (const uint32_t news = stream_rx(i, s); news != 0) announce(i, news);
+  }
 }
 
 void Worker::call_name(Sock& s, bool peer, Answer& a) {
@@ -242,6 +254,11 @@ void Worker::call_name(Sock& s, bool peer, Answer& a) {
   if (a.ret < 0) return;
   a.out_len = std::min<uint32_t>(len, sizeof ss);
   std::memcpy(a.payload, &ss, a.out_len);
+}
+
+void Worker::call_closed(uint32_t i, Sock& s) {
+  pollfd p{s.ph, 0, 0};
+  if (::poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0) last_close(i, s);
 }
 
 void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {

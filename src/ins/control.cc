@@ -11,6 +11,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "ins/options.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
 
@@ -313,6 +314,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   if (!real) return error();
   auto log = std::make_unique<OptionLog>();
   LingerMode linger_mode = LingerMode::off;
+  uint32_t rx_limit = 0;
   for (uint32_t k = 0; k < l.option_count; ++k) {
     const ReplayOption& o = l.options[k];
     if (o.len > sizeof o.value) return EINVAL;
@@ -324,6 +326,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
                     : value.l_linger == 0 ? LingerMode::reset
                                           : LingerMode::wait;
     }
+    if (o.level == SOL_SOCKET && o.name == SO_RCVBUF) rx_limit = granted_rcvbuf(real.get());
     log->options[log->count++] = o;
   }
   if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0)
@@ -338,6 +341,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   s.protocol = l.protocol;
   s.backlog = l.backlog;
   s.linger = linger_mode;
+  s.rx_limit = rx_limit;
   s.state = MW_ST_OPEN | MW_ST_LISTENING;
   s.made_ns = realtime_ns();
   s.options = std::move(log);

@@ -317,7 +317,8 @@ class FakePvm {
     A::store_release(shared.rx_head, s.rx_head);
     A::fence();
     const uint32_t room = *ring_room(geometry_.rx_ring, A::load_acquire(shared.rx_tail), s.rx_head);
-    if ((A::load_relaxed(shared.want) & MW_WANT_RX_ROOM) != 0 && room >= geometry_.rx_ring / 2) {
+    if ((A::load_relaxed(shared.want) & MW_WANT_RX_ROOM) != 0 &&
+        room >= geometry_.rx_ring - A::load_relaxed(shared.rx_limit) / 2) {
       A::fetch_and(shared.want, ~MW_WANT_RX_ROOM);
       news(s);
     }

@@ -265,6 +265,31 @@ TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {
   EXPECT_EQ(A::load_acquire(pvm.ch.slot(s.slot).error_seq), s.errors);
 }
 
+TEST(Ins, AResetAtTheLastCloseIsOverWhenItIsAnswered) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
+  EXPECT_EQ(pvm.state(s) & MW_ST_RESET, 0u);
+  std::string value(sizeof(linger), '\0');
+  const linger now{1, 0};
+  std::memcpy(value.data(), &now, sizeof now);
+  ASSERT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_LINGER}, value).ret, 0);
+  EXPECT_NE(pvm.state(s) & MW_ST_RESET, 0u);
+  // Somebody else has a descriptor of it still: nothing happens.
+  EXPECT_EQ(pvm.call(MW_OP_CLOSED, s).ret, 0);
+  pvm.put_all(s, "alive");
+  EXPECT_EQ(read_exactly(peer.get(), 5), "alive");
+  s.fd.reset();
+  pvm.call(MW_OP_CLOSED, s);
+  EXPECT_EQ(pvm.state(s), MW_ST_CLOSED);
+  EXPECT_EQ(pvm.call(MW_OP_CLOSED, s).err, ECONNRESET);
+  char c = 0;
+  EXPECT_EQ(::recv(peer.get(), &c, 1, 0), -1);
+  EXPECT_EQ(errno, ECONNRESET);
+}
+
 TEST(Ins, BytesOnThePlaceholderAreReportedAndNeverPassedOn) {
   FakePvm pvm;
   pvm.begin();
@@ -331,6 +356,41 @@ TEST(Ins, ASlowReaderStopsItsOwnConnectionOnly) {
   write_all(fast_peer.get(), "through");
   EXPECT_EQ(pvm.take_exactly(fast, 7), "through");
   EXPECT_TRUE(pvm.take_exactly(slow, sent.size()) == sent);
+}
+
+TEST(Ins, ASmallReceiveBufferBoundsWhatIsReadAhead) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
+  mw_slot& shared = pvm.ch.slot(s.slot);
+  EXPECT_EQ(A::load_relaxed(shared.rx_limit), kTestGeometry.rx_ring);
+  ASSERT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_RCVBUF}, as_bytes(5000)).ret, 0);
+  ASSERT_EQ(A::load_relaxed(shared.rx_limit), 5000u);
+  const int few = 20000;
+  ::setsockopt(peer.get(), SOL_SOCKET, SO_SNDBUF, &few, sizeof few);
+  ::fcntl(peer.get(), F_SETFL, O_NONBLOCK);
+  const std::string block = pattern(65536);
+  std::string sent;
+  ASSERT_TRUE(eventually([&] {
+    const ssize_t n = ::send(peer.get(), block.data(), block.size(), MSG_NOSIGNAL);
+    if (n > 0) sent += block.substr(0, static_cast<size_t>(n));
+    return n < 0 && pvm.ready(s) == 5000;
+  }));
+  std::string got;
+  ASSERT_TRUE(eventually([&] {
+    EXPECT_LE(pvm.ready(s), 5000u);
+    got += pvm.take(s, 700);
+    return got.size() == sent.size();
+  }));
+  EXPECT_TRUE(got == sent);
+  // More room than before, while the INS waits for half of it.
+  write_all(peer.get(), pattern(5000));
+  ASSERT_TRUE(eventually([&] { return pvm.ready(s) == 5000; }));
+  write_all(peer.get(), "x");
+  ASSERT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_RCVBUF}, as_bytes(50000)).ret, 0);
+  EXPECT_TRUE(eventually([&] { return pvm.ready(s) == 5001; }));
 }
 
 TEST(Ins, UrgentDataKeepsItsPlace) {

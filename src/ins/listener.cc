@@ -206,6 +206,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   c.protocol = s.protocol;
   c.linger = s.linger;
   c.rcvlowat = s.rcvlowat;
+  c.rx_limit = s.rx_limit;
   c.state = MW_ST_OPEN | MW_ST_CONNECTED;
   c.flags |= kAccepted;
   init_shared_slot(n, c);

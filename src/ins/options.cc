@@ -67,4 +67,10 @@ uint32_t ioctl_size(uint32_t request) {
   }
 }
 
+uint32_t granted_rcvbuf(int fd) {
+  uint32_t value = 0;
+  socklen_t len = sizeof value;
+  return ::getsockopt(fd, SOL_SOCKET, SO_RCVBUF, &value, &len) == 0 ? value / 2 : 0;
+}
+
 }  // namespace mw

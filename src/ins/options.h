@@ -14,4 +14,7 @@ bool option_is_refused(int level, int name, bool set);
 // The argument's size, or 0 if this ioctl is not passed on.
 uint32_t ioctl_size(uint32_t request);
 
+// Bytes of SO_RCVBUF that are not the kernel's overhead.
+uint32_t granted_rcvbuf(int fd);
+
 }  // namespace mw

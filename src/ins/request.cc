@@ -95,10 +95,9 @@ void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& r
     reply = failed(r, err);
     return;
   }
-  if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s.kind == SockKind::stream) {
-    if (r.write != 0) take_rcvlowat(s);
+  if (r.write != 0) option_set(i, s, r.level, r.name);
+  if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s.kind == SockKind::stream)
     std::memcpy(reply.value, &s.rcvlowat, sizeof s.rcvlowat);
-  }
   if (r.write != 0 && r.level == SOL_SOCKET && r.name == SO_MAX_PACING_RATE) {
     uint64_t rate = UINT64_MAX;
     std::memcpy(&rate, reply.value, std::min<size_t>(reply.len, sizeof rate));
@@ -111,9 +110,10 @@ void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& r
 void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
   int err = 0;
   bool any = false;
-  each_socket([&](uint32_t, Sock& s) {
+  each_socket([&](uint32_t i, Sock& s) {
     if (s.kind != SockKind::stream || err != 0) return;
     err = set_and_read(s.fd, r, reply);
+    if (err == 0 && r.write != 0) option_set(i, s, r.level, r.name);
     any = true;
   });
   if (!any) {

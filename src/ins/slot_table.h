@@ -101,7 +101,8 @@ struct alignas(64) Sock {
   uint32_t next_free = 0;
   int32_t backlog = 0;
   uint32_t rcvlowat = 1;
-  uint32_t tx_high = 0;  // send ring bytes that may be resident
+  uint32_t rx_limit = 0;  // SO_RCVBUF as the application set it, without the overhead; 0: not set
+  uint32_t tx_high = 0;   // send ring bytes that may be resident
   LingerMode linger = LingerMode::off;
   bool in_use = false;  // under the lock of its part
   int32_t protocol = 0;

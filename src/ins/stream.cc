@@ -103,9 +103,15 @@ bool Worker::rx_wait_for_room(uint32_t i, Sock& s, uint32_t need) {
   return false;
 }
 
+uint32_t Worker::rx_limit(const Sock& s) const {
+  const uint32_t capacity = ch_.geometry().rx_ring;
+  return s.rx_limit != 0 ? std::min(s.rx_limit, capacity) : capacity;
+}
+
 // Moves what the kernel holds into the receive ring. Returns the news of it.
 uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   const uint32_t capacity = ch_.geometry().rx_ring;
+  const uint32_t limit = rx_limit(s);
   const RingBytes ring = ch_.rx(i);
   mw_slot& shared = ch_.slot(i);
   uint32_t moved = 0;
@@ -122,11 +128,13 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       fault(room.error());
       return 0;
     }
-    if (*room == 0 || ((s.flags & kRxWait) != 0 && *room < capacity / 2)) {
+    const uint32_t beyond = capacity - limit;
+    if (*room <= beyond || ((s.flags & kRxWait) != 0 && *room < capacity - limit / 2)) {
       // Half, and not a byte: a slow reader must not cost a system call for every byte it takes.
-      if (!rx_wait_for_room(i, s, capacity / 2)) break;
+      if (!rx_wait_for_room(i, s, capacity - limit / 2)) break;
       continue;
     }
+    *room -= beyond;
     s.flags &= ~kRxWait;
     if (moved >= kBytesPerTurn) {
       requeue(i, s);

@@ -456,6 +456,11 @@ bool Worker::take_drop() {
   return true;
 }
 
+// What the PVM reads of it.
+static uint32_t published_state(const Sock& s) {
+  return s.state | (s.linger == LingerMode::reset ? MW_ST_RESET : 0);
+}
+
 void Worker::init_shared_slot(uint32_t i, Sock& s) {
   s.rx_tail = MW_INDEX_START;
   s.tx_head = MW_INDEX_START;
@@ -477,7 +482,8 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_relaxed(shared.error, 0);
   A::store_relaxed(shared.error_seq, 0u);
   A::store_relaxed(shared.oob_mark, 0u);
-  A::store_relaxed(shared.state, s.state);
+  A::store_relaxed(shared.rx_limit, rx_limit(s));
+  A::store_relaxed(shared.state, published_state(s));
   A::store_release(shared.gen, s.gen);
 }
 
@@ -540,7 +546,7 @@ void Worker::on_sock_news(uint32_t i) {
 
 void Worker::set_state(uint32_t i, Sock& s, uint32_t state) {
   s.state = state;
-  A::store_release(ch_.slot(i).state, state);
+  A::store_release(ch_.slot(i).state, published_state(s));
 }
 
 void Worker::publish_error(uint32_t i, Sock& s, int err) {
@@ -670,6 +676,7 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   s.error_seq = 0;
   s.oob_mark = 0;
   s.rcvlowat = 1;
+  s.rx_limit = 0;
   s.backlog = 0;
   s.linger = LingerMode::off;
   if (s.tx_high > MW_PAGE && keep == 0) {

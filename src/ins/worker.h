@@ -102,6 +102,7 @@ class Worker {
   void on_urgent(uint32_t i, Sock& s);
   bool rx_wait_for_room(uint32_t i, Sock& s, uint32_t need);
   uint32_t end_bits(const Sock& s) const;
+  uint32_t rx_limit(const Sock& s) const;
 
   // dgram.cc
   void on_dgram_event(uint32_t i, Sock& s, uint32_t events);
@@ -164,8 +165,9 @@ class Worker {
   void call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_getsockopt(Sock& s, const Request& r, Answer& a);
   void call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a);
-  static void take_rcvlowat(Sock& s);
+  void option_set(uint32_t i, Sock& s, int level, int name);
   void call_name(Sock& s, bool peer, Answer& a);
+  void call_closed(uint32_t i, Sock& s);
   void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a);

@@ -282,7 +282,6 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   StdAtomics::store_relaxed(process.channel.slot(record.slot).taken, 1u);
   SessionSlot& mine = process.session.slot(record.slot);
   mine.local = record.local;
-  mine.peer = record.peer;
   mine.rcvlowat = s.mine.rcvlowat;
   mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
   mine.sndtimeo_us = s.mine.sndtimeo_us;
@@ -299,7 +298,6 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
     note_connect_to_port(reinterpret_cast<const sockaddr_in*>(a)->sin_port);
   r.in[0] = {a, len};
   s.mine.local.len = 0;
-  s.mine.peer.len = 0;
   const int rc = plain(r);
   // The INS has collected the outcome of the attempt before this one; nobody has told the program
   // yet.
@@ -459,10 +457,10 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
 
 int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   if (const int rc = check_room(a, len); rc < 0) return rc;
-  const mw_addr& known = peer ? s.mine.peer : s.mine.local;
-  // A connection's names do not change; whether there still is a peer does.
-  if (known.len != 0 && !(peer && (state_of(s) & MW_ST_CLOSED) != 0)) {
-    give_address(known, a, len);
+  // A connection's own name does not change. Whether there still is a peer does, and the kernel
+  // knows it before the channel does.
+  if (!peer && s.mine.local.len != 0) {
+    give_address(s.mine.local, a, len);
     return 0;
   }
   mw_addr got{};
@@ -472,6 +470,16 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   got.len = answer.len;
   give_address(got, a, len);
   return 0;
+}
+
+bool resets_at_close(const Sock& s) {
+  return (state_of(s) & MW_ST_RESET) != 0;
+}
+
+void await_close(const Sock& s) {
+  const int saved = errno;
+  plain(about(s, MW_OP_CLOSED));
+  errno = saved;
 }
 
 int sock_fcntl(const Sock& s, int command, long arg) {

@@ -22,8 +22,12 @@ int close_one(int fd) {
     errno = EBADF;
     return -1;
   }
-  if ((e.kind == Kind::socket || e.kind == Kind::epoll) && !in_vfork_child()) forget(fd);
-  return libc.close(fd);
+  if ((e.kind != Kind::socket && e.kind != Kind::epoll) || in_vfork_child()) return libc.close(fd);
+  const bool resets = e.kind == Kind::socket && resets_at_close(sock_of(fd, e));
+  forget(fd);
+  const int rc = libc.close(fd);
+  if (resets && rc == 0) await_close(sock_of(fd, e));
+  return rc;
 }
 
 // After a kernel call that made `fresh` a copy of `old`.

@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <time.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 
@@ -49,6 +50,18 @@ int take_error(const Sock& s) {
   return error > 0 && error < 4096 ? error : ECONNRESET;
 }
 
+// How far the INS fills the receive ring.
+static uint32_t rx_limit(const Sock& s) {
+  const uint32_t capacity = process.channel.geometry().rx_ring;
+  const uint32_t limit = A::load_relaxed(s.slot.rx_limit);
+  return limit != 0 && limit < capacity ? limit : capacity;
+}
+
+uint32_t low_water(const Sock& s) {
+  // A full ring is as good as the mark: more will not come.
+  return std::clamp<uint32_t>(A::load_relaxed(s.mine.rcvlowat), 1, rx_limit(s));
+}
+
 uint32_t readable_bytes(const Sock& s) {
   const auto n = ring_ready(process.channel.geometry().rx_ring, A::load_relaxed(s.mine.rx_head),
                             s.slot.rx_tail);
@@ -88,8 +101,7 @@ uint32_t poll_mask(const Sock& s) {
   }
   if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING | MW_ST_LISTENING)) == 0) mask |= POLLHUP;
   if ((state & MW_ST_CONNECTING) != 0) return mask;
-  const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat);
-  if (readable_bytes(s) >= (lowat > 1 ? lowat : 1)) mask |= POLLIN | POLLRDNORM;
+  if (readable_bytes(s) >= low_water(s)) mask |= POLLIN | POLLRDNORM;
   if (snd_shut || is_writable(s)) mask |= POLLOUT | POLLWRNORM;
   return mask;
 }
@@ -103,8 +115,7 @@ void announce(const Sock& s) {
 void offer_room(const Sock& s) {
   A::fence();  // pairs with the INS's fence between setting MW_WANT_RX_ROOM and looking again
   if ((A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) == 0) return;
-  const uint32_t capacity = process.channel.geometry().rx_ring;
-  if (readable_bytes(s) > capacity / 2) return;
+  if (readable_bytes(s) > rx_limit(s) / 2) return;
   if ((A::fetch_and(s.slot.want, ~MW_WANT_RX_ROOM) & MW_WANT_RX_ROOM) != 0) announce(s);
 }
 

@@ -116,6 +116,8 @@ void offer_room(const Sock& s);
 
 // Space for reading and writing.
 uint32_t readable_bytes(const Sock& s);
+// SO_RCVLOWAT: as many readable bytes make the socket readable.
+uint32_t low_water(const Sock& s);
 uint32_t unsent_bytes(const Sock& s);
 // What the send ring may hold for this socket, and what it still takes of that.
 uint32_t send_capacity(const Sock& s);
@@ -153,6 +155,11 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
 int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len);
 int sock_fcntl(const Sock& s, int command, long arg);
 int sock_ioctl(const Sock& s, unsigned long request, void* arg);
+// True if a close() has to be followed by await_close(): the program asked for a reset, and may
+// look for its effect as soon as close() returns.
+bool resets_at_close(const Sock& s);
+// Waits until the INS has seen that a descriptor of the socket is gone. errno is preserved.
+void await_close(const Sock& s);
 // Copies an address out as the kernel does: truncated to *len, *len set to the true length.
 void give_address(const mw_addr& from, sockaddr* a, socklen_t* len);
 

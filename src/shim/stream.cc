@@ -141,10 +141,9 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
   ssize_t got = 0;
   for (;;) {
     // May be changed while we wait.
-    const uint32_t lowat = A::load_relaxed(s.mine.rcvlowat);
+    const uint32_t lowat = low_water(s);
     const size_t whole = std::max<size_t>(1, static_cast<size_t>(total));
-    const size_t target =
-        (flags & MSG_WAITALL) != 0 ? whole : std::min<size_t>(std::max<uint32_t>(1, lowat), whole);
+    const size_t target = (flags & MSG_WAITALL) != 0 ? whole : std::min<size_t>(lowat, whole);
     // The state is read before the ring: bytes that came before the end are seen before the end.
     const bool ended = receiving_ended(s);
     ssize_t n = 0;
@@ -167,7 +166,7 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
     const auto seen = static_cast<uint32_t>(peek ? got : 0);
     const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
       return readable_bytes(s) != seen || receiving_ended(s) || timeout.changed() ||
-             A::load_relaxed(s.mine.rcvlowat) != lowat;
+             low_water(s) != lowat;
     });
     if (rc < 0) return got > 0 ? got : rc;
   }

@@ -53,7 +53,7 @@ struct SessionWatch {
 };
 constexpr uint16_t kWatchFired = 1;  // EPOLLONESHOT: reported, silent until MOD
 
-struct SessionSlot {
+struct alignas(64) SessionSlot {
   uint32_t gen;
   uint16_t domain;
   uint16_t type;
@@ -73,7 +73,6 @@ struct SessionSlot {
   uint32_t posted;   // 0, or 1 + the cell of the last call that nobody waited for
   uint32_t waiters;  // threads that sleep for a token, in all processes
   mw_addr local;     // len 0: not known
-  mw_addr peer;
   SessionWatch watches[MW_MAX_WATCHES];
   uint32_t
       sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
