@@ -472,8 +472,8 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   return 0;
 }
 
-bool resets_at_close(const Sock& s) {
-  return (state_of(s) & MW_ST_RESET) != 0;
+bool close_is_awaited(const Sock& s) {
+  return (state_of(s) & (MW_ST_RESET | MW_ST_LISTENING)) != 0;
 }
 
 void await_close(const Sock& s) {

@@ -23,10 +23,10 @@ int close_one(int fd) {
     return -1;
   }
   if ((e.kind != Kind::socket && e.kind != Kind::epoll) || in_vfork_child()) return libc.close(fd);
-  const bool resets = e.kind == Kind::socket && resets_at_close(sock_of(fd, e));
+  const bool awaited = e.kind == Kind::socket && close_is_awaited(sock_of(fd, e));
   forget(fd);
   const int rc = libc.close(fd);
-  if (resets && rc == 0) await_close(sock_of(fd, e));
+  if (awaited && rc == 0) await_close(sock_of(fd, e));
   return rc;
 }
 

@@ -155,9 +155,9 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
 int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len);
 int sock_fcntl(const Sock& s, int command, long arg);
 int sock_ioctl(const Sock& s, unsigned long request, void* arg);
-// True if a close() has to be followed by await_close(): the program asked for a reset, and may
-// look for its effect as soon as close() returns.
-bool resets_at_close(const Sock& s);
+// True if a close() has to be followed by await_close(), because the program may look for its
+// effect as soon as it returns: a peer that is reset, or an address that is free again.
+bool close_is_awaited(const Sock& s);
 // Waits until the INS has seen that a descriptor of the socket is gone. errno is preserved.
 void await_close(const Sock& s);
 // Copies an address out as the kernel does: truncated to *len, *len set to the true length.
