@@ -39,6 +39,9 @@ enum mw_op {
    * Answered when the socket is closed and its peers are reset, if that was the last descriptor;
    * else at once. */
   MW_OP_CLOSED = 16,
+  /* A placeholder for a connection whose accept record came without one; arrives with its other
+   * end, as MW_OP_SOCKET does; out: mw_new_socket, whose slot is the placeholder's number. */
+  MW_OP_PLACEHOLDER = 17,
 };
 
 /* Operations that name no slot and may stay unanswered for long. */
@@ -99,11 +102,16 @@ struct mw_accept_record {
   uint32_t magic;
   uint32_t slot;
   uint32_t gen;
-  uint32_t flags; /* MW_ACCEPT_NONBLOCK: the placeholder is already non-blocking */
+  uint32_t
+      flags; /* MW_ACCEPT_*, and from bit 8 on 1 + the number of the placeholder that came along */
   struct mw_addr local;
   struct mw_addr peer;
 };
+/* A wish of the listener's; of a record: the placeholder is non-blocking already. */
 #define MW_ACCEPT_NONBLOCK 1u
+/* The listener's wish: whoever accepts has placeholders in stock. Of a record: none came along. */
+#define MW_ACCEPT_BARE 2u
+#define MW_ACCEPT_PLACEHOLDER_SHIFT 8
 MW_STATIC_ASSERT(sizeof(struct mw_accept_record) == 80, "frozen since protocol 1");
 
 /* Sent with the INS's end of a new placeholder over the session's drop socket (one host). */

@@ -29,6 +29,12 @@
 #define MW_ST_AT_MARK 1024u /* oob_mark is valid */
 #define MW_ST_RESET 2048u   /* SO_LINGER with a time of 0: close() resets, see MW_OP_CLOSED */
 
+/* The low half of claim: whose an accepted connection is. The INS sets it to NOBODY's; from there
+ * it is changed once, by whichever side is first. */
+#define MW_CLAIM_NOBODY 0u           /* it waits to be accepted */
+#define MW_CLAIM_DROPPED 0xfffffffeu /* by the PVM: taken from the queue, but not accepted */
+#define MW_CLAIM_REVOKED 0xffffffffu /* by the INS: whoever took it from the queue is dead */
+
 struct mw_slot {
   /* The PVM's line. */
   uint32_t tx_tail;
@@ -36,8 +42,11 @@ struct mw_slot {
   uint32_t want;
   uint32_t accept_flags; /* MW_ACCEPT_*: what the last accept on this listener asked for */
   uint64_t watches; /* four 16-bit numbers, each 0 or 1 + a group that wants this socket's news */
-  uint32_t taken;   /* accepted connection: set once an accept has handed it to the program */
-  uint8_t pad0[36];
+  uint32_t
+      closed; /* accepted connection: its gen, once it is closed though its placeholder is not */
+  uint32_t bound; /* of the placeholder with this number: 1 + the slot that it serves, or served */
+  uint64_t claim; /* accepted connection: gen << 32 | MW_CLAIM_* or 1 + its placeholder's number */
+  uint8_t pad0[24];
   /* The INS's line. */
   uint32_t rx_tail;
   uint32_t tx_head;

@@ -107,7 +107,9 @@ void Worker::call_bind(uint32_t i, Sock& s, const Request& r, Answer& a) {
 
 void Worker::call_listen(uint32_t i, Sock& s, const Request& r, Answer& a) {
   result(a, ::listen(s.fd, kernel_backlog(r.arg[0])));
-  if (a.ret == 0) listener_started(i, s, r.arg[0]);
+  if (a.ret != 0) return;
+  keep_placeholder(i, s);
+  listener_started(i, s, r.arg[0]);
 }
 
 void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
@@ -126,6 +128,7 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
     if (!(a.ret == 0 && unspec) && (s.state & MW_ST_LISTENING) != 0) return;
     if ((s.state & MW_ST_LISTENING) != 0)
       ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+    revoke_all(*s.listener);
     s.listener.reset();
   }
   if (a.ret == 0 && unspec) {
@@ -257,8 +260,9 @@ void Worker::call_name(Sock& s, bool peer, Answer& a) {
 }
 
 void Worker::call_closed(uint32_t i, Sock& s) {
-  pollfd p{s.ph, 0, 0};
-  if (::poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0) last_close(i, s);
+  const bool marked = (s.flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s.gen;
+  pollfd p{placeholder_of(i, s), 0, 0};
+  if (marked || (::poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0)) last_close(i, s);
 }
 
 void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {

@@ -16,6 +16,7 @@
 
 #include "base/unique_fd.h"
 #include "ins/decode.h"
+#include "ins/placeholder_table.h"
 #include "ins/slot_table.h"
 #include "ins/telemetry.h"
 #include "ins/wishes.h"
@@ -119,6 +120,7 @@ struct InsContext {
   UniqueFd load;  // /proc/loadavg, opened before the sandbox; without it nobody spins for long
 
   SlotTable slots;
+  PlaceholderTable placeholders;  // of accepted connections
   CallTable calls;
   Wishes wishes;
   NoteQueue<ControlNote> to_control;

@@ -277,6 +277,7 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   auto channel = Channel::over(mapping->base(), mapping->bytes(), g);
   if (!channel) return EINVAL;
   if (const Status made = ins_.slots.init(g, hello.first_gen); !made) return ENOMEM;
+  if (const Status made = ins_.placeholders.init(g); !made) return ENOMEM;
   ins_.mapping = std::move(*mapping);
   ins_.channel = *channel;
   ins_.channel_fd = std::move(m.fds[0]);

@@ -38,7 +38,8 @@ Status check_request(const Request& r, const mw_geometry& geometry, uint32_t wor
   const auto len = [&r](int i) { return static_cast<uint32_t>(r.arg[i]); };
   switch (r.op) {
     case MW_OP_SOCKET:
-      return violation("socket without a placeholder");
+    case MW_OP_PLACEHOLDER:
+      return violation("a placeholder's call without the placeholder");
     case MW_OP_BIND:
     case MW_OP_CONNECT:
     case MW_OP_RESOLVE_ADDR:

@@ -42,7 +42,7 @@ Status copy_request(mw_call& cell, Request& out);
 Status check_request(const Request& r, const mw_geometry& geometry, uint32_t worker);
 
 inline bool names_a_slot(uint32_t op) {
-  return !mw_is_lookup(op) && op != MW_OP_SOCKET;
+  return !mw_is_lookup(op) && op != MW_OP_SOCKET && op != MW_OP_PLACEHOLDER;
 }
 
 }  // namespace mw

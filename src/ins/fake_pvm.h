@@ -54,7 +54,8 @@ inline sockaddr_in loopback(uint16_t port) {
 struct FakeSock {
   uint32_t slot = 0;
   uint32_t gen = 0;
-  UniqueFd fd;  // the application's end of the placeholder
+  UniqueFd fd;          // the application's end of the placeholder
+  uint32_t number = 0;  // an accepted one's placeholder
   uint32_t tx_tail = MW_INDEX_START;
   uint32_t rx_head = MW_INDEX_START;
   uint32_t errors = 0;
@@ -238,17 +239,20 @@ class FakePvm {
   }
   bool ended() const { return exit_code.load() >= 0; }
 
-  FakeSock socket(int type = SOCK_STREAM, int* err = nullptr) {
+  // Sends a call with one end of a new pair; the other one goes to `mine`.
+  Reply send_pair(mw_call& c, UniqueFd& mine) {
     int pair[2];
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) < 0) std::abort();
-    FakeSock s;
-    s.fd = UniqueFd{pair[0]};
+    mine = UniqueFd{pair[0]};
     const UniqueFd theirs{pair[1]};
-    mw_call& c = fill(MW_OP_SOCKET, 0, 0, {AF_INET, type, 0}, {});
     const mw_drop_record record{MW_DROP_MAGIC, 0, seq_};
     const int fds[] = {theirs.get()};
     EXPECT_TRUE(send_message(fds_.drop_pvm.get(), bytes_of(record), fds, 0));
-    const Reply r = finish(c);
+    return finish(c);
+  }
+  FakeSock socket(int type = SOCK_STREAM, int* err = nullptr) {
+    FakeSock s;
+    const Reply r = send_pair(fill(MW_OP_SOCKET, 0, 0, {AF_INET, type, 0}, {}), s.fd);
     if (err != nullptr) *err = r.ret < 0 ? r.err : 0;
     mw_new_socket made{};
     if (r.ret >= 0 && r.out.size() == sizeof made) std::memcpy(&made, r.out.data(), sizeof made);
@@ -278,15 +282,42 @@ class FakePvm {
     if (::poll(&p, 1, wait_ms) <= 0) return std::nullopt;
     mw_accept_record record{};
     auto m = receive_message(l.fd.get(), writable_bytes_of(record), 0);
-    if (!m || m->bytes != sizeof record || record.magic != MW_ACCEPT_MAGIC || m->fd_count != 1)
-      return std::nullopt;
+    if (!m || m->bytes != sizeof record || record.magic != MW_ACCEPT_MAGIC) return std::nullopt;
+    const bool bare = (record.flags & MW_ACCEPT_BARE) != 0;
+    if (m->fd_count != (bare ? 0u : 1u)) return std::nullopt;
     FakeSock s;
     s.slot = record.slot;
     s.gen = record.gen;
     s.fd = std::move(m->fds[0]);
-    A::store_relaxed(ch.slot(s.slot).taken, 1u);
+    if (!bare) claim(s, (record.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT) - 1);
     if (out != nullptr) *out = record;
     return s;
+  }
+  // Says which placeholder the connection has. False: it was revoked.
+  bool claim(FakeSock& s, uint32_t number) {
+    s.number = number;
+    A::store_release(ch.slot(number).bound, s.slot + 1);
+    uint64_t nobody = uint64_t{s.gen} << 32 | MW_CLAIM_NOBODY;
+    return std::atomic_ref(ch.slot(s.slot).claim)
+        .compare_exchange_strong(nobody, uint64_t{s.gen} << 32 | (number + 1));
+  }
+  void wish_bare(const FakeSock& l) {
+    A::store_relaxed(ch.slot(l.slot).accept_flags, MW_ACCEPT_BARE);
+  }
+  // Closes a connection and keeps its placeholder.
+  UniqueFd close_only(FakeSock& s) {
+    A::store_release(ch.slot(s.slot).closed, s.gen);
+    news(s);
+    return std::move(s.fd);
+  }
+  // A new placeholder for a bare connection: the number that the INS gave it.
+  std::optional<uint32_t> new_placeholder(FakeSock& s) {
+    mw_call& c = fill(MW_OP_PLACEHOLDER, s.slot, s.gen, {}, {});
+    const Reply r = send_pair(c, s.fd);
+    mw_new_socket made{};
+    if (r.ret < 0 || r.out.size() != sizeof made) return std::nullopt;
+    std::memcpy(&made, r.out.data(), sizeof made);
+    return made.slot;
   }
 
   // ---- bytes ----

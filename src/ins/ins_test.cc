@@ -170,6 +170,110 @@ TEST(Ins, AListenerThatIsClosedResetsWhatWasNotTaken) {
   EXPECT_EQ(::recv(first.get(), &byte, 1, 0), 0) << "it was accepted and closed";
 }
 
+// What a peer sees next: 0 its end, -1 a reset, else how many bytes.
+int next_of(const UniqueFd& peer) {
+  char bytes[64];
+  const ssize_t n = ::recv(peer.get(), bytes, sizeof bytes, 0);
+  return n < 0 && errno != ECONNRESET ? -2 : static_cast<int>(n);
+}
+
+TEST(Ins, APlaceholderServesOneConnectionAfterAnother) {
+  FakePvm pvm(mw_geometry{.slots = 64,
+                          .rx_ring = 4096,
+                          .tx_ring = 4096,
+                          .groups = 1,
+                          .workers = 2,
+                          .calls = 4,
+                          .reserved = {0, 0}});
+  pvm.begin();
+  FakeSock l = pvm.listener();
+  const uint16_t port = pvm.port_of(l);
+  std::vector<std::pair<uint32_t, UniqueFd>> stock;  // numbers and descriptors
+  for (int k = 0; k < 2; ++k) {
+    const UniqueFd peer = FakePvm::dial(port);
+    auto s = pvm.accept(l);
+    ASSERT_TRUE(s);
+    ASSERT_TRUE(s->fd);
+    stock.emplace_back(s->number, pvm.close_only(*s));
+    EXPECT_EQ(next_of(peer), 0) << "closed, though its placeholder is not";
+  }
+  EXPECT_NE(stock[0].first % 2, stock[1].first % 2) << "one of each worker";
+  pvm.wish_bare(l);
+  for (int k = 0; k < 6; ++k) {
+    const UniqueFd peer = FakePvm::dial(port);
+    auto s = pvm.accept(l);
+    ASSERT_TRUE(s);
+    ASSERT_FALSE(s->fd) << "its record came bare";
+    auto& [number, fd] = stock[stock[0].first % 2 == s->slot % 2 ? 0 : 1];
+    s->fd = std::move(fd);
+    ASSERT_TRUE(pvm.claim(*s, number));
+    A::fetch_or(pvm.ch.slot(s->slot).want, MW_WANT_TOKEN_IN);
+    ASSERT_EQ(::send(peer.get(), "hello", 5, 0), 5);
+    char token[8];
+    EXPECT_EQ(::recv(s->fd.get(), token, sizeof token, 0), 1) << "on the placeholder it has now";
+    EXPECT_EQ(pvm.take_exactly(*s, 5), "hello");
+    pvm.put_all(*s, "bye");
+    EXPECT_EQ(next_of(peer), 3);
+    if (k < 5) {
+      fd = pvm.close_only(*s);
+    } else {
+      s->fd.reset();  // its holder dies
+    }
+    EXPECT_EQ(next_of(peer), 0);
+  }
+  EXPECT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 1; }));
+}
+
+TEST(Ins, ABareConnectionThatNobodyClaimsIsReset) {
+  FakePvm pvm;
+  pvm.begin();
+  auto l = std::make_unique<FakeSock>(pvm.listener(8));
+  const uint16_t port = pvm.port_of(*l);
+  pvm.wish_bare(*l);
+  const UniqueFd lost = FakePvm::dial(port);
+  const UniqueFd made = FakePvm::dial(port);
+  const UniqueFd waits = FakePvm::dial(port);
+  auto first = pvm.accept(*l);
+  auto second = pvm.accept(*l);
+  ASSERT_TRUE(first && second);
+  ASSERT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 4; }));
+  const auto number = pvm.new_placeholder(*second);
+  ASSERT_TRUE(number);
+  ASSERT_TRUE(pvm.claim(*second, *number));
+  pvm.let_time_pass(3);
+  EXPECT_EQ(next_of(lost), -1) << "whoever took it is dead";
+  EXPECT_FALSE(pvm.claim(*first, *number));
+  EXPECT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 3; }));
+  l.reset();
+  EXPECT_EQ(next_of(waits), -1) << "it was in the queue";
+  second->fd.reset();
+  EXPECT_EQ(next_of(made), 0) << "it was accepted and closed";
+  EXPECT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 0; }));
+}
+
+TEST(Ins, LiesAboutPlaceholdersReachNoOtherSocket) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  auto [other, other_peer] = pvm.connection();
+  mw_slot& shared = pvm.ch.slot(s.slot);
+  for (const uint32_t lie : {0u, other.slot + 1, kTestGeometry.slots + 1, 0x80000000u, ~0u}) {
+    A::store_release(shared.claim, uint64_t{s.gen} << 32 | lie);
+    for (const uint32_t p : {s.number, other.number}) A::store_release(pvm.ch.slot(p).bound, lie);
+    A::fetch_or(shared.want, MW_WANT_TOKEN_IN);
+    ASSERT_EQ(::send(peer.get(), "x", 1, 0), 1);
+    EXPECT_EQ(pvm.take_exactly(s, 1), "x");
+  }
+  A::store_release(shared.closed, other.gen);
+  pvm.news(s);
+  pvm.put_all(s, "still here");
+  EXPECT_EQ(next_of(peer), 10);
+  other.fd.reset();
+  EXPECT_EQ(next_of(other_peer), 0);
+  pvm.close_only(s).reset();
+  EXPECT_EQ(next_of(peer), -1) << "as nobody had claimed it";
+}
+
 TEST(Ins, NoDescriptorOrSlotLeftIsNoEndlessLoop) {
   FakePvm pvm(mw_geometry{.slots = 4,
                           .rx_ring = 4096,

@@ -143,6 +143,20 @@ void Worker::retry_stalled() {
   }
 }
 
+// A placeholder for the connection at `slot`. Errors: limit, sys.
+Result<Worker::NewPlaceholder> Worker::make_placeholder(uint32_t slot, uint32_t gen,
+                                                        bool nonblock) {
+  int pair[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) <
+      0)
+    return Error{Fault::sys, errno, "placeholder"};
+  NewPlaceholder out{0, UniqueFd{pair[1]}};
+  auto number = ins_.placeholders.add(ch_.worker_of(slot), UniqueFd{pair[0]}, {slot, gen});
+  if (!number) return number.error();
+  out.number = *number;
+  return out;
+}
+
 // Accepts one connection and hands it to the application. False: none is there, or not now.
 bool Worker::accept_one(uint32_t i, Sock& s) {
   ListenerState& l = *s.listener;
@@ -187,20 +201,25 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     record.local = l.local;
   else if (!get_name(real.get(), record.local))
     record.local.len = 0;
-  const bool nonblock = (A::load_relaxed(ch_.slot(i).accept_flags) & MW_ACCEPT_NONBLOCK) != 0;
-  int pair[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | (nonblock ? SOCK_NONBLOCK : 0), 0, pair) <
-      0) {
-    // The accepted connection cannot be put back: it is reset, as when a server runs out of memory.
-    reset_at_close(real.get());
-    give_back();
-    stall(i, s);
-    return false;
+  const uint32_t wish = A::load_relaxed(ch_.slot(i).accept_flags);
+  const bool bare = (wish & MW_ACCEPT_BARE) != 0;
+  uint32_t number = 0;
+  UniqueFd theirs;
+  if (!bare) {
+    auto made = make_placeholder(n, c.gen, (wish & MW_ACCEPT_NONBLOCK) != 0);
+    if (!made) {
+      // The accepted connection cannot be put back: it is reset, as when a server runs out of
+      // memory.
+      reset_at_close(real.get());
+      give_back();
+      stall(i, s);
+      return false;
+    }
+    number = made->number;
+    theirs = std::move(made->theirs);
   }
-  UniqueFd ours{pair[0]};
-  const UniqueFd theirs{pair[1]};
   c.fd = real.get();
-  c.ph = ours.get();
+  c.ph = -1;
   c.kind = SockKind::stream;
   c.domain = s.domain;
   c.protocol = s.protocol;
@@ -217,13 +236,17 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   record.magic = MW_ACCEPT_MAGIC;
   record.slot = n;
   record.gen = c.gen;
-  record.flags = nonblock ? MW_ACCEPT_NONBLOCK : 0;
+  record.flags = bare ? MW_ACCEPT_BARE
+                      : (wish & MW_ACCEPT_NONBLOCK) | (number + 1) << MW_ACCEPT_PLACEHOLDER_SHIFT;
   const int fds[] = {theirs.get()};
-  Status sent = send_message(s.ph, bytes_of(record), fds, MSG_DONTWAIT);
+  Status sent =
+      send_message(s.ph, bytes_of(record), {fds, bare ? size_t{0} : size_t{1}}, MSG_DONTWAIT);
   if (!sent) {
     telemetry_.event(MW_TEL_CLOSE, n, c);
     reset_at_close(real.get());
-    c.fd = c.ph = -1;
+    if (!bare) ins_.placeholders.remove(number).reset();
+    c.flags &= ~kAccepted;
+    c.fd = -1;
     give_back();
     // A full queue: look what was taken before the next one. Else the last descriptor is just being
     // closed.
@@ -231,12 +254,96 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     return sent.error().fault == Fault::would_block;
   }
   ++l.ahead;
-  handed_by_ = i;
+  ++l.sent;
+  if (bare)
+    note_bare(i, l, n, c.gen);
+  else
+    handed_by_ = i;
   spread_ = (spread_ + 1) % ch_.geometry().workers;
   real.release();
-  ours.release();
-  hand_over(n, c, true);
+  hand_over_accepted(n, c, bare ? -1 : static_cast<int>(number));
   return true;
+}
+
+// number: of its placeholder; -1 if its record was bare.
+void Worker::hand_over_accepted(uint32_t n, Sock& c, int number) {
+  const uint32_t gen = c.gen;
+  const uint32_t worker = ch_.worker_of(n);
+  hand_over(n, c, true);
+  if (number >= 0) {
+    const auto p = static_cast<uint32_t>(number);
+    // Not before its worker can find the socket: the end of the placeholder is told once.
+    if (!watch_placeholder(ins_.placeholders.end(p), p, gen)) {
+      log_line("mwins", "no memory to watch a new connection");
+      ins_.placeholders.remove(p).reset();
+      give_up(n, gen);
+    }
+  }
+  if (worker == index_) return;
+  // It may have been closed by now, before its worker could find it.
+  A::fence();
+  if (A::load_relaxed(ch_.slot(n).closed) != gen) return;
+  const uint64_t one = 1;
+  if (ch_.sock_news(worker).add(n)) (void)!::write(ins_.bells[worker].get(), &one, sizeof one);
+}
+
+// ---- bare records ----
+// A descriptor that waits in a queue or came with a message is closed by the kernel when its holder
+// ends. A bare record is not: a listener that ends revokes those that nobody has claimed, and what
+// is neither in the queue nor claimed was taken by a process that is dead, or about to claim it.
+
+void Worker::note_bare(uint32_t listener, ListenerState& l, uint32_t slot, uint32_t gen) {
+  constexpr size_t kLookAgain = 128;
+  if (l.bare.size() >= kLookAgain)
+    std::erase_if(l.bare, [this](const BareRecord& b) { return !is_waiting(b.slot, b.gen); });
+  l.bare.push_back({slot, gen, l.sent, 0});
+  if (l.handing) return;
+  l.handing = true;
+  handing_.push_back(listener);
+}
+
+bool Worker::is_waiting(uint32_t slot, uint32_t gen) const {
+  return A::load_relaxed(ch_.slot(slot).claim) == (uint64_t{gen} << 32 | MW_CLAIM_NOBODY);
+}
+
+// Takes a connection away from whoever might still claim it. False: it is claimed.
+bool Worker::revoke(uint32_t slot, uint32_t gen) {
+  const uint64_t nobody = uint64_t{gen} << 32 | MW_CLAIM_NOBODY;
+  const uint64_t revoked = uint64_t{gen} << 32 | MW_CLAIM_REVOKED;
+  uint64_t claim = nobody;
+  return std::atomic_ref(ch_.slot(slot).claim).compare_exchange_strong(claim, revoked) ||
+         claim == revoked;
+}
+
+void Worker::revoke_all(ListenerState& l) {
+  for (const BareRecord& b : l.bare)
+    if (is_waiting(b.slot, b.gen) && revoke(b.slot, b.gen)) give_up(b.slot, b.gen);
+  l.bare.clear();
+}
+
+void Worker::look_for_missing() {
+  std::erase_if(handing_, [this](uint32_t i) {
+    Sock* s = ins_.slots.find(i);
+    return s == nullptr || s->listener == nullptr || !look_for_missing(*s);
+  });
+}
+
+// Revokes what has been missing since the last look. False: no bare record is left.
+bool Worker::look_for_missing(Sock& s) {
+  ListenerState& l = *s.listener;
+  int bytes = 0;
+  if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &bytes) < 0) return true;
+  const uint32_t queued = (static_cast<uint32_t>(bytes) + record_cost_ - 1) / record_cost_;
+  std::erase_if(l.bare, [&](BareRecord& b) {
+    if (!is_waiting(b.slot, b.gen)) return true;
+    if (l.sent - b.number < queued) return false;
+    if (b.missing_since == 0) b.missing_since = tick_;
+    if (tick_ == b.missing_since || !revoke(b.slot, b.gen)) return false;
+    give_up(b.slot, b.gen);
+    return true;
+  });
+  l.handing = !l.bare.empty();
+  return l.handing;
 }
 
 }  // namespace mw

@@ -26,13 +26,25 @@ namespace mw {
 
 enum class SockKind : uint8_t { stream, dgram };
 
+// A connection whose accept record was sent without a placeholder: nothing tells us that whoever
+// took it died before he claimed it.
+struct BareRecord {
+  uint32_t slot = 0;
+  uint32_t gen = 0;
+  uint32_t number = 0;         // of the listener's records
+  uint32_t missing_since = 0;  // the tick in which it was in the queue no more, and not claimed
+};
+
 // What only a listener needs.
 struct ListenerState {
-  uint32_t limit = 1;       // records that may wait for the application
-  uint32_t ahead = 0;       // upper bound of those that do
-  bool armed = false;       // the placeholder's EPOLLOUT is watched: the application is behind
-  bool stalled = false;     // out of descriptors or slots: in the worker's retry list
-  bool bound_here = false;  // `local` holds for every accepted connection
+  uint32_t limit = 1;            // records that may wait for the application
+  uint32_t ahead = 0;            // upper bound of those that do
+  bool armed = false;            // the placeholder's EPOLLOUT is watched: the application is behind
+  bool stalled = false;          // out of descriptors or slots: in the worker's retry list
+  bool bound_here = false;       // `local` holds for every accepted connection
+  uint32_t sent = 0;             // records so far
+  bool handing = false;          // in the worker's list of those with bare records
+  std::vector<BareRecord> bare;  // not known to be claimed, oldest first
   mw_addr local{};
 };
 

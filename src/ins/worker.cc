@@ -44,12 +44,14 @@ constexpr int kLooksPerPoll = 4;
 // After its last close a socket that the peer does not drain is given up by the kernel.
 constexpr unsigned kLingerTimeoutMs = 60'000;
 
-// epoll data: generation, then which end, then slot. The tags stand where no generation is.
+// epoll data: generation, then which end, then slot, or number if it is an accepted connection's
+// placeholder. The tags stand where no generation is.
 constexpr uint64_t kPlaceholderBit = uint64_t{1} << 31;
+constexpr uint64_t kAcceptedBit = uint64_t{1} << 30;
 constexpr uint64_t kTagBell = 1;
 constexpr uint64_t kTagNotes = 2;
 constexpr uint64_t kTagDrop = 3;
-constexpr uint32_t kSlotMask = 0x7fffffff;
+constexpr uint32_t kSlotMask = 0x3fffffff;
 
 bool is_stream_placeholder(int fd) {
   int domain = 0;
@@ -125,6 +127,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
   rings_due_.reserve(ch_.geometry().groups + kEventsPerRing * MW_MAX_WATCHES);
   warm_.reserve(own_slots);
   dead_.reserve(kMaxDead);
+  closing_.reserve(own_slots);
 }
 
 Worker::~Worker() {
@@ -138,6 +141,14 @@ bool Worker::watch(int fd, uint32_t events, uint32_t i, uint32_t gen, bool place
   e.events = events | EPOLLET;
   e.data.u64 = uint64_t{gen} << 32 | (placeholder ? kPlaceholderBit : 0) | i;
   return ::epoll_ctl(ins_.epolls[ch_.worker_of(i)].get(), op, fd, &e) == 0;
+}
+
+// An accepted connection's placeholder, for its worker.
+bool Worker::watch_placeholder(int end, uint32_t number, uint32_t gen) {
+  epoll_event e{};
+  e.events = kPlaceholderEvents | EPOLLET;
+  e.data.u64 = uint64_t{gen} << 32 | kPlaceholderBit | kAcceptedBit | number;
+  return ::epoll_ctl(ins_.epolls[ch_.worker_of(number)].get(), EPOLL_CTL_ADD, end, &e) == 0;
 }
 
 bool Worker::watch_real(uint32_t i, Sock& s) {
@@ -154,13 +165,26 @@ void Worker::hand_over(uint32_t i, Sock& s, bool with_real) {
   const int ph = s.ph;
   if (with_real) s.flags |= kRegistered;
   ins_.slots.publish(i);
-  if (watch(ph, kPlaceholderEvents, i, gen, true, EPOLL_CTL_ADD) &&
+  if ((ph < 0 || watch(ph, kPlaceholderEvents, i, gen, true, EPOLL_CTL_ADD)) &&
       (!with_real || watch(fd, kRealEvents, i, gen, false, EPOLL_CTL_ADD)))
     return;
   log_line("mwins", "no memory to watch a new socket");
+  give_up(i, gen);
+}
+
+// Has the socket's own worker abandon it.
+void Worker::give_up(uint32_t i, uint32_t gen) {
   WorkerNote note(WorkerNote::Kind::abandon, i);
   note.gen = gen;
   ins_.to_worker[ch_.worker_of(i)]->post(std::move(note));
+}
+
+void Worker::abandon(uint32_t i, Sock& s) {
+  // An accepted one that the application has by now stays until it closes it.
+  if ((s.flags & kAccepted) != 0 && !revoke(i, s.gen)) return abort_socket(i, s);
+  if (s.ph >= 0) ::close(s.ph);  // its other end lives: it has to see this one go
+  s.ph = -1;
+  reset_and_free(i, s);
 }
 
 bool Worker::begin() {
@@ -207,6 +231,7 @@ void Worker::turn(bool may_sleep) {
     tick_ = tick;
     release_idle_memory();
     close_dead();
+    look_for_missing();
     retry_now_ = true;
   }
   if (retry_now_) retry_stalled();
@@ -265,7 +290,9 @@ bool Worker::processors_free(int64_t now) {
 int Worker::sleep_ms() const {
   // The only timed work: memory and descriptors to give back, listeners that wait for a free
   // descriptor, and minimum rates.
-  const int rest = !stalled_.empty() ? 100 : warm_.empty() && dead_.empty() ? -1 : 1000;
+  const int rest = !stalled_.empty()                                    ? 100
+                   : warm_.empty() && dead_.empty() && handing_.empty() ? -1
+                                                                        : 1000;
   if (wheel_.empty()) return rest;
   const int due = wheel_.wait_ms(monotonic_ns());
   return rest < 0 ? due : std::min(rest, due);
@@ -284,7 +311,17 @@ uint32_t Worker::turn_news() {
     on_call(call);
     return true;
   });
+  close_marked();
   return members;
+}
+
+// Calls that nobody waits for came before the close.
+void Worker::close_marked() {
+  for (const uint32_t i : closing_) {
+    Sock* s = ins_.slots.find(i);
+    if (s != nullptr && A::load_relaxed(ch_.slot(i).closed) == s->gen) last_close(i, *s);
+  }
+  closing_.clear();
 }
 
 int Worker::turn_events(int timeout_ms) {
@@ -329,8 +366,10 @@ void Worker::on_event(const epoll_event& e) {
     return;
   }
   const uint32_t i = static_cast<uint32_t>(tag) & kSlotMask;
+  const auto gen = static_cast<uint32_t>(tag >> 32);
+  if ((tag & kAcceptedBit) != 0) return on_accepted_placeholder(i, gen, e.events);
   Sock* s = ins_.slots.find(i);
-  if (s == nullptr || s->gen != static_cast<uint32_t>(tag >> 32)) return;
+  if (s == nullptr || s->gen != gen) return;
   if ((tag & kPlaceholderBit) != 0)
     on_placeholder(i, *s, e.events);
   else if (s->listener != nullptr)
@@ -342,19 +381,7 @@ void Worker::on_event(const epoll_event& e) {
 }
 
 void Worker::on_placeholder(uint32_t i, Sock& s, uint32_t events) {
-  if ((events & EPOLLIN) != 0) {
-    // Nothing but the end may come here. Descriptors sent along are dropped by the kernel.
-    char bytes[256];
-    ssize_t n = 0;
-    bool any = false;
-    while ((n = ::recv(s.ph, bytes, sizeof bytes, MSG_DONTWAIT)) > 0) any = true;
-    if (any && (s.flags & kBypassSeen) == 0) {
-      s.flags |= kBypassSeen;
-      log_line("mwins", "socket %u: bytes on the placeholder: a system call went past the shim", i);
-      ins_.to_control.post(ControlNote(Kind::bypass, i, s.gen));
-      abort_socket(i, s);
-    }
-  }
+  if ((events & EPOLLIN) != 0 && drain_placeholder(s.ph)) report_bypass(i, s);
   if ((events & EPOLLHUP) != 0) {
     last_close(i, s);
     return;
@@ -388,9 +415,7 @@ void Worker::on_notes() {
       case WorkerNote::Kind::abandon: {
         Sock* s = ins_.slots.find(note.index);
         if (s == nullptr || s->gen != note.gen) break;
-        ::close(s->ph);  // its other end lives: it has to see this one go
-        s->ph = -1;
-        reset_and_free(note.index, *s);
+        abandon(note.index, *s);
         break;
       }
       case WorkerNote::Kind::telemetry:
@@ -447,11 +472,17 @@ bool Worker::take_drop() {
     return false;
   }
   // Else it was answered by now: the driver sends the record of a process that died once more.
-  if (!*begun || request_.op != MW_OP_SOCKET) return true;
+  const bool bare = request_.op == MW_OP_PLACEHOLDER;
+  if (!*begun || (request_.op != MW_OP_SOCKET && !bare)) return true;
   answer_.ret = -1;
   answer_.err = ENFILE;
   answer_.out_len = 0;
-  if (!no_room && !new_socket(request_, std::move(placeholder), answer_)) return false;
+  if (!no_room && !is_stream_placeholder(placeholder.get())) {
+    fault({Fault::peer, 0, "a placeholder that is none"});
+    return false;
+  }
+  if (!no_room && bare && !new_placeholder(request_, std::move(placeholder), answer_)) return false;
+  if (!no_room && !bare) new_socket(request_, std::move(placeholder), answer_);
   ins_.calls.answer(record.call, request_.seq, answer_);
   return true;
 }
@@ -476,7 +507,8 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_relaxed(shared.want, 0u);
   A::store_relaxed(shared.accept_flags, 0u);
   A::store_relaxed(shared.watches, uint64_t{0});
-  A::store_relaxed(shared.taken, 0u);
+  A::store_relaxed(shared.closed, 0u);
+  A::store_relaxed(shared.claim, uint64_t{s.gen} << 32 | MW_CLAIM_NOBODY);
   A::store_relaxed(shared.rx_tail, MW_INDEX_START);
   A::store_relaxed(shared.tx_head, MW_INDEX_START);
   A::store_relaxed(shared.error, 0);
@@ -487,18 +519,13 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_release(shared.gen, s.gen);
 }
 
-bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
+void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   const auto failed = [&a](int err) {
     a.ret = -1;
     a.err = err;
-    return true;
   };
   const int domain = r.arg[0];
   const int type = r.arg[1] & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
-  if (!is_stream_placeholder(placeholder.get())) {
-    fault({Fault::peer, 0, "a placeholder that is none"});
-    return false;
-  }
   if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
   if (type != SOCK_STREAM && type != SOCK_DGRAM)
     return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
@@ -526,12 +553,15 @@ bool Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   telemetry_.event(MW_TEL_CREATE, i, s);
   // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
   hand_over(i, s, s.kind == SockKind::dgram);
-  return true;
 }
 
 void Worker::on_sock_news(uint32_t i) {
   Sock* s = ins_.slots.find(i);
   if (s == nullptr) return;
+  if ((s->flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s->gen) {
+    closing_.push_back(i);
+    return;
+  }
   // It has no bytes: somebody wants a token, to tell those who sleep in accept() of its end.
   if (s->listener != nullptr) return announce(i, kNewsIn);
   uint32_t news = 0;
@@ -588,7 +618,7 @@ void Worker::announce(uint32_t i, uint32_t news) {
   mw_accept_record token{};
   token.magic = MW_ACCEPT_MAGIC;
   // A full queue holds tokens enough to wake anybody.
-  (void)!::send(s.ph, &token, s.listener != nullptr ? sizeof token : 1,
+  (void)!::send(placeholder_of(i, s), &token, s.listener != nullptr ? sizeof token : 1,
                 MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
@@ -597,13 +627,13 @@ void Worker::announce(uint32_t i, uint32_t news) {
 void Worker::last_close(uint32_t i, Sock& s) {
   if (s.listener != nullptr) {
     ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+    revoke_all(*s.listener);
     return free_slot(i, s);
   }
   if (s.kind == SockKind::dgram) return free_slot(i, s);
   if ((s.flags & kLingering) != 0) return;
   // Still in the queue when its listener was closed: the kernel resets such a connection.
-  if ((s.flags & kAccepted) != 0 && A::load_relaxed(ch_.slot(i).taken) == 0)
-    return reset_and_free(i, s);
+  if ((s.flags & kAccepted) != 0 && claim_of(i, s) == 0) return reset_and_free(i, s);
   // A pause ends with the socket: what was written leaves, and nobody reads any more.
   if ((s.flags & kLimited) != 0) s.limits->paused = 0;
   if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);

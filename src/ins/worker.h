@@ -66,6 +66,7 @@ class Worker {
   bool spin();
   bool processors_free(int64_t now);
   int sleep_ms() const;
+  void close_marked();
   void requeue(uint32_t i, Sock& s);
   void set_state(uint32_t i, Sock& s, uint32_t state);
   void publish_error(uint32_t i, Sock& s, int err);
@@ -73,8 +74,11 @@ class Worker {
   void ring_groups();
   void fault(const Error& e) { ins_.poison(e.where); }
   bool watch(int fd, uint32_t events, uint32_t i, uint32_t gen, bool placeholder, int op);
+  bool watch_placeholder(int end, uint32_t number, uint32_t gen);
   bool watch_real(uint32_t i, Sock& s);
   void hand_over(uint32_t i, Sock& s, bool with_real);
+  void give_up(uint32_t i, uint32_t gen);
+  void abandon(uint32_t i, Sock& s);
   void init_shared_slot(uint32_t i, Sock& s);
 
   // closing (worker.cc)
@@ -116,8 +120,31 @@ class Worker {
   bool room_ahead(uint32_t i, Sock& s);
   void listener_started(uint32_t i, Sock& s, int backlog);
   void announce_listener(uint32_t i, Sock& s);
+  struct NewPlaceholder {
+    uint32_t number;
+    UniqueFd theirs;
+  };
+  Result<NewPlaceholder> make_placeholder(uint32_t slot, uint32_t gen, bool nonblock);
+  void hand_over_accepted(uint32_t n, Sock& c, int number);
+  void note_bare(uint32_t listener, ListenerState& l, uint32_t slot, uint32_t gen);
+  bool is_waiting(uint32_t slot, uint32_t gen) const;
+  bool revoke(uint32_t slot, uint32_t gen);
+  void revoke_all(ListenerState& l);
+  void look_for_missing();
+  bool look_for_missing(Sock& s);
   void retry_stalled();
   void stall(uint32_t i, Sock& s);
+
+  // placeholders.cc
+  int placeholder_of(uint32_t i, const Sock& s) const;
+  uint32_t claim_of(uint32_t i, const Sock& s) const;
+  void on_accepted_placeholder(uint32_t number, uint32_t gen, uint32_t events);
+  template <class Visit>
+  void each_served(uint32_t number, Visit&& visit);
+  bool new_placeholder(const Request& r, UniqueFd end, Answer& a);
+  void keep_placeholder(uint32_t i, Sock& s);
+  static bool drain_placeholder(int end);
+  void report_bypass(uint32_t i, Sock& s);
 
   // request.cc
   void on_request(const InsRequest& r);
@@ -171,7 +198,7 @@ class Worker {
   void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
-  bool new_socket(const Request& r, UniqueFd placeholder, Answer& a);
+  void new_socket(const Request& r, UniqueFd placeholder, Answer& a);
 
   InsContext& ins_;
   const uint32_t index_;
@@ -199,6 +226,8 @@ class Worker {
   std::vector<uint32_t> local_next_;
   std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
   std::vector<int> dead_;          // placeholders to close
+  std::vector<uint32_t> closing_;  // connections that were closed, after their last calls
+  std::vector<uint32_t> handing_;  // listeners with bare records
   uint32_t handed_by_ = 0;         // the listener whose record was sent last
   std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
   std::vector<uint8_t> scratch_;   // one datagram whose control messages precede it

@@ -1,4 +1,4 @@
-// control.cc - socket calls that are not bytes: creation, names, options, connect, accept, flags.
+// control.cc - socket calls that are not bytes: creation, names, options, connect, shutdown, flags.
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
@@ -7,12 +7,10 @@
 #include <netinet/tcp.h>
 #include <string.h>
 #include <sys/ioctl.h>
-#include <sys/resource.h>
 #include <sys/time.h>
 
 #include <algorithm>
 
-#include "base/received_fds.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
 #include "shim/socket.h"
@@ -53,15 +51,18 @@ int check_address(const sockaddr* a, socklen_t len) {
   return is_memory(a, len) ? 0 : -EFAULT;
 }
 
-// The address and length that accept() and the names fill. 0, -EINVAL or -EFAULT.
+bool is_listener(const Sock& s) {
+  return (state_of(s) & MW_ST_LISTENING) != 0;
+}
+
+}  // namespace
+
 int check_room(const sockaddr* a, const socklen_t* len) {
   if (!is_buffer(len, sizeof *len)) return -EFAULT;
   if (static_cast<int>(*len) < 0) return -EINVAL;
   return is_buffer(a, std::min<size_t>(*len, sizeof(sockaddr_in6))) ? 0 : -EFAULT;
 }
 
-// A placeholder pair. The INS's end is gone at once, so only the application's counts against the
-// limit.
 int make_placeholder(int type, int pair[2]) {
   const int flags = SOCK_STREAM | (type & (SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (libc.syscall(SYS_socketpair, AF_UNIX, flags, 0, pair) == 0) return 0;
@@ -73,115 +74,6 @@ int make_placeholder(int type, int pair[2]) {
   libc.close(pair[1]);
   return -EMFILE;
 }
-
-// Accepts that may go on before has_room_to_accept() looks again.
-uint32_t accepts_in_stock = 0;
-
-// True if a descriptor is free. A record that came without one would lose its connection, so we
-// look before we take it: at every accept when the limit is near, else once in a while.
-bool has_room_to_accept(const Sock& s) {
-  if (accepts_in_stock != 0) {
-    --accepts_in_stock;
-    return true;
-  }
-  constexpr uint32_t kStock = 32;
-  const int lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
-  if (lowest < 0) return false;
-  libc.close(lowest);
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > 256 &&
-      static_cast<rlim_t>(lowest) + 4 * kStock < limit.rlim_cur)
-    accepts_in_stock = kStock;
-  return true;
-}
-
-// One message of a listener's queue. Returns its bytes or -errno; `fd` is the descriptor that came
-// along, or -1.
-ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
-  iovec iov{&record, sizeof record};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
-  *fd = -1;
-  const ssize_t n = libc.recvmsg(s.fd, &m, flags);
-  if (n < 0) return -errno;
-  each_passed_fd(m, [fd](int got) {
-    if (*fd < 0)
-      *fd = got;
-    else
-      libc.close(got);
-  });
-  return n;
-}
-
-// The same, and a thread that sleeps until one comes is counted as such: only then it costs a call
-// more.
-ssize_t take_or_await_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
-  ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
-  if (n != -EAGAIN || (flags & MSG_DONTWAIT) != 0 || s.nonblocking()) return n;
-  begin_wait(s.mine, process.pid, monotonic_ns());
-  n = take_record(s, record, flags, fd);
-  end_wait(s.mine, monotonic_ns());
-  return n;
-}
-
-// Asks the INS for a token on a listener's placeholder. While the socket is no listener any more,
-// whoever takes it in accept() asks for the next: so all who sleep there come to know.
-void pass_on_end(const Sock& s) {
-  arm(s, POLLIN);
-  announce(s);
-}
-
-// Drops what stands in the queue: tokens, and connections that nobody accepted.
-void empty_queue(const Sock& s) {
-  A::fetch_and(s.slot.want, ~MW_WANT_TOKEN_IN);
-  mw_accept_record record{};
-  int fd = -1;
-  while (take_record(s, record, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, &fd) > 0)
-    if (fd >= 0) libc.close(fd);
-}
-
-// The next accepted connection: its placeholder, or -errno.
-int next_accepted(const Sock& s, mw_accept_record& record, int flags) {
-  const int64_t deadline = s.nonblocking() ? 0 : deadline_after_us(s.mine.rcvtimeo_us);
-  constexpr int kMostTokens = 1000;
-  for (int tokens = 0; tokens < kMostTokens; ++tokens) {
-    if (deadline != 0) {
-      const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
-      pollfd p{s.fd, POLLIN, 0};
-      if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
-      flags |= MSG_DONTWAIT;
-    }
-    int fd = -1;
-    // The queue of accepted connections is this descriptor's own: blocking, waking one of several
-    // processes, EAGAIN for the losers and signals are the kernel's.
-    std::atomic_ref waiters(s.mine.waiters);
-    waiters.fetch_add(1);
-    const ssize_t n = take_or_await_record(s, record, flags, &fd);
-    waiters.fetch_sub(1);
-    if (n < 0) return static_cast<int>(n);
-    if (n == 0) return -EINVAL;  // the session is over
-    if (n == sizeof record && record.gen != 0) return fd >= 0 ? fd : -EMFILE;
-    if (fd >= 0) libc.close(fd);
-    if (n != sizeof record || fd >= 0) break;
-    if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) {
-      pass_on_end(s);
-      return -EINVAL;
-    }
-    // A token from before it became a listener again.
-  }
-  poison("accept record");
-  return -ECONNABORTED;
-}
-
-bool is_listener(const Sock& s) {
-  return (state_of(s) & MW_ST_LISTENING) != 0;
-}
-
-}  // namespace
 
 int sock_create(int domain, int type, int protocol) {
   constexpr int kTypeMask = 0xf;
@@ -231,7 +123,7 @@ int sock_listen(const Sock& s, int backlog) {
   if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) empty_queue(s);
   const int rc = plain(r);
   if (rc == 0) {
-    set_flag(s, kSlotListener, true);
+    A::fetch_or(s.mine.flags, kSlotListener | kSlotOdd);
     sockaddr_in6 local{};  // the port stands at the same place in both families
     socklen_t local_len = sizeof local;
     if (sock_name(s, false, reinterpret_cast<sockaddr*>(&local), &local_len) == 0)
@@ -245,49 +137,6 @@ void give_address(const mw_addr& from, sockaddr* a, socklen_t* len) {
   if (a == nullptr || len == nullptr) return;
   memcpy(a, from.bytes, std::min<size_t>(*len, from.len));
   *len = from.len;
-}
-
-int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
-  if ((flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0) return -EINVAL;
-  if (s.datagram()) return -EOPNOTSUPP;
-  if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) return -EINVAL;
-  if (a != nullptr)
-    if (const int rc = check_room(a, len); rc < 0) return rc;
-  if (!has_room_to_accept(s)) return -EMFILE;
-  settle();
-  const uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
-  if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
-  if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
-
-  const uint32_t then = descriptor_copies();
-  mw_accept_record record{};
-  const int fd = next_accepted(s, record, (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0);
-  if (fd < 0) return fd;
-  const bool sane =
-      record.magic == MW_ACCEPT_MAGIC && record.slot < process.channel.geometry().slots &&
-      record.local.len <= sizeof record.local.bytes && record.peer.len <= sizeof record.peer.bytes;
-  if (!sane) {
-    libc.close(fd);
-    poison("accept record");
-    return -ECONNABORTED;
-  }
-  if (((record.flags & MW_ACCEPT_NONBLOCK) != 0) != (wish != 0))
-    libc.fcntl(fd, F_SETFL, wish != 0 ? O_NONBLOCK : 0);
-  if (const int rc = adopt_socket(fd, record.slot, record.gen, s.mine.domain, s.mine.type,
-                                  s.mine.protocol, wish != 0 ? kSlotNonblock : 0, then);
-      rc < 0) {
-    libc.close(fd);
-    return rc;
-  }
-  StdAtomics::store_relaxed(process.channel.slot(record.slot).taken, 1u);
-  SessionSlot& mine = process.session.slot(record.slot);
-  mine.local = record.local;
-  mine.rcvlowat = s.mine.rcvlowat;
-  mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
-  mine.sndtimeo_us = s.mine.sndtimeo_us;
-  mine.sndbuf = s.mine.sndbuf;
-  give_address(record.peer, a, len);
-  return fd;
 }
 
 int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
@@ -486,6 +335,11 @@ int sock_fcntl(const Sock& s, int command, long arg) {
   const int rc = libc.fcntl(s.fd, command, arg);
   if (rc < 0) return -errno;
   if (command == F_SETFL) set_flag(s, kSlotNonblock, (arg & O_NONBLOCK) != 0);
+  constexpr long kPlainFlags = O_NONBLOCK | O_ACCMODE;
+  const bool plain = command == F_GETFL || command == F_GETFD || command == F_SETFD ||
+                     command == F_DUPFD || command == F_DUPFD_CLOEXEC ||
+                     (command == F_SETFL && (arg & ~kPlainFlags) == 0);
+  if (!plain) set_flag(s, kSlotOdd, true);
   if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) copy_entry(s.fd, rc);
   return rc;
 }
@@ -514,6 +368,7 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
     case FIOGETOWN:
     case SIOCSPGRP:
     case SIOCGPGRP:
+      if (request != FIOCLEX && request != FIONCLEX) set_flag(s, kSlotOdd, true);
       return libc.ioctl(s.fd, request, arg) < 0 ? -errno : 0;
     default:
       break;

@@ -22,12 +22,10 @@ int close_one(int fd) {
     errno = EBADF;
     return -1;
   }
-  if ((e.kind != Kind::socket && e.kind != Kind::epoll) || in_vfork_child()) return libc.close(fd);
-  const bool awaited = e.kind == Kind::socket && close_is_awaited(sock_of(fd, e));
-  forget(fd);
-  const int rc = libc.close(fd);
-  if (awaited && rc == 0) await_close(sock_of(fd, e));
-  return rc;
+  if (in_vfork_child()) return libc.close(fd);
+  if (e.kind == Kind::socket) return sock_close(fd, e);
+  if (e.kind == Kind::epoll) forget(fd);
+  return libc.close(fd);
 }
 
 // After a kernel call that made `fresh` a copy of `old`.

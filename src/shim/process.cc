@@ -17,6 +17,7 @@
 #include "shim/epoll.h"
 #include "shim/epoll_group.h"
 #include "shim/stdio.h"
+#include "shim/stock.h"
 #include "transport/local/mapping.h"
 
 extern "C" {
@@ -209,6 +210,7 @@ void after_fork_in_child() {
   process.pid = static_cast<uint32_t>(::getpid());
   cached_tid = 0;
   attach_lock = 0;
+  stock_after_fork();
   epoll_after_fork();
 }
 
@@ -363,6 +365,12 @@ int hide(int fd) {
   }
   libc.close(fd);
   set_entry(high, {Kind::hidden, 0, 0});
+  return high;
+}
+
+int hidden_copy(int fd) {
+  const int high = beyond_limit([fd] { return libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase); });
+  if (high >= 0) set_entry(high, {Kind::hidden, 0, 0});
   return high;
 }
 

@@ -140,6 +140,8 @@ constexpr uint32_t kCopyUnit = 32768;
 // Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with
 // errno.
 int hide(int fd);
+// A hidden descriptor for what fd names. -1 with errno if there is no room out of the way.
+int hidden_copy(int fd);
 void unhide_and_close(int fd);
 inline bool is_hidden(int fd) {
   return peek(fd).kind == Kind::hidden;

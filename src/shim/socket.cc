@@ -158,6 +158,7 @@ void arm(const Sock& s, short what) {
   uint32_t bits = 0;
   if ((what & POLLIN) != 0) bits |= MW_WANT_TOKEN_IN;
   if ((what & POLLOUT) != 0) bits |= MW_WANT_TOKEN_OUT;
+  if ((A::load_relaxed(s.mine.flags) & kSlotArmed) == 0) A::fetch_or(s.mine.flags, kSlotArmed);
   A::fetch_or(s.slot.want, bits);
   A::fence();  // pairs with the INS's fence between publication and its look at want
 }

@@ -147,7 +147,6 @@ uint32_t first_datagram_bytes(const Sock& s);
 int sock_create(int domain, int type, int protocol);
 int sock_bind(const Sock& s, const sockaddr* a, socklen_t len);
 int sock_listen(const Sock& s, int backlog);
-int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags);
 int sock_connect(const Sock& s, const sockaddr* a, socklen_t len);
 int sock_shutdown(const Sock& s, int how);
 int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len);
@@ -162,6 +161,22 @@ bool close_is_awaited(const Sock& s);
 void await_close(const Sock& s);
 // Copies an address out as the kernel does: truncated to *len, *len set to the true length.
 void give_address(const mw_addr& from, sockaddr* a, socklen_t* len);
+
+// A placeholder pair; type: SOCK_CLOEXEC and SOCK_NONBLOCK count. The INS's end, pair[1], is gone
+// at once, so only the application's counts against the limit. 0 or -errno.
+int make_placeholder(int type, int pair[2]);
+// The address and length that accept() and the names fill. 0, -EINVAL or -EFAULT.
+int check_room(const sockaddr* a, const socklen_t* len);
+
+// ---- accept.cc ----
+int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags);
+// close() of a descriptor that names a socket; returns what the system call does, with errno.
+int sock_close(int fd, const Entry& e);
+// Drops what stands in a listener's queue: tokens, and connections that nobody accepted.
+void empty_queue(const Sock& s);
+// Asks the INS for a token on a listener's placeholder. While the socket is no listener any more,
+// whoever takes it in accept() asks for the next: so all who sleep there come to know.
+void pass_on_end(const Sock& s);
 
 // ---- whole calls on any socket ----
 ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags);

@@ -67,6 +67,7 @@ class World {
     ins_.to_worker.push_back(std::make_unique<NoteQueue<WorkerNote>>());
     ins_.stats.push_back(std::make_unique<Stats>());
     require(static_cast<bool>(ins_.slots.init(kGeometry, 0xfffffff0)));
+    require(static_cast<bool>(ins_.placeholders.init(kGeometry)));
     ins_.calls.init(ins_.channel);
     worker_ = std::make_unique<Worker>(ins_, 0);
     require(worker_->begin());
@@ -161,8 +162,9 @@ class World {
     mw_slot& s = ins_.channel.slot(slot);
     switch (in.below(16)) {
       case 0: {  // any value for any word of the application's line
-        uint32_t* const words[] = {&s.tx_tail, &s.rx_head, &s.want, &s.accept_flags};
-        *words[in.below(4)] = in.number<uint32_t>();
+        uint32_t* const words[] = {&s.tx_tail,      &s.rx_head, &s.want,
+                                   &s.accept_flags, &s.closed,  &s.bound};
+        *words[in.below(6)] = in.number<uint32_t>();
         return announce(slot);
       }
       case 1:  // bytes, as they should be
@@ -175,7 +177,7 @@ class World {
       case 3:
       case 4: {  // a call, about a socket that exists or not, with a payload of any kind
         const uint32_t call = in.below(kGeometry.calls);
-        mw_call& c = cell(call, in.below(16));
+        mw_call& c = cell(call, in.below(MW_OP_PLACEHOLDER + 1));
         c.slot = slot;
         c.gen = in.below(8) == 0 ? in.number<uint32_t>() : s.gen;
         for (int32_t& arg : c.arg)
@@ -190,10 +192,13 @@ class World {
       case 5:
         return new_socket(in.below(2) == 0 ? SOCK_STREAM : SOCK_DGRAM);
       case 6: {  // a record of any kind, with a descriptor of any kind
-        cell(1, in.below(3));
-        const int fds[] = {-1, peer_.get(), ins_.channel_fd.get()};
+        mw_call& c = cell(1, in.below(3) == 0 ? uint32_t{MW_OP_PLACEHOLDER} : in.below(3));
+        c.slot = slot;
+        c.gen = s.gen;
+        const int other = ends_.empty() ? -1 : ends_.back().get();
+        const int fds[] = {-1, peer_.get(), ins_.channel_fd.get(), other};
         return drop(in.below(kGeometry.calls + 1), in.below(4) == 0 ? in.number<uint32_t>() : seq_,
-                    fds[in.below(3)]);
+                    fds[in.below(4)]);
       }
       case 7:
         return dial();
@@ -264,8 +269,20 @@ class World {
         s.want = in.number<uint8_t>();
         return;
       default:
+        if (in.below(2) == 0) return move_placeholder(in, slot);
         ins_.tick.fetch_add(1 + in.below(3));
     }
+  }
+  // A connection is closed or gets another placeholder, as it may be or not.
+  void move_placeholder(Input& in, uint32_t slot) {
+    mw_slot& s = ins_.channel.slot(slot);
+    const uint32_t number_and_1 = in.below(kGeometry.slots + 2);
+    s.claim = uint64_t{s.gen} << 32 | number_and_1;
+    if (number_and_1 >= 1 && number_and_1 <= kGeometry.slots)
+      ins_.channel.slot(number_and_1 - 1).bound = in.below(4) == 0 ? in.below(20) : slot + 1;
+    if (in.below(2) == 0) s.closed = s.gen;
+    ins_.channel.slot(0).accept_flags = in.below(4);
+    announce(slot);
   }
 
   SessionFds fds_;

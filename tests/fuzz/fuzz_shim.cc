@@ -192,7 +192,10 @@ class World {
         mw_accept_record record{};
         record.magic = MW_ACCEPT_MAGIC;
         record.slot = in.below(9);
-        record.gen = kGen;
+        record.gen = kGen + in.below(2);
+        record.flags = in.below(4) | in.below(11) << MW_ACCEPT_PLACEHOLDER_SHIFT;
+        if (in.below(4) != 0)
+          process.channel.slot(record.slot % kGeometry.slots).claim = uint64_t{record.gen} << 32;
         record.local.len = in.below(40);
         record.peer.len = in.below(40);
         if (in.below(3) == 0) in.take(writable_bytes_of(record));
@@ -300,8 +303,7 @@ class World {
     require(len <= sizeof address);
     const Entry e = peek(fd);
     require(e.kind == Kind::socket && e.slot < kGeometry.slots);
-    forget(fd);
-    ::close(fd);
+    require(sock_close(fd, e) == 0);
     // It may have named a slot that one of ours has: that one is dead to us now.
   }
   void look_with_epoll() {

@@ -7,6 +7,7 @@ import http.client
 import os
 import random
 import signal
+import socket
 import threading
 import time
 
@@ -65,6 +66,13 @@ def descendants(pid: int) -> list:
     return children + [one for child in children for one in descendants(child)]
 
 
+def open_sockets(session) -> int:
+    """As the INS counts them; 0 until a new one has done so for the first time."""
+    with open(f"/run/mwcomms/{session.name}/mw/{session.record['ins_id']}/network_stats") as file:
+        fields = file.read().split(":")
+    return int(fields[1], 16) if len(fields) > 1 else 0
+
+
 def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     seed = int(os.environ.get("MW_SEED", random.randrange(1 << 32)))
     print(f"MW_SEED={seed}")
@@ -99,17 +107,81 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
         assert not one.is_alive(), "a client hangs"
     assert sum(one.good for one in load) > KILLS
     # No socket is left but the listener and those that close right now.
-    registry = f"/run/mwcomms/{session.name}/mw/{session.refresh()['ins_id']}"
-
-    def few_sockets():
-        with open(f"{registry}/network_stats") as file:
-            fields = file.read().split(":")  # empty until a new INS has counted for the first time
-            return len(fields) > 1 and int(fields[1], 16) <= 2
-    proc.wait_for(few_sockets, 60, "the INS closes what is over", session.background)
+    session.refresh()
+    proc.wait_for(lambda: open_sockets(session) in (1, 2), 60, "the INS closes what is over", session.background)
     assert len(os.listdir(f"/run/mwcomms/{session.name}/mw")) == 2, "pvm and one INS"
     owner = session.pid("owner")
     proc.wait_for(lambda: len(descendants(owner)) == 4, 60, "there are driver, INS, shell and server",
                   session.background)
+
+
+PREFORK = """
+import os, signal, socket, sys, time
+listener = socket.create_server(("0.0.0.0", 80), backlog=64)
+
+def child():
+    if pid := os.fork():
+        return pid
+    while True:
+        connection, _ = listener.accept()
+        connection.recv(1)
+        connection.send(b"ok")
+        connection.close()
+
+children = [child() for _ in range(4)]
+end = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < end:
+    time.sleep(int.from_bytes(os.urandom(1)) / 20000)  # the random point
+    pid = children.pop(0)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    children.append(child())
+
+def end(*_):
+    for pid in children:
+        os.kill(pid, signal.SIGKILL)
+    sys.exit()
+
+signal.signal(signal.SIGTERM, end)
+signal.pause()
+"""
+
+
+def test_killed_children_leave_no_connection(mw, unchanged, start, tmp_path):
+    """Children of one server die in accept(), with a connection, and while they close one."""
+    program = tmp_path / "prefork.py"
+    program.write_text(PREFORK)
+    session = start("-p", f"{PORT}:80", "--", "/usr/bin/python3", str(program), "3")
+    answers = []
+    hangs = []
+
+    def ask() -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", PORT), 30) as client:
+                client.sendall(b"x")
+                return client.recv(2)
+        except TimeoutError:
+            hangs.append(1)
+            return b""
+        except OSError:
+            return b""  # whoever had it died
+
+    def load(end: float) -> None:
+        while time.monotonic() < end:
+            answers.append(ask())
+
+    proc.wait_for(lambda: ask() == b"ok", 60, "the first answer", session.background)
+    end = time.monotonic() + 3
+    clients = [threading.Thread(target=load, args=(end,), daemon=True) for _ in range(4)]
+    for one in clients:
+        one.start()
+    for one in clients:
+        one.join(90)
+        assert not one.is_alive(), "a client hangs"
+    assert not hangs
+    assert answers.count(b"ok") > 100
+    proc.wait_for(lambda: open_sockets(session) == 1, 60, "only the listener is left", session.background)
+    assert ask() == b"ok"
 
 
 def test_random_kills_of_front_ends_too(mw, unchanged, start, server):

@@ -1,0 +1,328 @@
+// accept.cc - taking connections from a listener's queue, and closing them (docs/protocol.md 3).
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+
+#include "base/received_fds.h"
+#include "shim/calls.h"
+#include "shim/socket.h"
+#include "shim/stock.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+// Accepts that may go on before has_room_to_accept() looks again.
+uint32_t accepts_in_stock = 0;
+
+// True if a descriptor is free. A record that came without one would lose its connection, so we
+// look before we take it: at every accept when the limit is near, else once in a while.
+bool has_room_to_accept(const Sock& s) {
+  if (accepts_in_stock != 0) {
+    --accepts_in_stock;
+    return true;
+  }
+  constexpr uint32_t kStock = 32;
+  const int lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
+  if (lowest < 0) return false;
+  libc.close(lowest);
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur > 256 &&
+      static_cast<rlim_t>(lowest) + 4 * kStock < limit.rlim_cur)
+    accepts_in_stock = kStock;
+  return true;
+}
+
+// One message of a listener's queue. Returns its bytes or -errno; `fd` is the descriptor that came
+// along, or -1.
+ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
+  iovec iov{&record, sizeof record};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  *fd = -1;
+  const ssize_t n = libc.recvmsg(s.fd, &m, flags);
+  if (n < 0) return -errno;
+  each_passed_fd(m, [fd](int got) {
+    if (*fd < 0)
+      *fd = got;
+    else
+      libc.close(got);
+  });
+  return n;
+}
+
+// The same, and a thread that sleeps until one comes is counted as such: only then it costs a call
+// more.
+ssize_t take_or_await_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
+  ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
+  if (n != -EAGAIN || (flags & MSG_DONTWAIT) != 0 || s.nonblocking()) return n;
+  begin_wait(s.mine, process.pid, monotonic_ns());
+  n = take_record(s, record, flags, fd);
+  end_wait(s.mine, monotonic_ns());
+  return n;
+}
+
+bool is_possible(const mw_accept_record& r) {
+  const mw_geometry& g = process.channel.geometry();
+  const uint32_t number_and_1 = r.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT;
+  return r.magic == MW_ACCEPT_MAGIC && r.slot < g.slots && r.local.len <= sizeof r.local.bytes &&
+         r.peer.len <= sizeof r.peer.bytes && number_and_1 <= g.slots &&
+         (number_and_1 == 0) == ((r.flags & MW_ACCEPT_BARE) != 0);
+}
+
+// 1 + the number of the placeholder that the connection was claimed with; 0 if there is none.
+uint32_t claimed_with(const Sock& s) {
+  const uint64_t claim = A::load_relaxed(s.slot.claim);
+  const auto low = static_cast<uint32_t>(claim);
+  return claim >> 32 == s.gen && low <= process.channel.geometry().slots ? low : 0;
+}
+
+// Makes a connection that came from the queue ours, or drops it. False: somebody else was first,
+// and it is gone.
+bool claim(const mw_accept_record& r, uint32_t whose) {
+  uint64_t nobody = uint64_t{r.gen} << 32 | MW_CLAIM_NOBODY;
+  return std::atomic_ref(process.channel.slot(r.slot).claim)
+      .compare_exchange_strong(nobody, uint64_t{r.gen} << 32 | whose);
+}
+
+// False: its listener, or its INS, is gone, and so is the connection.
+bool is_waiting(const mw_accept_record& r) {
+  return A::load_relaxed(process.channel.slot(r.slot).claim) ==
+         (uint64_t{r.gen} << 32 | MW_CLAIM_NOBODY);
+}
+
+// A connection that came without a placeholder whose end would tell the INS.
+void drop_bare(const mw_accept_record& r) {
+  if (!is_possible(r) || !claim(r, MW_CLAIM_DROPPED)) return;
+  A::store_release(process.channel.slot(r.slot).closed, r.gen);
+  announce(sock_of(-1, {Kind::socket, r.slot, r.gen}));
+}
+
+// A placeholder for a connection.
+struct Place {
+  int fd = -1;
+  uint32_t number = 0;
+};
+
+int new_place(const mw_accept_record& r, int flags, Place& out) {
+  int pair[2];
+  if (const int rc = make_placeholder(flags, pair); rc < 0) return rc;
+  CallRequest request;
+  request.op = MW_OP_PLACEHOLDER;
+  request.slot = r.slot;
+  request.gen = r.gen;
+  request.placeholder = pair[1];
+  mw_new_socket made{};
+  const CallAnswer a = call(request, &made, sizeof made);
+  libc.close(pair[1]);
+  if (a.ret >= 0 && a.len == sizeof made && made.slot < process.channel.geometry().slots) {
+    out = {pair[0], made.slot};
+    return 0;
+  }
+  libc.close(pair[0]);
+  if (a.ret < 0) return -a.err;
+  poison("answer to placeholder");
+  return -ECONNABORTED;
+}
+
+// flags: SOCK_CLOEXEC, SOCK_NONBLOCK.
+int place_from_stock(const Stocked& kept, int flags, Place& out) {
+  const bool nonblocking = (flags & SOCK_NONBLOCK) != 0;
+  const int command = (flags & SOCK_CLOEXEC) != 0 ? F_DUPFD_CLOEXEC : F_DUPFD;
+  const int fd = libc.fcntl(kept.fd, command, 0);
+  if (fd < 0) {
+    const int error = errno;
+    stock_put(kept);
+    return -error;
+  }
+  unhide_and_close(kept.fd);
+  if (kept.nonblocking != nonblocking) libc.fcntl(fd, F_SETFL, nonblocking ? O_NONBLOCK : 0);
+  char tokens[64];
+  if (kept.may_have_tokens)
+    while (libc.recv(fd, tokens, sizeof tokens, MSG_DONTWAIT) > 0) {
+    }
+  out = {fd, kept.number};
+  return 0;
+}
+
+// Finds a placeholder for a connection whose record came without one. 0 or -errno.
+int place_bare(const mw_accept_record& r, int flags, Place& out) {
+  Stocked kept;
+  const int rc = stock_take(process.channel.worker_of(r.slot), kept)
+                     ? place_from_stock(kept, flags, out)
+                     : new_place(r, flags, out);
+  if (rc < 0)
+    drop_bare(r);
+  else
+    A::store_release(process.channel.slot(out.number).bound, r.slot + 1);
+  return rc;
+}
+
+// The next accepted connection's record; *fd is its placeholder, or -1. 0 or -errno.
+int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
+  const int64_t deadline = s.nonblocking() ? 0 : deadline_after_us(s.mine.rcvtimeo_us);
+  constexpr int kMostTokens = 1000;
+  for (int tokens = 0; tokens < kMostTokens; ++tokens) {
+    if (deadline != 0) {
+      const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
+      pollfd p{s.fd, POLLIN, 0};
+      if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
+      flags |= MSG_DONTWAIT;
+    }
+    // The queue of accepted connections is this descriptor's own: blocking, waking one of several
+    // processes, EAGAIN for the losers and signals are the kernel's.
+    std::atomic_ref waiters(s.mine.waiters);
+    waiters.fetch_add(1);
+    const ssize_t n = take_or_await_record(s, record, flags, fd);
+    waiters.fetch_sub(1);
+    if (n < 0) return static_cast<int>(n);
+    if (n == 0) return -EINVAL;  // the session is over
+    if (n == sizeof record && record.gen != 0) {
+      const bool bare = (record.flags & MW_ACCEPT_BARE) != 0;
+      if (is_possible(record) && bare == (*fd < 0)) return 0;
+      if (is_possible(record) && !bare) return -EMFILE;
+    }
+    if (*fd >= 0) libc.close(*fd);
+    if (n != sizeof record || *fd >= 0 || record.gen != 0) break;
+    if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) {
+      pass_on_end(s);
+      return -EINVAL;
+    }
+    // A token from before it became a listener again.
+  }
+  poison("accept record");
+  return -ECONNABORTED;
+}
+
+// Takes connections from the queue until one is ours. 0 or -errno.
+int accept_claimed(const Sock& s, mw_accept_record& record, int flags, Place& out) {
+  constexpr int kMostLost = 1000;
+  for (int lost = 0; lost < kMostLost; ++lost) {
+    int rc = next_accepted(s, record, (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0, &out.fd);
+    if (rc < 0) return rc;
+    if (out.fd < 0) {
+      if (!is_waiting(record)) continue;
+      rc = place_bare(record, flags, out);
+      if (rc < 0) return rc;
+    } else {
+      out.number = (record.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT) - 1;
+      const uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
+      if ((record.flags & MW_ACCEPT_NONBLOCK) != wish)
+        libc.fcntl(out.fd, F_SETFL, wish != 0 ? O_NONBLOCK : 0);
+    }
+    if (claim(record, out.number + 1)) return 0;
+    libc.close(out.fd);
+  }
+  poison("accept record");
+  return -ECONNABORTED;
+}
+
+}  // namespace
+
+void pass_on_end(const Sock& s) {
+  arm(s, POLLIN);
+  announce(s);
+}
+
+void empty_queue(const Sock& s) {
+  A::fetch_and(s.slot.want, ~MW_WANT_TOKEN_IN);
+  mw_accept_record record{};
+  int fd = -1;
+  for (;;) {
+    const ssize_t n = take_record(s, record, MSG_DONTWAIT | MSG_CMSG_CLOEXEC, &fd);
+    if (n <= 0) return;
+    if (fd >= 0)
+      libc.close(fd);
+    else if (n == sizeof record && record.gen != 0)
+      drop_bare(record);
+  }
+}
+
+int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
+  if ((flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0) return -EINVAL;
+  if (s.datagram()) return -EOPNOTSUPP;
+  if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) return -EINVAL;
+  if (a != nullptr)
+    if (const int rc = check_room(a, len); rc < 0) return rc;
+  if (!has_room_to_accept(s)) return -EMFILE;
+  settle();
+  uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
+  if (stock_size() != 0 && !process.confined) wish |= MW_ACCEPT_BARE;
+  if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
+  if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
+
+  const uint32_t then = descriptor_copies();
+  mw_accept_record record{};
+  Place place;
+  if (const int rc = accept_claimed(s, record, flags, place); rc < 0) return rc;
+  if (const int rc =
+          adopt_socket(place.fd, record.slot, record.gen, s.mine.domain, s.mine.type,
+                       s.mine.protocol, (flags & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0, then);
+      rc < 0) {
+    libc.close(place.fd);
+    return rc;
+  }
+  SessionSlot& mine = process.session.slot(record.slot);
+  mine.local = record.local;
+  mine.rcvlowat = s.mine.rcvlowat;
+  mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
+  mine.sndtimeo_us = s.mine.sndtimeo_us;
+  mine.sndbuf = s.mine.sndbuf;
+  give_address(record.peer, a, len);
+  return place.fd;
+}
+
+namespace {
+
+// True if this descriptor is the only one of the connection, anywhere, its placeholder is as good
+// as new, and nobody sleeps on it.
+bool can_be_kept(const Sock& s) {
+  return !is_dead(s) && references(s.index, s.gen) == 1 && is_nobody_elses(s.index) &&
+         A::load_relaxed(s.mine.waiters) == 0 &&
+         (A::load_relaxed(s.mine.flags) & (kSlotOdd | kSlotListener)) == 0 && !process.confined;
+}
+
+}  // namespace
+
+int sock_close(int fd, const Entry& e) {
+  const Sock s = sock_of(fd, e);
+  Stocked kept;
+  // Before anything that would let another connection have the slot.
+  kept.then = descriptor_copies();
+  kept.first_gen = A::load_acquire(process.session.header().first_gen);
+  const uint32_t claimed = claimed_with(s);
+  const bool keep = claimed != 0 && can_be_kept(s);
+  const bool awaited = close_is_awaited(s);
+  const uint32_t flags = A::load_relaxed(s.mine.flags);
+  kept.number = claimed - 1;
+  kept.nonblocking = (flags & kSlotNonblock) != 0;
+  kept.may_have_tokens = (flags & kSlotArmed) != 0;
+  forget(fd);
+  const int saved = errno;
+  if (keep) kept.fd = hidden_copy(fd);
+  errno = saved;
+  if (kept.fd < 0) {
+    const int rc = libc.close(fd);
+    if (awaited && rc == 0) await_close(s);
+    return rc;
+  }
+  if (held_slot == s.index + 1) held_slot = 0;
+  A::store_release(s.slot.closed, s.gen);
+  if (awaited)
+    await_close(s);
+  else
+    announce(s);
+  const int rc = libc.close(fd);
+  stock_put(kept);
+  return rc;
+}
+
+}  // namespace mw::shim

@@ -1,0 +1,89 @@
+#include "shim/stock.h"
+
+#include <algorithm>
+#include <iterator>
+
+#include "shim/process.h"
+
+namespace mw::shim {
+namespace {
+
+using A = StdAtomics;
+
+// More connections than this are rarely open in one process and short-lived at the same time.
+constexpr uint32_t kPlaces = 256;
+
+enum PlaceState : uint32_t { kFree = 0, kBusy = 1, kFull = 2 };
+struct Place {
+  uint32_t state;
+  Stocked what;
+};
+constinit Place places[kPlaces] = {};
+uint32_t size = 0;
+uint32_t used_end = 0;  // all places that were ever used are below
+
+bool become(Place& p, uint32_t from, uint32_t to) {
+  return A::load_relaxed(p.state) == from &&
+         std::atomic_ref(p.state).compare_exchange_strong(from, to);
+}
+
+bool is_usable(const Stocked& s) {
+  return s.then == descriptor_copies() &&
+         s.first_gen == A::load_acquire(process.session.header().first_gen) && !is_poisoned();
+}
+
+}  // namespace
+
+void stock_put(const Stocked& s) {
+  for (uint32_t i = 0; i < kPlaces; ++i) {
+    Place& p = places[i];
+    if (!become(p, kFree, kBusy)) continue;
+    p.what = s;
+    if (i >= A::load_relaxed(used_end)) A::store_relaxed(used_end, i + 1);
+    A::fetch_add(size, 1u);
+    A::store_release(p.state, uint32_t{kFull});
+    return;
+  }
+  unhide_and_close(s.fd);
+}
+
+bool stock_take(uint32_t worker, Stocked& out) {
+  if (stock_size() == 0) return false;
+  const uint32_t workers = process.channel.geometry().workers;
+  // A place that two threads begin to use at once is lost to a scan, not to the stock.
+  const uint32_t end = std::min(kPlaces, A::load_relaxed(used_end) + 1);
+  for (uint32_t i = 0; i < end; ++i) {
+    Place& p = places[i];
+    if (!become(p, kFull, kBusy)) continue;
+    const Stocked s = p.what;
+    const bool usable = is_usable(s);
+    const bool fits = s.number % workers == worker;
+    if (usable && !fits) {
+      A::store_release(p.state, uint32_t{kFull});
+      continue;
+    }
+    A::fetch_add(size, ~uint32_t{0});
+    A::store_release(p.state, uint32_t{kFree});
+    if (usable) {
+      out = s;
+      return true;
+    }
+    unhide_and_close(s.fd);
+  }
+  return false;
+}
+
+uint32_t stock_size() {
+  return A::load_relaxed(size);
+}
+
+void stock_after_fork() {
+  for (Place& p : places) {
+    // Half done by a thread that does not exist here.
+    if (p.state == kFull) unhide_and_close(p.what.fd);
+    p.state = kFree;
+  }
+  size = 0;
+}
+
+}  // namespace mw::shim
