@@ -257,7 +257,6 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
   if (stock_size() != 0 && !process.confined) wish |= MW_ACCEPT_BARE;
   if (A::load_relaxed(s.slot.accept_flags) != wish) A::store_relaxed(s.slot.accept_flags, wish);
-  if (const int error = take_error(s); error != 0 && !is_dead(s)) return -error;
 
   const uint32_t then = descriptor_copies();
   mw_accept_record record{};
