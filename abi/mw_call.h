@@ -35,9 +35,8 @@ enum mw_op {
    * answer, cut after its question, with TC set, if it is longer than a payload; err is an errno
    * value. */
   MW_OP_QUERY = 15,
-  /* The caller has closed its descriptor of a socket in state MW_ST_RESET or MW_ST_LISTENING.
-   * Answered when the socket is closed and its peers are reset, if that was the last descriptor;
-   * else at once. */
+  /* The caller has closed its descriptor. Answered when the socket is closed and its peers are
+   * reset, if that was the last one; else at once. */
   MW_OP_CLOSED = 16,
   /* A placeholder for a connection whose accept record came without one; arrives with its other
    * end, as MW_OP_SOCKET does; out: mw_new_socket, whose slot is the placeholder's number. */

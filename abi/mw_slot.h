@@ -27,7 +27,6 @@
 #define MW_ST_PRI 256u      /* urgent data pending */
 #define MW_ST_ERRQ 512u     /* the error queue is not empty: poll ERR */
 #define MW_ST_AT_MARK 1024u /* oob_mark is valid */
-#define MW_ST_RESET 2048u   /* SO_LINGER with a time of 0: close() resets, see MW_OP_CLOSED */
 
 /* The low half of claim: whose an accepted connection is. The INS sets it to NOBODY's; from there
  * it is changed once, by whichever side is first. */

@@ -210,7 +210,6 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
     s.linger = l.l_onoff == 0    ? LingerMode::off
                : l.l_linger == 0 ? LingerMode::reset
                                  : LingerMode::wait;
-    set_state(i, s, s.state);
   }
   if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
   option_set(i, s, level, name);

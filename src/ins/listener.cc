@@ -242,12 +242,9 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   Status sent =
       send_message(s.ph, bytes_of(record), {fds, bare ? size_t{0} : size_t{1}}, MSG_DONTWAIT);
   if (!sent) {
-    telemetry_.event(MW_TEL_CLOSE, n, c);
-    reset_at_close(real.get());
     if (!bare) ins_.placeholders.remove(number).reset();
-    c.flags &= ~kAccepted;
-    c.fd = -1;
-    give_back();
+    real.release();
+    reset_and_free(n, c);
     // A full queue: look what was taken before the next one. Else the last descriptor is just being
     // closed.
     if (sent.error().fault == Fault::would_block) l.ahead = l.limit;

@@ -1,5 +1,7 @@
 #include "ins/placeholder_table.h"
 
+#include <unistd.h>
+
 #include <atomic>
 #include <cerrno>
 
@@ -9,7 +11,7 @@ PlaceholderTable::~PlaceholderTable() {
   if (entries_ == nullptr) return;
   for (uint32_t w = 0; w < workers_; ++w)
     for (uint32_t p = w; p < parts_[w].fresh; p += workers_)
-      if (entries_[p].end_and_1 != 0) UniqueFd{entries_[p].end_and_1 - 1};
+      if (entries_[p].end_and_1 != 0) ::close(entries_[p].end_and_1 - 1);
 }
 
 Status PlaceholderTable::init(const mw_geometry& geometry) {
@@ -49,6 +51,7 @@ UniqueFd PlaceholderTable::remove(uint32_t number) {
   Entry& e = entries_[number];
   const std::lock_guard hold(part.lock);
   UniqueFd end{std::atomic_ref(e.end_and_1).exchange(0) - 1};
+  if (!end) return end;  // the application named one that is not there
   e.next_free = part.free;
   part.free = number + 1;
   return end;

@@ -1,22 +1,14 @@
 #include "ins/worker.h"
 
-#include <linux/falloc.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
-#include <climits>
 #include <cstdio>
 #include <cstring>
-#include <ctime>
 
 #include "base/clock.h"
 #include "base/log.h"
-#include "base/received_fds.h"
 #include "ring/atomics.h"
 #include "transport/local/fd_message.h"
 
@@ -29,11 +21,8 @@ constexpr int kEventsPerTurn = 128;
 // News that a sleeper is woken for together: it should find more than one answer to give, but start
 // before we are through with all of them.
 constexpr int kEventsPerRing = 16;
-constexpr int kDropsPerTurn = 64;
 constexpr int kTurnsWithoutEvents = 4;
 constexpr size_t kDeadBatch = 16;
-constexpr size_t kMaxDead = 512;
-constexpr uint32_t kIdleTicks = 2;
 // spin(): sleeps shorter than this would have been better spent awake; how the spin grows towards
 // it; how long an answer about the other processors holds.
 constexpr int64_t kLongestSpinNs = 100'000;
@@ -41,8 +30,6 @@ constexpr int64_t kFirstSpinNs = 10'000;
 constexpr int64_t kLoadHoldsNs = 250'000;
 constexpr int kPausesPerLook = 16;
 constexpr int kLooksPerPoll = 4;
-// After its last close a socket that the peer does not drain is given up by the kernel.
-constexpr unsigned kLingerTimeoutMs = 60'000;
 
 // epoll data: generation, then which end, then slot, or number if it is an accepted connection's
 // placeholder. The tags stand where no generation is.
@@ -52,15 +39,6 @@ constexpr uint64_t kTagBell = 1;
 constexpr uint64_t kTagNotes = 2;
 constexpr uint64_t kTagDrop = 3;
 constexpr uint32_t kSlotMask = 0x3fffffff;
-
-bool is_stream_placeholder(int fd) {
-  int domain = 0;
-  int type = 0;
-  socklen_t len = sizeof domain;
-  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX) return false;
-  len = sizeof type;
-  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
-}
 
 uint32_t accept_record_cost() {
   int pair[2];
@@ -76,36 +54,6 @@ uint32_t accept_record_cost() {
 }
 
 }  // namespace
-
-void CallTable::init(const Channel& channel) {
-  channel_ = channel;
-  const uint32_t calls = channel.geometry().calls;
-  last_ = std::make_unique<std::atomic<uint32_t>[]>(calls);
-  for (uint32_t i = 0; i < calls; ++i)
-    last_[i].store(A::load_relaxed(channel.call(i).done_seq), std::memory_order_relaxed);
-}
-
-Result<bool> CallTable::begin(uint32_t call, Request& out, uint32_t seq) {
-  mw_call& cell = channel_.call(call);
-  const Status copied = copy_request(cell, out);
-  if (seq != 0 && out.seq != seq) return false;
-  if (last_[call].exchange(out.seq, std::memory_order_relaxed) == out.seq) return false;
-  if (!copied) return copied.error();
-  return true;
-}
-
-void CallTable::answer(uint32_t call, uint32_t seq, const Answer& a) {
-  mw_call& cell = channel_.call(call);
-  if (a.out_len != 0) std::memcpy(cell.payload, a.payload, a.out_len);
-  A::store_relaxed(cell.ret, a.ret);
-  A::store_relaxed(cell.err, a.err);
-  A::store_relaxed(cell.out_len, a.out_len);
-  A::store_release(cell.done_seq, seq);
-  A::fence();
-  if (A::load_relaxed(cell.waiting) != 0)
-    ::syscall(SYS_futex, &cell.done_seq, 1 /* FUTEX_WAKE, between processes */, INT_MAX, nullptr,
-              nullptr, 0);
-}
 
 Worker::Worker(InsContext& ins, uint32_t index)
     : ins_(ins),
@@ -156,35 +104,6 @@ bool Worker::watch_real(uint32_t i, Sock& s) {
   if (!watch(s.fd, kRealEvents, i, s.gen, false, EPOLL_CTL_ADD)) return false;
   s.flags |= kRegistered;
   return true;
-}
-
-// Hands a new socket, filled in, to its worker. From here on it is that worker's.
-void Worker::hand_over(uint32_t i, Sock& s, bool with_real) {
-  const uint32_t gen = s.gen;
-  const int fd = s.fd;
-  const int ph = s.ph;
-  if (with_real) s.flags |= kRegistered;
-  ins_.slots.publish(i);
-  if ((ph < 0 || watch(ph, kPlaceholderEvents, i, gen, true, EPOLL_CTL_ADD)) &&
-      (!with_real || watch(fd, kRealEvents, i, gen, false, EPOLL_CTL_ADD)))
-    return;
-  log_line("mwins", "no memory to watch a new socket");
-  give_up(i, gen);
-}
-
-// Has the socket's own worker abandon it.
-void Worker::give_up(uint32_t i, uint32_t gen) {
-  WorkerNote note(WorkerNote::Kind::abandon, i);
-  note.gen = gen;
-  ins_.to_worker[ch_.worker_of(i)]->post(std::move(note));
-}
-
-void Worker::abandon(uint32_t i, Sock& s) {
-  // An accepted one that the application has by now stays until it closes it.
-  if ((s.flags & kAccepted) != 0 && !revoke(i, s.gen)) return abort_socket(i, s);
-  if (s.ph >= 0) ::close(s.ph);  // its other end lives: it has to see this one go
-  s.ph = -1;
-  reset_and_free(i, s);
 }
 
 bool Worker::begin() {
@@ -315,15 +234,6 @@ uint32_t Worker::turn_news() {
   return members;
 }
 
-// Calls that nobody waits for came before the close.
-void Worker::close_marked() {
-  for (const uint32_t i : closing_) {
-    Sock* s = ins_.slots.find(i);
-    if (s != nullptr && A::load_relaxed(ch_.slot(i).closed) == s->gen) last_close(i, *s);
-  }
-  closing_.clear();
-}
-
 int Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
   turns_without_events_ = 0;
@@ -432,129 +342,6 @@ void Worker::on_notes() {
   }
 }
 
-void Worker::on_drop() {
-  for (int k = 0; k < kDropsPerTurn; ++k)
-    if (!take_drop()) return;
-}
-
-// One new socket from the drop socket. False: there is none, or no more is to be taken now.
-bool Worker::take_drop() {
-  mw_drop_record record{};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
-  iovec iov{&record, sizeof record};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
-  const ssize_t n = ::recvmsg(ins_.drop.get(), &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-  if (n < 0) return errno == EINTR;
-  if (n == 0) {  // nobody is left who could send one
-    ::epoll_ctl(epoll_, EPOLL_CTL_DEL, ins_.drop.get(), nullptr);
-    return false;
-  }
-  UniqueFd placeholder;
-  uint32_t fds = 0;
-  each_passed_fd(m, [&](int fd) {
-    placeholder.reset(fd);
-    ++fds;
-  });
-  // A descriptor that we have no room for arrives as a truncated message, like a lie.
-  const bool no_room = fds == 0 && (m.msg_flags & MSG_CTRUNC) != 0;
-  if (n != sizeof record || record.magic != MW_DROP_MAGIC || record.call >= ch_.geometry().calls ||
-      (fds != 1 && !no_room)) {
-    fault({Fault::peer, 0, "a new socket's record that cannot be"});
-    return false;
-  }
-  auto begun = ins_.calls.begin(record.call, request_, record.seq);
-  if (!begun) {
-    fault(begun.error());
-    return false;
-  }
-  // Else it was answered by now: the driver sends the record of a process that died once more.
-  const bool bare = request_.op == MW_OP_PLACEHOLDER;
-  if (!*begun || (request_.op != MW_OP_SOCKET && !bare)) return true;
-  answer_.ret = -1;
-  answer_.err = ENFILE;
-  answer_.out_len = 0;
-  if (!no_room && !is_stream_placeholder(placeholder.get())) {
-    fault({Fault::peer, 0, "a placeholder that is none"});
-    return false;
-  }
-  if (!no_room && bare && !new_placeholder(request_, std::move(placeholder), answer_)) return false;
-  if (!no_room && !bare) new_socket(request_, std::move(placeholder), answer_);
-  ins_.calls.answer(record.call, request_.seq, answer_);
-  return true;
-}
-
-// What the PVM reads of it.
-static uint32_t published_state(const Sock& s) {
-  return s.state | (s.linger == LingerMode::reset ? MW_ST_RESET : 0);
-}
-
-void Worker::init_shared_slot(uint32_t i, Sock& s) {
-  s.rx_tail = MW_INDEX_START;
-  s.tx_head = MW_INDEX_START;
-  s.bytes_in = 0;
-  s.bytes_out = 0;
-  s.told = 0;
-  s.made_ns = realtime_ns();
-  s.sampled = {};
-  s.sampled.made_ms = coarse_monotonic_ms();
-  mw_slot& shared = ch_.slot(i);
-  A::store_relaxed(shared.tx_tail, MW_INDEX_START);
-  A::store_relaxed(shared.rx_head, MW_INDEX_START);
-  A::store_relaxed(shared.want, 0u);
-  A::store_relaxed(shared.accept_flags, 0u);
-  A::store_relaxed(shared.watches, uint64_t{0});
-  A::store_relaxed(shared.closed, 0u);
-  A::store_relaxed(shared.claim, uint64_t{s.gen} << 32 | MW_CLAIM_NOBODY);
-  A::store_relaxed(shared.rx_tail, MW_INDEX_START);
-  A::store_relaxed(shared.tx_head, MW_INDEX_START);
-  A::store_relaxed(shared.error, 0);
-  A::store_relaxed(shared.error_seq, 0u);
-  A::store_relaxed(shared.oob_mark, 0u);
-  A::store_relaxed(shared.rx_limit, rx_limit(s));
-  A::store_relaxed(shared.state, published_state(s));
-  A::store_release(shared.gen, s.gen);
-}
-
-void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
-  const auto failed = [&a](int err) {
-    a.ret = -1;
-    a.err = err;
-  };
-  const int domain = r.arg[0];
-  const int type = r.arg[1] & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
-  if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
-  if (type != SOCK_STREAM && type != SOCK_DGRAM)
-    return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
-  UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
-  // Our limit of descriptors is not the application's.
-  if (!real) return failed(errno == EMFILE ? ENFILE : errno);
-  auto slot = ins_.slots.allocate(spread_);
-  if (!slot) return failed(ENFILE);
-  const uint32_t i = *slot;
-  spread_ = (spread_ + 1) % ch_.geometry().workers;
-  Sock& s = ins_.slots.at(i);
-  s.fd = real.release();
-  s.ph = placeholder.release();
-  s.kind = type == SOCK_STREAM ? SockKind::stream : SockKind::dgram;
-  s.domain = static_cast<uint8_t>(domain);
-  s.protocol = r.arg[2];
-  s.state = MW_ST_OPEN;
-  if (s.kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s.fd);
-  init_shared_slot(i, s);
-  const mw_new_socket out{i, s.gen};
-  std::memcpy(a.payload, &out, sizeof out);
-  a.out_len = sizeof out;
-  a.ret = 0;
-  a.err = 0;
-  telemetry_.event(MW_TEL_CREATE, i, s);
-  // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
-  hand_over(i, s, s.kind == SockKind::dgram);
-}
-
 void Worker::on_sock_news(uint32_t i) {
   Sock* s = ins_.slots.find(i);
   if (s == nullptr) return;
@@ -576,7 +363,7 @@ void Worker::on_sock_news(uint32_t i) {
 
 void Worker::set_state(uint32_t i, Sock& s, uint32_t state) {
   s.state = state;
-  A::store_release(ch_.slot(i).state, published_state(s));
+  A::store_release(ch_.slot(i).state, state);
 }
 
 void Worker::publish_error(uint32_t i, Sock& s, int err) {
@@ -620,180 +407,6 @@ void Worker::announce(uint32_t i, uint32_t news) {
   // A full queue holds tokens enough to wake anybody.
   (void)!::send(placeholder_of(i, s), &token, s.listener != nullptr ? sizeof token : 1,
                 MSG_DONTWAIT | MSG_NOSIGNAL);
-}
-
-// ---- closing ----
-
-void Worker::last_close(uint32_t i, Sock& s) {
-  if (s.listener != nullptr) {
-    ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
-    revoke_all(*s.listener);
-    return free_slot(i, s);
-  }
-  if (s.kind == SockKind::dgram) return free_slot(i, s);
-  if ((s.flags & kLingering) != 0) return;
-  // Still in the queue when its listener was closed: the kernel resets such a connection.
-  if ((s.flags & kAccepted) != 0 && claim_of(i, s) == 0) return reset_and_free(i, s);
-  // A pause ends with the socket: what was written leaves, and nobody reads any more.
-  if ((s.flags & kLimited) != 0) s.limits->paused = 0;
-  if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);
-  mw_slot& shared = ch_.slot(i);
-  auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
-  auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
-  if (!room) return fault(room.error());
-  if (!left) return fault(left.error());
-  if (*room != ch_.geometry().rx_ring)
-    return reset_and_free(i, s);  // unread bytes, as in the kernel
-  if (*left == 0 || (s.state & MW_ST_CONNECTED) == 0 || s.linger == LingerMode::reset)
-    return finish_close(i, s);
-  // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
-  int unread = 0;
-  if (::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0) return reset_and_free(i, s);
-  s.flags |= kLingering;
-  if ((s.flags & kUserTimeout) == 0)
-    ::setsockopt(s.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kLingerTimeoutMs, sizeof kLingerTimeoutMs);
-}
-
-void Worker::reset_at_close(int fd) {
-  const linger now{1, 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-}
-
-// Closes the connection now and with a reset; the slot and its placeholder stay.
-void Worker::abort_socket(uint32_t i, Sock& s) {
-  if (s.listener != nullptr || s.fd < 0) return;
-  reset_at_close(s.fd);
-  telemetry_.event(MW_TEL_CLOSE, i, s);
-  ::close(s.fd);
-  s.fd = -1;
-  drop_limits(s);
-  s.flags |= kReadDone;
-  publish_error(i, s, ECONNRESET);
-  set_state(
-      i, s,
-      (s.state & ~MW_ST_CONNECTING) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
-  announce(i, kNewsAll);
-}
-
-void Worker::reset_and_free(uint32_t i, Sock& s) {
-  if (s.fd >= 0) reset_at_close(s.fd);
-  free_slot(i, s);
-}
-
-void Worker::finish_close(uint32_t i, Sock& s) {
-  if (s.fd >= 0 && s.linger == LingerMode::wait) {
-    // The kernel would wait in our close(). The application's close() has long returned.
-    const linger off{0, 0};
-    ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
-  }
-  free_slot(i, s);
-}
-
-void Worker::free_slot(uint32_t i, Sock& s) {
-  if (s.fd >= 0) {
-    telemetry_.event(MW_TEL_CLOSE, i, s);
-    ::close(s.fd);
-  }
-  drop_limits(s);
-  if (s.ph >= 0) bury(s.ph);
-  s.fd = -1;
-  s.ph = -1;
-  // How far the send ring was used decides how much of it may be resident.
-  s.tx_high = s.tx_head - MW_INDEX_START;
-  A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED);
-  const uint32_t keep = s.flags & kWarm;
-  s.flags = keep;
-  s.error_seq = 0;
-  s.oob_mark = 0;
-  s.rcvlowat = 1;
-  s.rx_limit = 0;
-  s.backlog = 0;
-  s.linger = LingerMode::off;
-  if (s.tx_high > MW_PAGE && keep == 0) {
-    s.flags |= kWarm;
-    warm_.push_back(i);
-  }
-  s.last_tick = tick_;
-  ins_.slots.release(i);
-  if (!stalled_.empty()) retry_now_ = true;
-}
-
-// Closes a placeholder whose other end is gone, some time. While any AF_UNIX descriptor travels in
-// a message (an accept record that waits, say) the kernel answers each close() of such a socket
-// with a run of its garbage collector in another thread; so we wait until none of ours does.
-void Worker::bury(int placeholder) {
-  dead_.push_back(placeholder);
-  if (dead_.size() >= kMaxDead) close_dead();
-}
-
-bool Worker::records_under_way() const {
-  Sock* s = ins_.slots.find(handed_by_);
-  int queued = 0;
-  return s != nullptr && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 &&
-         queued != 0;
-}
-
-void Worker::close_dead() {
-  for (const int fd : dead_) ::close(fd);
-  dead_.clear();
-}
-
-// ---- memory ----
-
-void Worker::touch(uint32_t i, Sock& s) {
-  s.last_tick = tick_;
-  s.rx_touched = 1;
-  if ((s.flags & kWarm) != 0) return;
-  s.flags |= kWarm;
-  warm_.push_back(i);
-}
-
-void Worker::punch(uint64_t offset, uint64_t bytes) {
-  // A failure costs memory and nothing else.
-  (void)!::fallocate(ins_.channel_fd.get(), FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
-                     static_cast<off_t>(offset), static_cast<off_t>(bytes));
-}
-
-// Gives back the ring memory of slots that were idle for a while. Only the INS writes a receive
-// ring, so an empty one can lose its pages at any time; a send ring only after its socket is gone.
-void Worker::release_idle_memory() {
-  const mw_geometry& g = ch_.geometry();
-  for (size_t k = 0; k < warm_.size();) {
-    const uint32_t i = warm_[k];
-    Sock& s = ins_.slots.at(i);
-    const bool live = s.live.load(std::memory_order_relaxed) != 0;
-    bool keep = tick_ - s.last_tick < kIdleTicks;
-    if (!keep && live) {
-      auto room = ring_room(g.rx_ring, s.rx_tail, ch_.slot(i).rx_head);
-      keep = !room || *room != g.rx_ring;
-    }
-    if (keep) {
-      ++k;
-      continue;
-    }
-    const uint64_t ring = ch_.layout().rings + ch_.layout().ring_stride * i;
-    if (live) {
-      if (s.rx_touched != 0) punch(ring, g.rx_ring);
-      s.rx_touched = 0;
-      s.flags &= ~kWarm;
-    } else {
-      bool freed = false;
-      ins_.slots.if_free(i, [&] {
-        if (s.rx_touched != 0) punch(ring, g.rx_ring);
-        if (s.tx_high > MW_PAGE) punch(ring + g.rx_ring, g.tx_ring);
-        s.rx_touched = 0;
-        s.tx_high = 0;
-        s.flags &= ~kWarm;
-        freed = true;
-      });
-      if (!freed) {  // taken again while we looked
-        ++k;
-        continue;
-      }
-    }
-    warm_[k] = warm_.back();
-    warm_.pop_back();
-  }
 }
 
 }  // namespace mw

@@ -51,6 +51,7 @@ class Worker {
   static constexpr uint32_t kNewsIn = 1;   // input, state or error
   static constexpr uint32_t kNewsOut = 2;  // room in the send ring, state or error
   static constexpr uint32_t kNewsAll = kNewsIn | kNewsOut;
+  static constexpr size_t kMaxDead = 512;  // placeholders that wait to be closed
 
   // worker.cc
   uint32_t turn_news();
@@ -60,13 +61,10 @@ class Worker {
   void on_event(const epoll_event& e);
   void on_placeholder(uint32_t i, Sock& s, uint32_t events);
   void on_notes();
-  void on_drop();
-  bool take_drop();
   void on_sock_news(uint32_t i);
   bool spin();
   bool processors_free(int64_t now);
   int sleep_ms() const;
-  void close_marked();
   void requeue(uint32_t i, Sock& s);
   void set_state(uint32_t i, Sock& s, uint32_t state);
   void publish_error(uint32_t i, Sock& s, int err);
@@ -76,12 +74,18 @@ class Worker {
   bool watch(int fd, uint32_t events, uint32_t i, uint32_t gen, bool placeholder, int op);
   bool watch_placeholder(int end, uint32_t number, uint32_t gen);
   bool watch_real(uint32_t i, Sock& s);
+
+  // opening.cc
+  void on_drop();
+  bool take_drop();
+  void init_shared_slot(uint32_t i, Sock& s);
+  void new_socket(const Request& r, UniqueFd placeholder, Answer& a);
   void hand_over(uint32_t i, Sock& s, bool with_real);
   void give_up(uint32_t i, uint32_t gen);
   void abandon(uint32_t i, Sock& s);
-  void init_shared_slot(uint32_t i, Sock& s);
 
-  // closing (worker.cc)
+  // closing.cc
+  void close_marked();
   void last_close(uint32_t i, Sock& s);
   static void reset_at_close(int fd);
   void abort_socket(uint32_t i, Sock& s);
@@ -92,7 +96,7 @@ class Worker {
   void close_dead();
   bool records_under_way() const;
 
-  // memory (worker.cc)
+  // memory.cc
   void touch(uint32_t i, Sock& s);
   void release_idle_memory();
   void punch(uint64_t offset, uint64_t bytes);
@@ -198,7 +202,6 @@ class Worker {
   void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void new_socket(const Request& r, UniqueFd placeholder, Answer& a);
 
   InsContext& ins_;
   const uint32_t index_;

@@ -8,6 +8,7 @@
 
 #include "base/received_fds.h"
 #include "shim/calls.h"
+#include "shim/epoll.h"
 #include "shim/socket.h"
 #include "shim/stock.h"
 
@@ -27,7 +28,11 @@ bool has_room_to_accept(const Sock& s) {
     return true;
   }
   constexpr uint32_t kStock = 32;
-  const int lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
+  int lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
+  if (lowest < 0 && stock_size() != 0) {
+    stock_clear();
+    lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
+  }
   if (lowest < 0) return false;
   libc.close(lowest);
   rlimit limit{};
@@ -144,6 +149,11 @@ int place_from_stock(const Stocked& kept, int flags, Place& out) {
     return -error;
   }
   unhide_and_close(kept.fd);
+  // Copied meanwhile: another process has it too, and nobody would see this one close it.
+  if (!stock_is_usable(kept)) {
+    libc.close(fd);
+    return -EAGAIN;
+  }
   if (kept.nonblocking != nonblocking) libc.fcntl(fd, F_SETFL, nonblocking ? O_NONBLOCK : 0);
   char tokens[64];
   if (kept.may_have_tokens)
@@ -156,14 +166,20 @@ int place_from_stock(const Stocked& kept, int flags, Place& out) {
 // Finds a placeholder for a connection whose record came without one. 0 or -errno.
 int place_bare(const mw_accept_record& r, int flags, Place& out) {
   Stocked kept;
-  const int rc = stock_take(process.channel.worker_of(r.slot), kept)
-                     ? place_from_stock(kept, flags, out)
-                     : new_place(r, flags, out);
+  int rc = -EAGAIN;
+  if (stock_take(process.channel.worker_of(r.slot), kept)) rc = place_from_stock(kept, flags, out);
+  if (rc == -EAGAIN) rc = new_place(r, flags, out);
   if (rc < 0)
     drop_bare(r);
   else
     A::store_release(process.channel.slot(out.number).bound, r.slot + 1);
   return rc;
+}
+
+// False: the program has closed the listener, and the number may be another socket's by now.
+bool is_still_there(const Sock& s) {
+  const Entry e = peek(s.fd);
+  return e.kind == Kind::socket && e.slot == s.index && e.gen == s.gen;
 }
 
 // The next accepted connection's record; *fd is its placeholder, or -1. 0 or -errno.
@@ -198,6 +214,7 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
     }
     // A token from before it became a listener again.
   }
+  if (!is_still_there(s)) return -EBADF;
   poison("accept record");
   return -ECONNABORTED;
 }
@@ -209,7 +226,10 @@ int accept_claimed(const Sock& s, mw_accept_record& record, int flags, Place& ou
     int rc = next_accepted(s, record, (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0, &out.fd);
     if (rc < 0) return rc;
     if (out.fd < 0) {
-      if (!is_waiting(record)) continue;
+      if (!is_waiting(record)) {
+        if (!is_still_there(s)) return -EBADF;
+        continue;
+      }
       rc = place_bare(record, flags, out);
       if (rc < 0) return rc;
     } else {
@@ -220,6 +240,7 @@ int accept_claimed(const Sock& s, mw_accept_record& record, int flags, Place& ou
     }
     if (claim(record, out.number + 1)) return 0;
     libc.close(out.fd);
+    if (!is_still_there(s)) return -EBADF;
   }
   poison("accept record");
   return -ECONNABORTED;
@@ -262,9 +283,11 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   mw_accept_record record{};
   Place place;
   if (const int rc = accept_claimed(s, record, flags, place); rc < 0) return rc;
-  if (const int rc =
-          adopt_socket(place.fd, record.slot, record.gen, s.mine.domain, s.mine.type,
-                       s.mine.protocol, (flags & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0, then);
+  if (const int rc = adopt_socket(place.fd, record.slot, record.gen, s.mine.domain, s.mine.type,
+                                  s.mine.protocol,
+                                  ((flags & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0) |
+                                      (A::load_relaxed(s.mine.flags) & kSlotResets),
+                                  then);
       rc < 0) {
     libc.close(place.fd);
     return rc;
@@ -298,29 +321,28 @@ int sock_close(int fd, const Entry& e) {
   kept.then = descriptor_copies();
   kept.first_gen = A::load_acquire(process.session.header().first_gen);
   const uint32_t claimed = claimed_with(s);
-  const bool keep = claimed != 0 && can_be_kept(s);
-  const bool awaited = close_is_awaited(s);
   const uint32_t flags = A::load_relaxed(s.mine.flags);
-  kept.number = claimed - 1;
-  kept.nonblocking = (flags & kSlotNonblock) != 0;
-  kept.may_have_tokens = (flags & kSlotArmed) != 0;
-  forget(fd);
-  const int saved = errno;
-  if (keep) kept.fd = hidden_copy(fd);
-  errno = saved;
-  if (kept.fd < 0) {
-    const int rc = libc.close(fd);
-    if (awaited && rc == 0) await_close(s);
-    return rc;
+  const bool awaited = close_is_awaited(s);
+  if (claimed != 0 && can_be_kept(s)) {
+    kept.number = claimed - 1;
+    kept.nonblocking = (flags & kSlotNonblock) != 0;
+    kept.may_have_tokens = (flags & kSlotArmed) != 0;
+    const int saved = errno;
+    epoll_last_close(fd, e);
+    // Of two threads that close it one is first.
+    if (take_entry(fd, e)) kept.fd = hidden_copy(fd);
+    errno = saved;
+  } else {
+    forget(fd);
   }
-  if (held_slot == s.index + 1) held_slot = 0;
-  A::store_release(s.slot.closed, s.gen);
-  if (awaited)
-    await_close(s);
-  else
-    announce(s);
   const int rc = libc.close(fd);
-  stock_put(kept);
+  if (kept.fd >= 0) {
+    if (held_slot == s.index + 1) held_slot = 0;
+    A::store_release(s.slot.closed, s.gen);
+    if (!awaited) announce(s);
+  }
+  if (awaited && rc == 0) await_close(s);
+  if (kept.fd >= 0) stock_put(kept);
   return rc;
 }
 

@@ -158,7 +158,7 @@ bool session_up() {
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
   if (is_poisoned()) return {-1, ECONNRESET, 0};
   if (!session_up()) return {-1, ENETDOWN, 0};
-  if (request.op != MW_OP_SOCKET && request.op < MW_OP_RESOLVE) await_posted(request.slot);
+  if (!mw_is_lookup(request.op) && request.placeholder < 0) await_posted(request.slot);
   if (process.talks_to_itself) process.unsettled = true;
   const uint32_t at = acquire_cell();
   CallAnswer a;

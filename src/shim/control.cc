@@ -294,6 +294,10 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     socklen_t granted_len = sizeof granted;
     if (sock_getsockopt(s, level, name, &granted, &granted_len) == 0 && granted > 0)
       A::store_relaxed(s.mine.sndbuf, static_cast<uint32_t>(granted) / 2);  // half is overhead
+  } else if (name == SO_LINGER && len >= sizeof(linger)) {
+    linger l{};
+    memcpy(&l, value, sizeof l);
+    set_flag(s, kSlotResets, l.l_onoff != 0 && l.l_linger == 0);
   } else if (name == SO_RCVLOWAT && len >= sizeof(int)) {
     int low = 0;
     memcpy(&low, value, sizeof low);
@@ -322,10 +326,11 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
 }
 
 bool close_is_awaited(const Sock& s) {
-  return (state_of(s) & (MW_ST_RESET | MW_ST_LISTENING)) != 0;
+  return (A::load_relaxed(s.mine.flags) & (kSlotResets | kSlotListener)) != 0 && !is_dead(s);
 }
 
 void await_close(const Sock& s) {
+  if (A::load_relaxed(process.session.header().state) != kSessionUp) return;
   const int saved = errno;
   plain(about(s, MW_OP_CLOSED));
   errno = saved;
@@ -340,7 +345,7 @@ int sock_fcntl(const Sock& s, int command, long arg) {
                      command == F_DUPFD || command == F_DUPFD_CLOEXEC ||
                      (command == F_SETFL && (arg & ~kPlainFlags) == 0);
   if (!plain) set_flag(s, kSlotOdd, true);
-  if (command == F_DUPFD || command == F_DUPFD_CLOEXEC) copy_entry(s.fd, rc);
+  if ((command == F_DUPFD || command == F_DUPFD_CLOEXEC) && !in_vfork_child()) copy_entry(s.fd, rc);
   return rc;
 }
 

@@ -1,6 +1,9 @@
 // interpose_exec.cc - the exported functions that start programs: they take the shim with them.
 #include <alloca.h>
+#include <sched.h>
 #include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <unistd.h>
 
 #include "shim/epoll_group.h"
@@ -77,15 +80,45 @@ MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_a
                           const posix_spawnattr_t* attributes, char* const* argv,
                           char* const* env) {
   epoll_before_exec();
-  const int rc = libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
-  note_copies();
-  return rc;
+  const Copying copying;
+  return libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
 }
 MW_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                            const posix_spawnattr_t* attributes, char* const* argv,
                            char* const* env) {
   epoll_before_exec();
-  const int rc = libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
-  note_copies();
-  return rc;
+  const Copying copying;
+  return libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
+}
+
+// These start a program without any of the functions above.
+MW_EXPORT int system(const char* command) {
+  epoll_before_exec();
+  const Copying copying;
+  return libc.system(command);
+}
+MW_EXPORT FILE* popen(const char* command, const char* type) {
+  epoll_before_exec();
+  const Copying copying;
+  return libc.popen(command, type);
+}
+// Without the handlers of fork().
+MW_EXPORT pid_t _Fork() noexcept {
+  begin_copying();
+  const pid_t pid = libc._Fork();
+  if (pid == 0)
+    after_fork_in_child();
+  else
+    end_copying();
+  return pid;
+}
+MW_EXPORT int clone(int (*run)(void*), void* stack, int flags, void* argument, ...) noexcept {
+  va_list ap;
+  va_start(ap, argument);
+  void* const parent_tid = va_arg(ap, void*);
+  void* const tls = va_arg(ap, void*);
+  void* const child_tid = va_arg(ap, void*);
+  va_end(ap);
+  const Copying copying;
+  return libc.clone(run, stack, flags, argument, parent_tid, tls, child_tid);
 }

@@ -48,8 +48,14 @@ int dup_onto(int old, int fresh, int flags, bool three) {
     errno = EBUSY;
     return -1;
   }
-  if (old != fresh && !in_vfork_child() && libc.fcntl(old, F_GETFD) >= 0) forget(fresh);
+  const Entry replaced = peek(fresh);
+  bool awaited = false;
+  if (old != fresh && !in_vfork_child() && libc.fcntl(old, F_GETFD) >= 0) {
+    awaited = replaced.kind == Kind::socket && close_is_awaited(sock_of(fresh, replaced));
+    forget(fresh);
+  }
   const int rc = three ? libc.dup3(old, fresh, flags) : libc.dup2(old, fresh);
+  if (awaited && rc >= 0) await_close(sock_of(fresh, replaced));
   return old == fresh ? rc : after_dup(old, rc);
 }
 

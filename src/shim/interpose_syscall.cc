@@ -136,6 +136,16 @@ MW_EXPORT long syscall(long number, ...) noexcept {
     case SYS_execve:
       return execve(reinterpret_cast<const char*>(a[0]), static_cast<char* const*>(pointer(1)),
                     static_cast<char* const*>(pointer(2)));
+    case SYS_fork:
+      return _Fork();
+    case SYS_clone:
+    case SYS_clone3: {
+      begin_copying();
+      const long rc = libc.syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+      // A child with memory of its own still has the count of the copying up, and keeps nothing.
+      if (rc != 0) end_copying();
+      return rc;
+    }
     default:
       return libc.syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
   }

@@ -102,6 +102,10 @@ constinit LibcCalls libc = {
     .execveat = nullptr,
     .posix_spawn = nullptr,
     .posix_spawnp = nullptr,
+    .system = nullptr,
+    .popen = nullptr,
+    ._Fork = nullptr,
+    .clone = nullptr,
     .getaddrinfo = nullptr,
     .freeaddrinfo = nullptr,
     .getnameinfo = nullptr,
@@ -157,6 +161,10 @@ void resolve_libc_calls() {
   MW_FIND(execveat);
   MW_FIND(posix_spawn);
   MW_FIND(posix_spawnp);
+  MW_FIND(system);
+  MW_FIND(popen);
+  MW_FIND(_Fork);
+  MW_FIND(clone);
   MW_FIND(getaddrinfo);
   MW_FIND(freeaddrinfo);
   MW_FIND(getnameinfo);

@@ -70,6 +70,10 @@ struct LibcCalls {
                      const posix_spawnattr_t*, char* const*, char* const*);
   int (*posix_spawnp)(pid_t*, const char*, const posix_spawn_file_actions_t*,
                       const posix_spawnattr_t*, char* const*, char* const*);
+  int (*system)(const char*);
+  FILE* (*popen)(const char*, const char*);
+  pid_t (*_Fork)();
+  int (*clone)(int (*)(void*), void*, int, void*, ...);
   int (*getaddrinfo)(const char*, const char*, const addrinfo*, addrinfo**);
   void (*freeaddrinfo)(addrinfo*);
   int (*getnameinfo)(const sockaddr*, socklen_t, char*, socklen_t, char*, socklen_t, int);

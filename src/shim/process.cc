@@ -23,6 +23,7 @@
 extern "C" {
 [[gnu::visibility("hidden"), gnu::tls_model("initial-exec")]] thread_local int mw_in_vfork = 0;
 [[gnu::visibility("hidden")]] uint32_t mw_descriptor_copies = 1;
+[[gnu::visibility("hidden")]] uint32_t mw_copying = 0;  // how many threads are at it
 [[gnu::visibility("hidden")]] void mw_set_errno(int error) {
   errno = error;
 }
@@ -50,6 +51,7 @@ char session_name[160];
 uint8_t session_token[16];
 bool complained = false;
 uint32_t attach_lock = 0;
+uint32_t limits_raised = 0;  // threads that have raised RLIMIT_NOFILE for a moment
 
 constexpr int kHiddenBase = 1100;  // above what select() can name
 constexpr suseconds_t kIdentityMark = 500000;
@@ -205,15 +207,6 @@ Entry probe(int fd) {
   return {Kind::socket, slot, static_cast<uint32_t>(gen)};
 }
 
-void after_fork_in_child() {
-  note_copies();
-  process.pid = static_cast<uint32_t>(::getpid());
-  cached_tid = 0;
-  attach_lock = 0;
-  stock_after_fork();
-  epoll_after_fork();
-}
-
 [[gnu::constructor(101)]] void start() {
   resolve_libc_calls();
   process.pid = static_cast<uint32_t>(::getpid());
@@ -231,8 +224,7 @@ void after_fork_in_child() {
   if (const char* p = ::getenv("LD_PRELOAD"))
     snprintf(preload_env, sizeof preload_env, "LD_PRELOAD=%s", p);
   table = static_cast<uint64_t*>(memory);
-  // Counted after the fact: what appeared before it, in any thread, counts as copied.
-  ::pthread_atfork(nullptr, note_copies, after_fork_in_child);
+  ::pthread_atfork(begin_copying, end_copying, after_fork_in_child);
   adopt_standard_streams();
 }
 
@@ -306,6 +298,15 @@ void forget(int fd) {
   set_entry(fd, Entry{});
 }
 
+bool take_entry(int fd, const Entry& e) {
+  // What another thread still does with the number is between it and the kernel.
+  uint64_t old = pack(e);
+  if (!std::atomic_ref(table[fd]).compare_exchange_strong(old, pack({Kind::kernel, 0, 0})))
+    return false;
+  count_reference(e, -1);
+  return true;
+}
+
 uint32_t references(uint32_t slot, uint32_t gen) {
   const uint64_t use = StdAtomics::load_relaxed(slot_use[slot].gen_and_count);
   return use >> 32 == gen ? static_cast<uint32_t>(use) : 0;
@@ -325,7 +326,34 @@ void note_origin(uint32_t slot, uint32_t then) {
   StdAtomics::store_relaxed(slot_use[slot].origin, then);
 }
 bool is_nobody_elses(uint32_t slot) {
-  return StdAtomics::load_relaxed(slot_use[slot].origin) == descriptor_copies();
+  return !is_copying() && StdAtomics::load_relaxed(slot_use[slot].origin) == descriptor_copies();
+}
+
+void begin_copying() {
+  StdAtomics::fetch_add(mw_copying, 1u);
+  // A raised limit must not be inherited. A signal handler that forks may have interrupted whoever
+  // raised it, so this ends.
+  constexpr int kMostWaits = 1000;
+  for (int k = 0; k < kMostWaits && StdAtomics::load_seq(limits_raised) != 0; ++k) ::sched_yield();
+}
+// Counted after the fact: what appeared before it, in any thread, counts as copied.
+void end_copying() {
+  note_copies();
+  StdAtomics::fetch_add(mw_copying, ~uint32_t{0});
+}
+bool is_copying() {
+  return StdAtomics::load_acquire(mw_copying) != 0;
+}
+
+void after_fork_in_child() {
+  note_copies();
+  mw_copying = 0;
+  limits_raised = 0;
+  process.pid = static_cast<uint32_t>(::getpid());
+  cached_tid = 0;
+  attach_lock = 0;
+  stock_after_fork();
+  epoll_after_fork();
 }
 
 void note_passed(const msghdr* m) {
@@ -369,7 +397,15 @@ int hide(int fd) {
 }
 
 int hidden_copy(int fd) {
-  const int high = beyond_limit([fd] { return libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase); });
+  int high = libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase);
+  if (high < 0 && (errno == EMFILE || errno == EINVAL)) {
+    StdAtomics::fetch_add(limits_raised, 1u);
+    if (StdAtomics::load_seq(mw_copying) == 0) {
+      const FileLimit raised;
+      high = libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase);
+    }
+    StdAtomics::fetch_add(limits_raised, ~uint32_t{0});
+  }
   if (high >= 0) set_entry(high, {Kind::hidden, 0, 0});
   return high;
 }

@@ -86,6 +86,19 @@ int highest_epoll_fd();
 // itself, is nobody else's. `then`: descriptor_copies() before the socket's descriptor existed.
 uint32_t descriptor_copies();
 void note_copies();
+// Around whatever copies them: what is there while it lasts may be somebody else's too.
+void begin_copying();
+void end_copying();
+bool is_copying();
+class Copying {
+ public:
+  Copying() { begin_copying(); }
+  ~Copying() { end_copying(); }
+  Copying(const Copying&) = delete;
+  Copying& operator=(const Copying&) = delete;
+};
+// In the new process.
+void after_fork_in_child();
 void note_origin(uint32_t slot, uint32_t then);
 bool is_nobody_elses(uint32_t slot);
 // A message with descriptors is about to leave.
@@ -140,8 +153,10 @@ constexpr uint32_t kCopyUnit = 32768;
 // Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with
 // errno.
 int hide(int fd);
-// A hidden descriptor for what fd names. -1 with errno if there is no room out of the way.
+// A hidden descriptor for what fd names. -1 if there is no room out of the way, or not now.
 int hidden_copy(int fd);
+// Takes the entry of a descriptor that is about to be closed. False: another thread was first.
+bool take_entry(int fd, const Entry& e);
 void unhide_and_close(int fd);
 inline bool is_hidden(int fd) {
   return peek(fd).kind == Kind::hidden;

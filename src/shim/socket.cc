@@ -58,8 +58,9 @@ static uint32_t rx_limit(const Sock& s) {
 }
 
 uint32_t low_water(const Sock& s) {
-  // A full ring is as good as the mark: more will not come.
-  return std::clamp<uint32_t>(A::load_relaxed(s.mine.rcvlowat), 1, rx_limit(s));
+  // The INS goes on once half of the limit is free: more than the other half may never be there.
+  return std::clamp<uint32_t>(A::load_relaxed(s.mine.rcvlowat), 1,
+                              std::max<uint32_t>(1, rx_limit(s) / 2));
 }
 
 uint32_t readable_bytes(const Sock& s) {

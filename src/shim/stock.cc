@@ -27,12 +27,12 @@ bool become(Place& p, uint32_t from, uint32_t to) {
          std::atomic_ref(p.state).compare_exchange_strong(from, to);
 }
 
-bool is_usable(const Stocked& s) {
-  return s.then == descriptor_copies() &&
+}  // namespace
+
+bool stock_is_usable(const Stocked& s) {
+  return !is_copying() && s.then == descriptor_copies() &&
          s.first_gen == A::load_acquire(process.session.header().first_gen) && !is_poisoned();
 }
-
-}  // namespace
 
 void stock_put(const Stocked& s) {
   for (uint32_t i = 0; i < kPlaces; ++i) {
@@ -56,7 +56,7 @@ bool stock_take(uint32_t worker, Stocked& out) {
     Place& p = places[i];
     if (!become(p, kFull, kBusy)) continue;
     const Stocked s = p.what;
-    const bool usable = is_usable(s);
+    const bool usable = stock_is_usable(s);
     const bool fits = s.number % workers == worker;
     if (usable && !fits) {
       A::store_release(p.state, uint32_t{kFull});
@@ -75,6 +75,15 @@ bool stock_take(uint32_t worker, Stocked& out) {
 
 uint32_t stock_size() {
   return A::load_relaxed(size);
+}
+
+void stock_clear() {
+  for (Place& p : places) {
+    if (!become(p, kFull, kBusy)) continue;
+    unhide_and_close(p.what.fd);
+    A::fetch_add(size, ~uint32_t{0});
+    A::store_release(p.state, uint32_t{kFree});
+  }
 }
 
 void stock_after_fork() {

@@ -29,7 +29,11 @@ struct Stocked {
 void stock_put(const Stocked& s);
 // One that fits this worker. False: there is none.
 bool stock_take(uint32_t worker, Stocked& out);
+// Whether it still is this process's alone, and its other end there.
+bool stock_is_usable(const Stocked& s);
 uint32_t stock_size();
+// Gives all descriptors back.
+void stock_clear();
 // In the child: closes what is the parent's.
 void stock_after_fork();
 

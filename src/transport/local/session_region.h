@@ -131,6 +131,7 @@ constexpr uint32_t kSlotCorked = 32;       // TCP_CORK, which the shim does itse
 constexpr uint32_t kSlotArmed = 128;       // its placeholder may have got tokens
 constexpr uint32_t kSlotOdd =
     256;  // its placeholder is no accepted connection's as the INS made it any more
+constexpr uint32_t kSlotResets = 512;     // SO_LINGER with a time of 0
 constexpr uint32_t kSlotResetTaken = 16;  // the death of its INS was reported once
 
 // Who holds a call cell. pid 0: free.

@@ -1,0 +1,47 @@
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <cstring>
+
+#include "ins/context.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+}  // namespace
+
+void CallTable::init(const Channel& channel) {
+  channel_ = channel;
+  const uint32_t calls = channel.geometry().calls;
+  last_ = std::make_unique<std::atomic<uint32_t>[]>(calls);
+  for (uint32_t i = 0; i < calls; ++i)
+    last_[i].store(A::load_relaxed(channel.call(i).done_seq), std::memory_order_relaxed);
+}
+
+Result<bool> CallTable::begin(uint32_t call, Request& out, uint32_t seq) {
+  mw_call& cell = channel_.call(call);
+  const Status copied = copy_request(cell, out);
+  if (seq != 0 && out.seq != seq) return false;
+  if (last_[call].exchange(out.seq, std::memory_order_relaxed) == out.seq) return false;
+  if (!copied) return copied.error();
+  return true;
+}
+
+void CallTable::answer(uint32_t call, uint32_t seq, const Answer& a) {
+  mw_call& cell = channel_.call(call);
+  if (a.out_len != 0) std::memcpy(cell.payload, a.payload, a.out_len);
+  A::store_relaxed(cell.ret, a.ret);
+  A::store_relaxed(cell.err, a.err);
+  A::store_relaxed(cell.out_len, a.out_len);
+  A::store_release(cell.done_seq, seq);
+  A::fence();
+  if (A::load_relaxed(cell.waiting) != 0)
+    ::syscall(SYS_futex, &cell.done_seq, 1 /* FUTEX_WAKE, between processes */, INT_MAX, nullptr,
+              nullptr, 0);
+}
+
+}  // namespace mw

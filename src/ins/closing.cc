@@ -1,0 +1,144 @@
+// closing.cc - the end of a socket: what is left is sent, then its slot is free.
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "ins/worker.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+// After its last close a socket that the peer does not drain is given up by the kernel.
+constexpr unsigned kLingerTimeoutMs = 60'000;
+
+}  // namespace
+
+// Calls that nobody waits for came before the close.
+void Worker::close_marked() {
+  for (const uint32_t i : closing_) {
+    Sock* s = ins_.slots.find(i);
+    if (s != nullptr && A::load_relaxed(ch_.slot(i).closed) == s->gen) last_close(i, *s);
+  }
+  closing_.clear();
+}
+
+void Worker::last_close(uint32_t i, Sock& s) {
+  if (s.listener != nullptr) {
+    ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+    revoke_all(*s.listener);
+    return free_slot(i, s);
+  }
+  if (s.kind == SockKind::dgram) return free_slot(i, s);
+  if ((s.flags & kLingering) != 0) return;
+  // Still in the queue when its listener was closed: the kernel resets such a connection.
+  if ((s.flags & kAccepted) != 0 && claim_of(i, s) == 0) return reset_and_free(i, s);
+  // A pause ends with the socket: what was written leaves, and nobody reads any more.
+  if ((s.flags & kLimited) != 0) s.limits->paused = 0;
+  if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);
+  mw_slot& shared = ch_.slot(i);
+  auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
+  auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
+  if (!room) return fault(room.error());
+  if (!left) return fault(left.error());
+  if (*room != ch_.geometry().rx_ring)
+    return reset_and_free(i, s);  // unread bytes, as in the kernel
+  if (*left == 0 || (s.state & MW_ST_CONNECTED) == 0 || s.linger == LingerMode::reset)
+    return finish_close(i, s);
+  // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
+  int unread = 0;
+  if (::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0) return reset_and_free(i, s);
+  s.flags |= kLingering;
+  if ((s.flags & kUserTimeout) == 0)
+    ::setsockopt(s.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kLingerTimeoutMs, sizeof kLingerTimeoutMs);
+}
+
+void Worker::reset_at_close(int fd) {
+  const linger now{1, 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
+// Closes the connection now and with a reset; the slot and its placeholder stay.
+void Worker::abort_socket(uint32_t i, Sock& s) {
+  if (s.listener != nullptr || s.fd < 0) return;
+  reset_at_close(s.fd);
+  telemetry_.event(MW_TEL_CLOSE, i, s);
+  ::close(s.fd);
+  s.fd = -1;
+  drop_limits(s);
+  s.flags |= kReadDone;
+  publish_error(i, s, ECONNRESET);
+  set_state(
+      i, s,
+      (s.state & ~MW_ST_CONNECTING) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
+  announce(i, kNewsAll);
+}
+
+void Worker::reset_and_free(uint32_t i, Sock& s) {
+  if (s.fd >= 0) reset_at_close(s.fd);
+  free_slot(i, s);
+}
+
+void Worker::finish_close(uint32_t i, Sock& s) {
+  if (s.fd >= 0 && s.linger == LingerMode::wait) {
+    // The kernel would wait in our close(). The application's close() has long returned.
+    const linger off{0, 0};
+    ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
+  }
+  free_slot(i, s);
+}
+
+void Worker::free_slot(uint32_t i, Sock& s) {
+  if (s.fd >= 0) {
+    telemetry_.event(MW_TEL_CLOSE, i, s);
+    ::close(s.fd);
+  }
+  drop_limits(s);
+  if (s.ph >= 0) bury(s.ph);
+  s.fd = -1;
+  s.ph = -1;
+  // How far the send ring was used decides how much of it may be resident.
+  s.tx_high = s.tx_head - MW_INDEX_START;
+  A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED);
+  const uint32_t keep = s.flags & kWarm;
+  s.flags = keep;
+  s.error_seq = 0;
+  s.oob_mark = 0;
+  s.rcvlowat = 1;
+  s.rx_limit = 0;
+  s.backlog = 0;
+  s.linger = LingerMode::off;
+  if (s.tx_high > MW_PAGE && keep == 0) {
+    s.flags |= kWarm;
+    warm_.push_back(i);
+  }
+  s.last_tick = tick_;
+  ins_.slots.release(i);
+  if (!stalled_.empty()) retry_now_ = true;
+}
+
+// Closes a placeholder whose other end is gone, some time. While any AF_UNIX descriptor travels in
+// a message (an accept record that waits, say) the kernel answers each close() of such a socket
+// with a run of its garbage collector in another thread; so we wait until none of ours does.
+void Worker::bury(int placeholder) {
+  dead_.push_back(placeholder);
+  if (dead_.size() >= kMaxDead) close_dead();
+}
+
+bool Worker::records_under_way() const {
+  Sock* s = ins_.slots.find(handed_by_);
+  int queued = 0;
+  return s != nullptr && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 &&
+         queued != 0;
+}
+
+void Worker::close_dead() {
+  for (const int fd : dead_) ::close(fd);
+  dead_.clear();
+}
+
+}  // namespace mw

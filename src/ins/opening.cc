@@ -1,0 +1,179 @@
+// opening.cc - new sockets, and how one comes to its worker.
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/received_fds.h"
+#include "ins/worker.h"
+#include "ring/atomics.h"
+
+namespace mw {
+namespace {
+
+using A = StdAtomics;
+
+constexpr int kDropsPerTurn = 64;
+
+bool is_stream_placeholder(int fd) {
+  int domain = 0;
+  int type = 0;
+  socklen_t len = sizeof domain;
+  if (::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 || domain != AF_UNIX) return false;
+  len = sizeof type;
+  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &len) == 0 && type == SOCK_STREAM;
+}
+
+}  // namespace
+
+void Worker::on_drop() {
+  for (int k = 0; k < kDropsPerTurn; ++k)
+    if (!take_drop()) return;
+}
+
+// One new socket from the drop socket. False: there is none, or no more is to be taken now.
+bool Worker::take_drop() {
+  mw_drop_record record{};
+  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
+  iovec iov{&record, sizeof record};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  m.msg_control = control;
+  m.msg_controllen = sizeof control;
+  const ssize_t n = ::recvmsg(ins_.drop.get(), &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0) return errno == EINTR;
+  if (n == 0) {  // nobody is left who could send one
+    ::epoll_ctl(epoll_, EPOLL_CTL_DEL, ins_.drop.get(), nullptr);
+    return false;
+  }
+  UniqueFd placeholder;
+  uint32_t fds = 0;
+  each_passed_fd(m, [&](int fd) {
+    placeholder.reset(fd);
+    ++fds;
+  });
+  // A descriptor that we have no room for arrives as a truncated message, like a lie.
+  const bool no_room = fds == 0 && (m.msg_flags & MSG_CTRUNC) != 0;
+  if (n != sizeof record || record.magic != MW_DROP_MAGIC || record.call >= ch_.geometry().calls ||
+      (fds != 1 && !no_room)) {
+    fault({Fault::peer, 0, "a new socket's record that cannot be"});
+    return false;
+  }
+  auto begun = ins_.calls.begin(record.call, request_, record.seq);
+  if (!begun) {
+    fault(begun.error());
+    return false;
+  }
+  // Else it was answered by now: the driver sends the record of a process that died once more.
+  const bool bare = request_.op == MW_OP_PLACEHOLDER;
+  if (!*begun || (request_.op != MW_OP_SOCKET && !bare)) return true;
+  answer_.ret = -1;
+  answer_.err = ENFILE;
+  answer_.out_len = 0;
+  if (!no_room && !is_stream_placeholder(placeholder.get())) {
+    fault({Fault::peer, 0, "a placeholder that is none"});
+    return false;
+  }
+  if (!no_room && bare && !new_placeholder(request_, std::move(placeholder), answer_)) return false;
+  if (!no_room && !bare) new_socket(request_, std::move(placeholder), answer_);
+  ins_.calls.answer(record.call, request_.seq, answer_);
+  return true;
+}
+
+void Worker::init_shared_slot(uint32_t i, Sock& s) {
+  s.rx_tail = MW_INDEX_START;
+  s.tx_head = MW_INDEX_START;
+  s.bytes_in = 0;
+  s.bytes_out = 0;
+  s.told = 0;
+  s.made_ns = realtime_ns();
+  s.sampled = {};
+  s.sampled.made_ms = coarse_monotonic_ms();
+  mw_slot& shared = ch_.slot(i);
+  A::store_relaxed(shared.tx_tail, MW_INDEX_START);
+  A::store_relaxed(shared.rx_head, MW_INDEX_START);
+  A::store_relaxed(shared.want, 0u);
+  A::store_relaxed(shared.accept_flags, 0u);
+  A::store_relaxed(shared.watches, uint64_t{0});
+  A::store_relaxed(shared.closed, 0u);
+  A::store_relaxed(shared.claim, uint64_t{s.gen} << 32 | MW_CLAIM_NOBODY);
+  A::store_relaxed(shared.rx_tail, MW_INDEX_START);
+  A::store_relaxed(shared.tx_head, MW_INDEX_START);
+  A::store_relaxed(shared.error, 0);
+  A::store_relaxed(shared.error_seq, 0u);
+  A::store_relaxed(shared.oob_mark, 0u);
+  A::store_relaxed(shared.rx_limit, rx_limit(s));
+  A::store_relaxed(shared.state, s.state);
+  A::store_release(shared.gen, s.gen);
+}
+
+void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
+  const auto failed = [&a](int err) {
+    a.ret = -1;
+    a.err = err;
+  };
+  const int domain = r.arg[0];
+  const int type = r.arg[1] & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
+  if (type != SOCK_STREAM && type != SOCK_DGRAM)
+    return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
+  UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
+  // Our limit of descriptors is not the application's.
+  if (!real) return failed(errno == EMFILE ? ENFILE : errno);
+  auto slot = ins_.slots.allocate(spread_);
+  if (!slot) return failed(ENFILE);
+  const uint32_t i = *slot;
+  spread_ = (spread_ + 1) % ch_.geometry().workers;
+  Sock& s = ins_.slots.at(i);
+  s.fd = real.release();
+  s.ph = placeholder.release();
+  s.kind = type == SOCK_STREAM ? SockKind::stream : SockKind::dgram;
+  s.domain = static_cast<uint8_t>(domain);
+  s.protocol = r.arg[2];
+  s.state = MW_ST_OPEN;
+  if (s.kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s.fd);
+  init_shared_slot(i, s);
+  const mw_new_socket out{i, s.gen};
+  std::memcpy(a.payload, &out, sizeof out);
+  a.out_len = sizeof out;
+  a.ret = 0;
+  a.err = 0;
+  telemetry_.event(MW_TEL_CREATE, i, s);
+  // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
+  hand_over(i, s, s.kind == SockKind::dgram);
+}
+
+// Hands a new socket, filled in, to its worker. From here on it is that worker's.
+void Worker::hand_over(uint32_t i, Sock& s, bool with_real) {
+  const uint32_t gen = s.gen;
+  const int fd = s.fd;
+  const int ph = s.ph;
+  if (with_real) s.flags |= kRegistered;
+  ins_.slots.publish(i);
+  if ((ph < 0 || watch(ph, kPlaceholderEvents, i, gen, true, EPOLL_CTL_ADD)) &&
+      (!with_real || watch(fd, kRealEvents, i, gen, false, EPOLL_CTL_ADD)))
+    return;
+  log_line("mwins", "no memory to watch a new socket");
+  give_up(i, gen);
+}
+
+// Has the socket's own worker abandon it.
+void Worker::give_up(uint32_t i, uint32_t gen) {
+  WorkerNote note(WorkerNote::Kind::abandon, i);
+  note.gen = gen;
+  ins_.to_worker[ch_.worker_of(i)]->post(std::move(note));
+}
+
+void Worker::abandon(uint32_t i, Sock& s) {
+  // An accepted one that the application has by now stays until it closes it.
+  if ((s.flags & kAccepted) != 0 && !revoke(i, s.gen)) return abort_socket(i, s);
+  if (s.ph >= 0) ::close(s.ph);  // its other end lives: it has to see this one go
+  s.ph = -1;
+  reset_and_free(i, s);
+}
+
+}  // namespace mw
