@@ -5,6 +5,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "ins/worker.h"
 #include "ring/atomics.h"
 
@@ -102,7 +104,7 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   s.fd = -1;
   s.ph = -1;
   // How far the send ring was used decides how much of it may be resident.
-  s.tx_high = s.tx_head - MW_INDEX_START;
+  s.tx_high = std::max(s.tx_high, s.tx_head - MW_INDEX_START);
   A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED);
   const uint32_t keep = s.flags & kWarm;
   s.flags = keep;

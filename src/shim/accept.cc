@@ -29,7 +29,7 @@ bool has_room_to_accept(const Sock& s) {
   }
   constexpr uint32_t kStock = 32;
   int lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
-  if (lowest < 0 && stock_size() != 0) {
+  if (lowest < 0 && errno == EMFILE && stock_size() != 0) {
     stock_clear();
     lowest = libc.fcntl(s.fd, F_DUPFD_CLOEXEC, 0);
   }
@@ -329,8 +329,9 @@ int sock_close(int fd, const Entry& e) {
     kept.may_have_tokens = (flags & kSlotArmed) != 0;
     const int saved = errno;
     epoll_last_close(fd, e);
-    // Of two threads that close it one is first.
-    if (take_entry(fd, e)) kept.fd = hidden_copy(fd);
+    // Of two threads that close it one is first. A copy that began after we looked has left a
+    // witness instead of taking the registrations away.
+    if (take_entry(fd, e) && is_nobody_elses(s.index)) kept.fd = hidden_copy(fd);
     errno = saved;
   } else {
     forget(fd);

@@ -91,19 +91,29 @@ MW_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_
   return libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
 }
 
-// These start a program without any of the functions above.
+// These start a program without any of the functions above. A library's constructor may call them
+// before ours has run.
+namespace {
+void find_libc_calls() {
+  if (libc.system == nullptr) resolve_libc_calls();
+}
+}  // namespace
+
 MW_EXPORT int system(const char* command) {
+  find_libc_calls();
   epoll_before_exec();
   const Copying copying;
   return libc.system(command);
 }
 MW_EXPORT FILE* popen(const char* command, const char* type) {
+  find_libc_calls();
   epoll_before_exec();
   const Copying copying;
   return libc.popen(command, type);
 }
 // Without the handlers of fork().
 MW_EXPORT pid_t _Fork() noexcept {
+  find_libc_calls();
   begin_copying();
   const pid_t pid = libc._Fork();
   if (pid == 0)
@@ -119,6 +129,7 @@ MW_EXPORT int clone(int (*run)(void*), void* stack, int flags, void* argument, .
   void* const tls = va_arg(ap, void*);
   void* const child_tid = va_arg(ap, void*);
   va_end(ap);
+  find_libc_calls();
   const Copying copying;
   return libc.clone(run, stack, flags, argument, parent_tid, tls, child_tid);
 }

@@ -339,7 +339,10 @@ void begin_copying() {
 // Counted after the fact: what appeared before it, in any thread, counts as copied.
 void end_copying() {
   note_copies();
-  StdAtomics::fetch_add(mw_copying, ~uint32_t{0});
+  // 0 already in the child of a signal handler's fork, once that returns to what it interrupted.
+  uint32_t n = StdAtomics::load_relaxed(mw_copying);
+  while (n != 0 && !std::atomic_ref(mw_copying).compare_exchange_weak(n, n - 1)) {
+  }
 }
 bool is_copying() {
   return StdAtomics::load_acquire(mw_copying) != 0;
