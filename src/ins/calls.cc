@@ -260,6 +260,7 @@ void Worker::call_name(Sock& s, bool peer, Answer& a) {
 
 void Worker::call_closed(uint32_t i, Sock& s) {
   const bool marked = (s.flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s.gen;
+  if (marked && !s.handed.load(std::memory_order_acquire)) return;
   pollfd p{placeholder_of(i, s), 0, 0};
   if (marked || (::poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0)) last_close(i, s);
 }

@@ -228,6 +228,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   c.rx_limit = s.rx_limit;
   c.state = MW_ST_OPEN | MW_ST_CONNECTED;
   c.flags |= kAccepted;
+  c.handed.store(false, std::memory_order_relaxed);
   init_shared_slot(n, c);
   telemetry_.accepted(i, s, n, c, record.local, record.peer);
   // A client that speaks first has often spoken by now: its request is there when the connection
@@ -267,6 +268,7 @@ void Worker::hand_over_accepted(uint32_t n, Sock& c, int number) {
   const uint32_t gen = c.gen;
   const uint32_t worker = ch_.worker_of(n);
   hand_over(n, c, true);
+  c.handed.store(true, std::memory_order_release);
   if (number >= 0) {
     const auto p = static_cast<uint32_t>(number);
     // Not before its worker can find the socket: the end of the placeholder is told once.
@@ -277,7 +279,7 @@ void Worker::hand_over_accepted(uint32_t n, Sock& c, int number) {
     }
   }
   if (worker == index_) return;
-  // It may have been closed by now, before its worker could find it.
+  // It may have been closed by now, before its worker could find it, or would.
   A::fence();
   if (A::load_relaxed(ch_.slot(n).closed) != gen) return;
   const uint64_t one = 1;

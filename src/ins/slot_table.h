@@ -117,6 +117,9 @@ struct alignas(64) Sock {
   uint32_t tx_high = 0;   // send ring bytes that may be resident
   LingerMode linger = LingerMode::off;
   bool in_use = false;  // under the lock of its part
+  // An accepted connection's, while the worker that accepted it still registers it: it is not
+  // closed yet, and that worker looks whether it has to be.
+  std::atomic<bool> handed{true};
   int32_t protocol = 0;
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;

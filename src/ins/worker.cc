@@ -346,7 +346,7 @@ void Worker::on_sock_news(uint32_t i) {
   Sock* s = ins_.slots.find(i);
   if (s == nullptr) return;
   if ((s->flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s->gen) {
-    closing_.push_back(i);
+    if (s->handed.load(std::memory_order_acquire)) closing_.push_back(i);
     return;
   }
   // It has no bytes: somebody wants a token, to tell those who sleep in accept() of its end.
