@@ -34,6 +34,10 @@
 #define MW_CLAIM_DROPPED 0xfffffffeu /* by the PVM: taken from the queue, but not accepted */
 #define MW_CLAIM_REVOKED 0xffffffffu /* by the INS: whoever took it from the queue is dead */
 
+static inline uint64_t mw_claim(uint32_t gen, uint32_t whose) {
+  return (uint64_t)gen << 32 | whose;
+}
+
 struct mw_slot {
   /* The PVM's line. */
   uint32_t tx_tail;

@@ -28,4 +28,24 @@ void each_passed_fd(const msghdr& message, Visit&& visit) {
   }
 }
 
+// A message of one piece of data with room for `kFds` descriptors: what recvmsg() is given.
+template <size_t kFds>
+class MessageRoom {
+ public:
+  MessageRoom(void* data, size_t bytes) : iov_{data, bytes} {
+    message.msg_iov = &iov_;
+    message.msg_iovlen = 1;
+    message.msg_control = control_;
+    message.msg_controllen = sizeof control_;
+  }
+  MessageRoom(const MessageRoom&) = delete;
+  MessageRoom& operator=(const MessageRoom&) = delete;
+
+  msghdr message{};
+
+ private:
+  iovec iov_;
+  alignas(cmsghdr) char control_[CMSG_SPACE(sizeof(int) * kFds)];
+};
+
 }  // namespace mw

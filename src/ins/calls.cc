@@ -205,11 +205,7 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   result(a, ::setsockopt(s.fd, level, name, r.payload, r.in_len));
   if (a.ret < 0) return;
   if (level == SOL_SOCKET && name == SO_LINGER) {
-    linger l{};
-    std::memcpy(&l, r.payload, sizeof l);
-    s.linger = l.l_onoff == 0    ? LingerMode::off
-               : l.l_linger == 0 ? LingerMode::reset
-                                 : LingerMode::wait;
+    s.linger = linger_mode_of(r.payload);
   }
   if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
   option_set(i, s, level, name);

@@ -320,13 +320,8 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
     const ReplayOption& o = l.options[k];
     if (o.len > sizeof o.value) return EINVAL;
     if (::setsockopt(real.get(), o.level, o.name, o.value, o.len) < 0) return error();
-    if (o.level == SOL_SOCKET && o.name == SO_LINGER && o.len >= sizeof(linger)) {
-      linger value{};
-      std::memcpy(&value, o.value, sizeof value);
-      linger_mode = value.l_onoff == 0    ? LingerMode::off
-                    : value.l_linger == 0 ? LingerMode::reset
-                                          : LingerMode::wait;
-    }
+    if (o.level == SOL_SOCKET && o.name == SO_LINGER && o.len >= sizeof(linger))
+      linger_mode = linger_mode_of(o.value);
     if (o.level == SOL_SOCKET && o.name == SO_RCVBUF) rx_limit = granted_rcvbuf(real.get());
     log->options[log->count++] = o;
   }

@@ -32,6 +32,17 @@ constexpr mw_geometry kTestGeometry{.slots = 64,
                                     .calls = 16,
                                     .reserved = {0, 0}};
 
+// As little of everything as will do.
+constexpr mw_geometry small_geometry(uint32_t slots, uint32_t workers) {
+  return {.slots = slots,
+          .rx_ring = 4096,
+          .tx_ring = 4096,
+          .groups = 1,
+          .workers = workers,
+          .calls = 4,
+          .reserved = {0, 0}};
+}
+
 // Looks until it holds. The deadline is for failures only.
 inline bool eventually(const std::function<bool()>& holds) {
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
@@ -297,9 +308,9 @@ class FakePvm {
   bool claim(FakeSock& s, uint32_t number) {
     s.number = number;
     A::store_release(ch.slot(number).bound, s.slot + 1);
-    uint64_t nobody = uint64_t{s.gen} << 32 | MW_CLAIM_NOBODY;
+    uint64_t nobody = mw_claim(s.gen, MW_CLAIM_NOBODY);
     return std::atomic_ref(ch.slot(s.slot).claim)
-        .compare_exchange_strong(nobody, uint64_t{s.gen} << 32 | (number + 1));
+        .compare_exchange_strong(nobody, mw_claim(s.gen, number + 1));
   }
   void wish_bare(const FakeSock& l) {
     A::store_relaxed(ch.slot(l.slot).accept_flags, MW_ACCEPT_BARE);

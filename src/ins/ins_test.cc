@@ -116,13 +116,7 @@ TEST(Ins, AFailedBlockingConnectLeavesTheSocketAsNew) {
 
 TEST(Ins, AcceptsABoundedNumberAheadAndLosesNone) {
   for (const int backlog : {1, 8, 64}) {
-    FakePvm pvm(mw_geometry{.slots = 1024,
-                            .rx_ring = 4096,
-                            .tx_ring = 4096,
-                            .groups = 1,
-                            .workers = 1,
-                            .calls = 4,
-                            .reserved = {0, 0}});
+    FakePvm pvm(small_geometry(1024, 1));
     pvm.begin();
     FakeSock l = pvm.listener(backlog);
     const uint16_t port = pvm.port_of(l);
@@ -178,13 +172,7 @@ int next_of(const UniqueFd& peer) {
 }
 
 TEST(Ins, APlaceholderServesOneConnectionAfterAnother) {
-  FakePvm pvm(mw_geometry{.slots = 64,
-                          .rx_ring = 4096,
-                          .tx_ring = 4096,
-                          .groups = 1,
-                          .workers = 2,
-                          .calls = 4,
-                          .reserved = {0, 0}});
+  FakePvm pvm(small_geometry(64, 2));
   pvm.begin();
   FakeSock l = pvm.listener();
   const uint16_t port = pvm.port_of(l);
@@ -258,7 +246,7 @@ TEST(Ins, LiesAboutPlaceholdersReachNoOtherSocket) {
   auto [other, other_peer] = pvm.connection();
   mw_slot& shared = pvm.ch.slot(s.slot);
   for (const uint32_t lie : {0u, other.slot + 1, kTestGeometry.slots + 1, 0x80000000u, ~0u}) {
-    A::store_release(shared.claim, uint64_t{s.gen} << 32 | lie);
+    A::store_release(shared.claim, mw_claim(s.gen, lie));
     for (const uint32_t p : {s.number, other.number}) A::store_release(pvm.ch.slot(p).bound, lie);
     A::fetch_or(shared.want, MW_WANT_TOKEN_IN);
     ASSERT_EQ(::send(peer.get(), "x", 1, 0), 1);
@@ -275,13 +263,7 @@ TEST(Ins, LiesAboutPlaceholdersReachNoOtherSocket) {
 }
 
 TEST(Ins, NoDescriptorOrSlotLeftIsNoEndlessLoop) {
-  FakePvm pvm(mw_geometry{.slots = 4,
-                          .rx_ring = 4096,
-                          .tx_ring = 4096,
-                          .groups = 1,
-                          .workers = 1,
-                          .calls = 4,
-                          .reserved = {0, 0}});
+  FakePvm pvm(small_geometry(4, 1));
   pvm.begin();
   FakeSock l = pvm.listener();
   std::vector<UniqueFd> peers;

@@ -302,14 +302,13 @@ void Worker::note_bare(uint32_t listener, ListenerState& l, uint32_t slot, uint3
 }
 
 bool Worker::is_waiting(uint32_t slot, uint32_t gen) const {
-  return A::load_relaxed(ch_.slot(slot).claim) == (uint64_t{gen} << 32 | MW_CLAIM_NOBODY);
+  return A::load_relaxed(ch_.slot(slot).claim) == mw_claim(gen, MW_CLAIM_NOBODY);
 }
 
 // Takes a connection away from whoever might still claim it. False: it is claimed.
 bool Worker::revoke(uint32_t slot, uint32_t gen) {
-  const uint64_t nobody = uint64_t{gen} << 32 | MW_CLAIM_NOBODY;
-  const uint64_t revoked = uint64_t{gen} << 32 | MW_CLAIM_REVOKED;
-  uint64_t claim = nobody;
+  const uint64_t revoked = mw_claim(gen, MW_CLAIM_REVOKED);
+  uint64_t claim = mw_claim(gen, MW_CLAIM_NOBODY);
   return std::atomic_ref(ch_.slot(slot).claim).compare_exchange_strong(claim, revoked) ||
          claim == revoked;
 }

@@ -37,13 +37,8 @@ void Worker::on_drop() {
 // One new socket from the drop socket. False: there is none, or no more is to be taken now.
 bool Worker::take_drop() {
   mw_drop_record record{};
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
-  iovec iov{&record, sizeof record};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
+  MessageRoom<4> room(&record, sizeof record);
+  msghdr& m = room.message;
   const ssize_t n = ::recvmsg(ins_.drop.get(), &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (n < 0) return errno == EINTR;
   if (n == 0) {  // nobody is left who could send one
@@ -100,7 +95,7 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_relaxed(shared.accept_flags, 0u);
   A::store_relaxed(shared.watches, uint64_t{0});
   A::store_relaxed(shared.closed, 0u);
-  A::store_relaxed(shared.claim, uint64_t{s.gen} << 32 | MW_CLAIM_NOBODY);
+  A::store_relaxed(shared.claim, mw_claim(s.gen, MW_CLAIM_NOBODY));
   A::store_relaxed(shared.rx_tail, MW_INDEX_START);
   A::store_relaxed(shared.tx_head, MW_INDEX_START);
   A::store_relaxed(shared.error, 0);

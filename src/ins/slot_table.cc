@@ -1,12 +1,21 @@
 #include "ins/slot_table.h"
 
 #include <sys/mman.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstring>
 #include <new>
 
 namespace mw {
+
+LingerMode linger_mode_of(const void* value) {
+  linger l{};
+  std::memcpy(&l, value, sizeof l);
+  if (l.l_onoff == 0) return LingerMode::off;
+  return l.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+}
 
 SlotTable::~SlotTable() {
   if (socks_ == nullptr) return;

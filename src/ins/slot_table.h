@@ -76,6 +76,8 @@ constexpr uint32_t kPaced = 262144;           // the driver set SO_MAX_PACING_RA
 
 // SO_LINGER as the application set it.
 enum class LingerMode : uint8_t { off, reset, wait };
+// Of the option's value, as setsockopt() took it.
+LingerMode linger_mode_of(const void* value);
 
 // What only the samples of a socket need. Times are CLOCK_MONOTONIC milliseconds, 0: not known.
 struct SampledState {

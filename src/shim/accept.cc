@@ -45,13 +45,8 @@ bool has_room_to_accept(const Sock& s) {
 // One message of a listener's queue. Returns its bytes or -errno; `fd` is the descriptor that came
 // along, or -1.
 ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 4)];
-  iovec iov{&record, sizeof record};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
+  MessageRoom<4> room(&record, sizeof record);
+  msghdr& m = room.message;
   *fd = -1;
   const ssize_t n = libc.recvmsg(s.fd, &m, flags);
   if (n < 0) return -errno;
@@ -93,15 +88,14 @@ uint32_t claimed_with(const Sock& s) {
 // Makes a connection that came from the queue ours, or drops it. False: somebody else was first,
 // and it is gone.
 bool claim(const mw_accept_record& r, uint32_t whose) {
-  uint64_t nobody = uint64_t{r.gen} << 32 | MW_CLAIM_NOBODY;
+  uint64_t nobody = mw_claim(r.gen, MW_CLAIM_NOBODY);
   return std::atomic_ref(process.channel.slot(r.slot).claim)
-      .compare_exchange_strong(nobody, uint64_t{r.gen} << 32 | whose);
+      .compare_exchange_strong(nobody, mw_claim(r.gen, whose));
 }
 
 // False: its listener, or its INS, is gone, and so is the connection.
 bool is_waiting(const mw_accept_record& r) {
-  return A::load_relaxed(process.channel.slot(r.slot).claim) ==
-         (uint64_t{r.gen} << 32 | MW_CLAIM_NOBODY);
+  return A::load_relaxed(process.channel.slot(r.slot).claim) == mw_claim(r.gen, MW_CLAIM_NOBODY);
 }
 
 // A connection that came without a placeholder whose end would tell the INS.

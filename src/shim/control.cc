@@ -366,14 +366,15 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
       memcpy(arg, &n, sizeof n);
       return 0;
     }
-    case FIOCLEX:
-    case FIONCLEX:
     case FIOASYNC:
     case FIOSETOWN:
     case FIOGETOWN:
     case SIOCSPGRP:
     case SIOCGPGRP:
-      if (request != FIOCLEX && request != FIONCLEX) set_flag(s, kSlotOdd, true);
+      set_flag(s, kSlotOdd, true);
+      [[fallthrough]];
+    case FIOCLEX:
+    case FIONCLEX:
       return libc.ioctl(s.fd, request, arg) < 0 ? -errno : 0;
     default:
       break;

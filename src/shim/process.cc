@@ -58,6 +58,14 @@ constexpr suseconds_t kIdentityMark = 500000;
 constexpr unsigned kIdentitySlotBits = 18;
 static_assert(MW_MAX_SLOTS <= 1u << kIdentitySlotBits);
 
+// One less. It is 0 already in the child of a signal handler's fork, once that returns to what it
+// interrupted.
+void count_down(uint32_t& count) {
+  uint32_t n = StdAtomics::load_relaxed(count);
+  while (n != 0 && !std::atomic_ref(count).compare_exchange_weak(n, n - 1)) {
+  }
+}
+
 uint64_t pack(Entry e) {
   return static_cast<uint64_t>(e.kind) << 60 | static_cast<uint64_t>(e.slot) << 32 | e.gen;
 }
@@ -319,9 +327,6 @@ int highest_epoll_fd() {
 uint32_t descriptor_copies() {
   return StdAtomics::load_acquire(mw_descriptor_copies);
 }
-void note_copies() {
-  StdAtomics::fetch_add(mw_descriptor_copies, 1u);
-}
 void note_origin(uint32_t slot, uint32_t then) {
   StdAtomics::store_relaxed(slot_use[slot].origin, then);
 }
@@ -338,18 +343,15 @@ void begin_copying() {
 }
 // Counted after the fact: what appeared before it, in any thread, counts as copied.
 void end_copying() {
-  note_copies();
-  // 0 already in the child of a signal handler's fork, once that returns to what it interrupted.
-  uint32_t n = StdAtomics::load_relaxed(mw_copying);
-  while (n != 0 && !std::atomic_ref(mw_copying).compare_exchange_weak(n, n - 1)) {
-  }
+  StdAtomics::fetch_add(mw_descriptor_copies, 1u);
+  count_down(mw_copying);
 }
 bool is_copying() {
   return StdAtomics::load_acquire(mw_copying) != 0;
 }
 
 void after_fork_in_child() {
-  note_copies();
+  StdAtomics::fetch_add(mw_descriptor_copies, 1u);
   mw_copying = 0;
   limits_raised = 0;
   process.pid = static_cast<uint32_t>(::getpid());
@@ -400,15 +402,8 @@ int hide(int fd) {
 }
 
 int hidden_copy(int fd) {
-  int high = libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase);
-  if (high < 0 && (errno == EMFILE || errno == EINVAL)) {
-    StdAtomics::fetch_add(limits_raised, 1u);
-    if (StdAtomics::load_seq(mw_copying) == 0) {
-      const FileLimit raised;
-      high = libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase);
-    }
-    StdAtomics::fetch_add(limits_raised, ~uint32_t{0});
-  }
+  const int high = beyond_limit([fd] { return libc.fcntl(fd, F_DUPFD_CLOEXEC, kHiddenBase); },
+                                FileLimit::Raise::unless_copying);
   if (high >= 0) set_entry(high, {Kind::hidden, 0, 0});
   return high;
 }
@@ -418,7 +413,10 @@ void unhide_and_close(int fd) {
   libc.close(fd);
 }
 
-FileLimit::FileLimit() {
+FileLimit::FileLimit(Raise raise) {
+  // Either whoever begins to copy sees this, or we see that he has begun.
+  StdAtomics::fetch_add(limits_raised, 1u);
+  if (raise == Raise::unless_copying && StdAtomics::load_seq(mw_copying) != 0) return;
   const int saved = errno;
   if (::getrlimit(RLIMIT_NOFILE, &was_) == 0 && was_.rlim_cur < was_.rlim_max) {
     const rlimit most{was_.rlim_max, was_.rlim_max};
@@ -430,6 +428,7 @@ FileLimit::FileLimit() {
 FileLimit::~FileLimit() {
   const int saved = errno;
   if (raised_) ::setrlimit(RLIMIT_NOFILE, &was_);
+  count_down(limits_raised);
   errno = saved;
 }
 

@@ -85,7 +85,6 @@ int highest_epoll_fd();
 // A socket for which that has not happened since it came to be, and which was not passed on by
 // itself, is nobody else's. `then`: descriptor_copies() before the socket's descriptor existed.
 uint32_t descriptor_copies();
-void note_copies();
 // Around whatever copies them: what is there while it lasts may be somebody else's too.
 void begin_copying();
 void end_copying();
@@ -104,10 +103,12 @@ bool is_nobody_elses(uint32_t slot);
 // A message with descriptors is about to leave.
 void note_passed(const msghdr* m);
 
-// The soft limit on descriptors while the hard one stands in for it; the guard puts it back.
+// The soft limit on descriptors while the hard one stands in for it; the guard puts it back. What
+// copies descriptors waits for that (begin_copying()), or the copy would inherit the raised one.
 class FileLimit {
  public:
-  FileLimit();
+  enum class Raise { always, unless_copying };
+  explicit FileLimit(Raise raise = Raise::always);
   ~FileLimit();
   FileLimit(const FileLimit&) = delete;
   FileLimit& operator=(const FileLimit&) = delete;
@@ -123,10 +124,10 @@ class FileLimit {
 // limit if it fails for want of descriptors: for those that the application does not count as its
 // own.
 template <class Make>
-int beyond_limit(Make&& make) {
+int beyond_limit(Make&& make, FileLimit::Raise raise = FileLimit::Raise::always) {
   const int fd = make();
   if (fd >= 0 || (errno != EMFILE && errno != EINVAL)) return fd;
-  const FileLimit raised;
+  const FileLimit raised(raise);
   return make();
 }
 // If the program talks to itself: lets the INS come to rest first, at most half a millisecond, so

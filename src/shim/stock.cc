@@ -1,7 +1,6 @@
 #include "shim/stock.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "shim/process.h"
 

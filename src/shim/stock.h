@@ -6,8 +6,7 @@
 // So no descriptor travels between INS and application in the steady state (docs/decisions/0013).
 //
 // INVARIANTS  What is in stock is this process's alone: what it had before it forked is not used
-// any
-//             more. A placeholder that serves a connection is not in stock, and has no hidden
+//             any more. A placeholder that serves a connection is not in stock, and has no hidden
 //             descriptor.
 // THREADS     Any, and signal handlers: there is no lock.
 #pragma once

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "driver/driver.h"
+#include "driver/test_session.h"
 #include "fuzz_input.h"
 #include "transport/local/session_fds.h"
 
@@ -60,15 +61,10 @@ class World {
  private:
   void start() {
     driver_.reset();
-    DriverOptions o;
+    DriverOptions o = options_for(fds_);
+    o.token = {};  // as in a request that does not say another one
     o.registry = folder_ + "/r";
     o.session = "fuzz";
-    o.channel_fd = fds_.channel.get();
-    o.session_fd = fds_.session.get();
-    o.attach_fd = fds_.attach.get();
-    o.drop_pvm_fd = fds_.drop_pvm.get();
-    o.drop_ins_fd = fds_.drop_ins.get();
-    for (const UniqueFd& bell : fds_.bells) o.bell_fds.push_back(bell.get());
     o.ready_fd = ::open("/dev/null", O_WRONLY | O_CLOEXEC);
     o.store_fds[0] = store_[0].get();
     o.store_fds[1] = store_[1].get();

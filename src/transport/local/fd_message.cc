@@ -44,13 +44,8 @@ Status send_message(int socket, std::span<const std::byte> data, std::span<const
 }
 
 Result<ReceivedMessage> receive_message(int socket, std::span<std::byte> room, int flags) {
-  alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * kMaxMessageFds)];
-  iovec iov{room.data(), room.size()};
-  msghdr m{};
-  m.msg_iov = &iov;
-  m.msg_iovlen = 1;
-  m.msg_control = control;
-  m.msg_controllen = sizeof control;
+  MessageRoom<kMaxMessageFds> message(room.data(), room.size());
+  msghdr& m = message.message;
   long n = 0;
   do {
     n = raw_syscall(SYS_recvmsg, socket, &m, flags | MSG_CMSG_CLOEXEC);

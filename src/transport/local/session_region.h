@@ -126,13 +126,12 @@ constexpr uint32_t kSlotListener = 1;
 constexpr uint32_t kSlotShutRd = 2;
 constexpr uint32_t kSlotShutWr = 4;
 constexpr uint32_t kSlotNonblock = 8;      // O_NONBLOCK of the open file, kept here to save asking
-constexpr uint32_t kSlotCorkedBelow = 64;  // ... and the real socket is corked too
+constexpr uint32_t kSlotResetTaken = 16;   // the death of its INS was reported once
 constexpr uint32_t kSlotCorked = 32;       // TCP_CORK, which the shim does itself
+constexpr uint32_t kSlotCorkedBelow = 64;  // ... and the real socket is corked too
 constexpr uint32_t kSlotArmed = 128;       // its placeholder may have got tokens
-constexpr uint32_t kSlotOdd =
-    256;  // its placeholder is no accepted connection's as the INS made it any more
-constexpr uint32_t kSlotResets = 512;     // SO_LINGER with a time of 0
-constexpr uint32_t kSlotResetTaken = 16;  // the death of its INS was reported once
+constexpr uint32_t kSlotOdd = 256;         // its placeholder is no longer as the INS made it
+constexpr uint32_t kSlotResets = 512;      // SO_LINGER with a time of 0
 
 // Who holds a call cell. pid 0: free.
 struct SessionCall {
