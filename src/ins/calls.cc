@@ -67,7 +67,8 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   // Calls and bytes keep their order.
   if (s.kind == SockKind::stream && s.listener == nullptr && (s.flags & kTxBlocked) == 0) {
-    const uint32_t news = stream_tx(i, s);
+    const bool fin = r.op == MW_OP_SHUTDOWN && r.arg[0] != SHUT_RD;
+    const uint32_t news = stream_tx(i, s, fin ? MSG_MORE : 0);
     if (news != 0) announce(i, news);
   }
   switch (r.op) {
@@ -158,9 +159,12 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
 void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const int how = r.arg[0];
   const bool writing = how == SHUT_WR || how == SHUT_RDWR;
-  const bool pending = s.kind == SockKind::stream && s.listener == nullptr &&
-                       (s.state & MW_ST_CONNECTED) != 0 && (s.flags & kTxBlocked) != 0;
-  if (writing && pending) {
+  const bool connection = s.kind == SockKind::stream && s.listener == nullptr &&
+                          (s.state & MW_ST_CONNECTED) != 0;
+  const bool held_back =
+      (s.flags & kTxBlocked) != 0 ||
+      (is_paused(s, kPauseOut) && A::load_acquire(ch_.slot(i).tx_tail) != s.tx_head);
+  if (writing && connection && held_back) {
     s.flags |= kFinPending;
     if (how == SHUT_RDWR) result(a, ::shutdown(s.fd, SHUT_RD));
   } else {

@@ -1,6 +1,6 @@
 #include <fcntl.h>
 #include <netdb.h>
-#include <netinet/tcp.h>
+#include <linux/tcp.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
@@ -329,6 +329,24 @@ TEST(Ins, ShutdownComesAfterTheBytes) {
   EXPECT_TRUE(read_exactly(peer.get(), data.size() + 1) == data);
   write_all(peer.get(), "still open");
   EXPECT_EQ(pvm.take_exactly(s, 10), "still open");
+}
+
+uint32_t segments_in(const UniqueFd& s) {
+  tcp_info info{};
+  socklen_t len = sizeof info;
+  EXPECT_EQ(::getsockopt(s.get(), IPPROTO_TCP, TCP_INFO, &info, &len), 0);
+  return info.tcpi_segs_in;
+}
+
+TEST(Ins, TheLastBytesAndTheEndAreOneSegment) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  const uint32_t before = segments_in(peer);
+  pvm.put_quietly(s, "last words");
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_WR}).ret, 0);
+  EXPECT_EQ(read_exactly(peer.get(), 11), "last words");
+  EXPECT_EQ(segments_in(peer), before + 1);
 }
 
 TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {

@@ -206,7 +206,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
 }
 
 // Moves what is new in the send ring into the kernel. Returns the news of it.
-uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
+uint32_t Worker::stream_tx(uint32_t i, Sock& s, int flags) {
   const uint32_t capacity = ch_.geometry().tx_ring;
   const RingBytes ring = ch_.tx(i);
   mw_slot& shared = ch_.slot(i);
@@ -228,12 +228,12 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s) {
     const int pieces = ring.pieces(s.tx_head, offered, iov);
     ssize_t n = 0;
     if (pieces == 1) {
-      n = ::send(s.fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT | MSG_NOSIGNAL);
+      n = ::send(s.fd, iov[0].iov_base, iov[0].iov_len, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
     } else {
       msghdr m{};
       m.msg_iov = iov;
       m.msg_iovlen = 2;
-      n = ::sendmsg(s.fd, &m, MSG_DONTWAIT | MSG_NOSIGNAL);
+      n = ::sendmsg(s.fd, &m, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
     }
     if (n < 0) {
       if (errno == EINTR) continue;

@@ -217,19 +217,27 @@ int Worker::sleep_ms() const {
   return rest < 0 ? due : std::min(rest, due);
 }
 
-// Returns how many members there were.
+// Returns how many there were.
+uint32_t Worker::turn_calls() {
+  uint32_t calls = 0;
+  call_news_.drain([&](uint32_t call) {
+    ++calls;
+    on_call(call);
+    return true;
+  });
+  return calls;
+}
+
+// Returns how many members there were. Calls first: what was written before a shutdown() leaves in
+// one segment with its FIN. And again: what was posted before a close comes before it.
 uint32_t Worker::turn_news() {
-  uint32_t members = 0;
+  uint32_t members = turn_calls();
   sock_news_.drain([&](uint32_t i) {
     ++members;
     if (i % ch_.geometry().workers == index_) on_sock_news(i);
     return true;
   });
-  call_news_.drain([&](uint32_t call) {
-    ++members;
-    on_call(call);
-    return true;
-  });
+  members += turn_calls();
   close_marked();
   return members;
 }

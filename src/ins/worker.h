@@ -55,6 +55,7 @@ class Worker {
 
   // worker.cc
   uint32_t turn_news();
+  uint32_t turn_calls();
   int turn_events(int timeout_ms);
   void sleep();
   void turn_local();
@@ -104,7 +105,7 @@ class Worker {
   // stream.cc
   void on_stream_event(uint32_t i, Sock& s, uint32_t events);
   uint32_t stream_rx(uint32_t i, Sock& s);
-  uint32_t stream_tx(uint32_t i, Sock& s);
+  uint32_t stream_tx(uint32_t i, Sock& s, int flags = 0);
   void stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail);
   void finish_connect(uint32_t i, Sock& s);
   void on_urgent(uint32_t i, Sock& s);

@@ -195,6 +195,22 @@ def test_a_paused_connection_moves_nothing_and_then_everything(served) -> None:
         assert in_force(engine) == []
 
 
+def test_an_end_behind_a_pause_waits_for_the_bytes_before_it(serve) -> None:
+    served = serve(ECHO.replace("c.sendall(data)", "c.sendall(data); data != b'bye' or c.shutdown(1)"),
+                   "--net", "host")
+    with served.engine() as engine, served.connect() as peer:
+        assert talks(peer)
+        number = number_of(engine, peer)
+        assert engine.set(Feature.PAUSE, 2, number) == 2
+        peer.sendall(b"bye")
+        until_bytes_in(engine, number, 5 + 3)
+        assert not select.select([peer], [], [], 0.2)[0]
+        assert engine.set(Feature.PAUSE, 0, number) == 0
+        assert receive(peer, 4) == b"bye"  # and then the end
+        peer.sendall(b"ping")
+        until_bytes_in(engine, number, 5 + 3 + 4)
+
+
 def observed(engine: Client, number: int) -> list:
     """What came until now."""
     engine.monitor(False)
