@@ -159,8 +159,8 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
 void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const int how = r.arg[0];
   const bool writing = how == SHUT_WR || how == SHUT_RDWR;
-  const bool connection = s.kind == SockKind::stream && s.listener == nullptr &&
-                          (s.state & MW_ST_CONNECTED) != 0;
+  const bool connection =
+      s.kind == SockKind::stream && s.listener == nullptr && (s.state & MW_ST_CONNECTED) != 0;
   const bool held_back =
       (s.flags & kTxBlocked) != 0 ||
       (is_paused(s, kPauseOut) && A::load_acquire(ch_.slot(i).tx_tail) != s.tx_head);

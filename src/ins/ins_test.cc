@@ -1,6 +1,6 @@
 #include <fcntl.h>
-#include <netdb.h>
 #include <linux/tcp.h>
+#include <netdb.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 

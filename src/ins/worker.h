@@ -1,8 +1,8 @@
 // worker.h - one event loop of the INS: it executes the calls about its slots and moves their
 // bytes.
 //
-// The loop: take news from the PVM (sock_news, call_news), then events from the kernel (epoll),
-// then what is left over from the last turn; sleep only after announcing it in both ready sets. The
+// The loop: take news from the PVM (call_news, sock_news), then events from the kernel (epoll), then
+// what is left over from the last turn; sleep only after announcing it in both ready sets. The
 // steady state allocates nothing: a request costs one recv and one send of the real socket.
 //
 // TRUST       Slots, calls and the indexes in them come from the PVM: find() and the window checks
