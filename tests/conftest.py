@@ -1,4 +1,4 @@
-"""Makes tests/mwtest importable, removes what a killed test run left behind, and has the fixtures for `mw run`."""
+"""Makes tests/mwtest and the Python client importable, removes what a killed test run left behind, and has the fixtures for `mw run`."""
 
 import os
 import sys
@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "clients" / "python")]
 
-from mwtest import build, clock, host, netns, proc  # noqa: E402  (needs the path above)
+from mwtest import build, clock, host, netns, proc  # noqa: E402  (needs the paths above)
 from mwtest.session import Session, host_state  # noqa: E402
 
 

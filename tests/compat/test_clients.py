@@ -6,7 +6,6 @@ import re
 import pytest
 
 import webserver
-from test_haproxy import BACKEND
 
 SIZE = 320000
 BODY = hashlib.sha256(str(SIZE).encode()).digest() * (SIZE // 32)
@@ -15,7 +14,7 @@ URL = "http://127.0.0.1:9000"
 
 @pytest.fixture
 def backend(box):
-    server = box.start("backend", ["/usr/bin/python3", BACKEND, 9000], protected=False)
+    server = box.start("backend", ["/usr/bin/python3", webserver.BACKEND, 9000], protected=False)
     box.wait_port(9000, server)
     return box
 

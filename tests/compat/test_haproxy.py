@@ -6,8 +6,6 @@ from pathlib import Path
 
 import webserver
 
-BACKEND = Path(__file__).parent / "programs" / "backend.py"
-
 
 def test_http_proxy(box):
     text = Path("/etc/haproxy/haproxy.cfg").read_text()
@@ -21,7 +19,7 @@ backend app
     server one 127.0.0.1:9000 check
 """
     (box.directory / "haproxy.cfg").write_text(text)
-    backend = box.start("backend", ["/usr/bin/python3", BACKEND, 9000], protected=False)
+    backend = box.start("backend", ["/usr/bin/python3", webserver.BACKEND, 9000], protected=False)
     box.wait_port(9000, backend)
     server = box.start("haproxy", ["haproxy", "-W", "-db", "-f", box.directory / "haproxy.cfg"])
     box.wait_port(8080, server)

@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 PAGE = Path("/var/www/html/index.html")
+# Answers with as many bytes as its path says: behind proxies, and for clients.
+BACKEND = Path(__file__).parent / "programs" / "backend.py"
 
 
 def check_document(box, port: int, path: str, file: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mwtest import proc
-from test_netflow import ECHO, SECONDS, Echo, mw_says
+from mwtest.echo import ECHO, SECONDS, Echo, mw_says
 
 from mwnetflow import AsyncClient, Client, Feature, MinRate, Request, RequestError, RuleState, SampleFlag
 

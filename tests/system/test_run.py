@@ -12,7 +12,7 @@ import urllib.request
 import pytest
 
 from mwtest import proc
-from mwtest.session import copy_of_the_build, host_state, output, sessions
+from mwtest.session import copy_of_the_build, host_state, output
 
 
 def run(mw, *arguments, seconds=120):

@@ -5,15 +5,13 @@ import contextlib
 import os
 import signal
 import socket
-import sys
 import time
 
 import pytest
 
-from mwtest import build, proc
+from mwtest import proc
 
-sys.path.insert(0, str(build.ROOT / "clients" / "python"))
-from mwnetflow import AsyncClient, Client, Feature, RequestError, SampleFlag  # noqa: E402
+from mwnetflow import AsyncClient, Client, Feature, RequestError, SampleFlag
 
 SECONDS = 20
 ROUND = 0.1
