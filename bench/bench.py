@@ -355,7 +355,7 @@ def idle_connections(stage: Stage, quick: bool) -> list:
         try:
             said = client.stdout.readline()
             if said != b"open\n":
-                raise RuntimeError(f"{path}: {count} connections do not fit\n{server.tail()}")
+                raise AssertionError(f"{path}: {count} connections do not fit\n{server.tail()}")
             held = lambda: int(stage.run("ss", "-Htn", "state", "established",
                                          f"sport = :{port}").count("\n")) >= count
             proc.wait_for(held, 60, f"{count} connections are established", server)

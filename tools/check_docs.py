@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Fails if a document names a file of the project, or a test in one (FILE::TEST), that does not exist."""
+"""Fails if a document names a file of the project, or a test in one (FILE::TEST), that does not exist, or if a heading
+is none any more, as when a formatter of programs went over the page."""
 import pathlib
 import re
 import sys
@@ -26,7 +27,11 @@ def has_test(path: pathlib.Path, name: str) -> bool:
 def main() -> int:
     missing = []
     for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        fenced = False
         for number, line in enumerate(page.read_text().splitlines(), 1):
+            fenced ^= line.startswith("```")
+            if not fenced and re.match(r"\s*#+[^#\s]", line):
+                missing.append(f"{page.relative_to(ROOT)}:{number}: a heading without a space")
             for match in NAMED.finditer(line):
                 name = match.group(1) or match.group(2)
                 if not (ROOT / name).exists():

@@ -2,6 +2,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -49,6 +50,8 @@ void Worker::on_call(uint32_t call) {
   a.ret = 0;
   a.err = 0;
   a.out_len = 0;
+  // Named by an accept record already, while the worker that accepted it still hands it over.
+  while (ins_.slots.is_being_made(r.slot, r.gen)) ::sched_yield();
   Sock* s = ins_.slots.find(r.slot);
   if (s == nullptr || s->gen != r.gen || s->fd < 0 || (s->flags & kLingering) != 0)
     failure(a, ECONNRESET);
@@ -133,7 +136,12 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
     s.listener.reset();
   }
   if (a.ret == 0 && unspec) {
-    s.flags &= ~(kReadDone | kToEnd | kTxBlocked);
+    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending);
+    // What was not sent goes to nobody.
+    auto unsent = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
+    if (!unsent) return fault(unsent.error());
+    s.tx_head += *unsent;
+    A::store_release(ch_.slot(i).tx_head, s.tx_head);
     int pending = 0;
     socklen_t len = sizeof pending;
     if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
@@ -161,10 +169,7 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const bool writing = how == SHUT_WR || how == SHUT_RDWR;
   const bool connection =
       s.kind == SockKind::stream && s.listener == nullptr && (s.state & MW_ST_CONNECTED) != 0;
-  const bool held_back =
-      (s.flags & kTxBlocked) != 0 ||
-      (is_paused(s, kPauseOut) && A::load_acquire(ch_.slot(i).tx_tail) != s.tx_head);
-  if (writing && connection && held_back) {
+  if (writing && connection && has_unsent(i, s)) {
     s.flags |= kFinPending;
     if (how == SHUT_RDWR) result(a, ::shutdown(s.fd, SHUT_RD));
   } else {
@@ -287,7 +292,7 @@ void Worker::call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (s.kind == SockKind::dgram) return dgram_send(i, s, r, a);
   // Streams send by the ring; here comes urgent data, which has to follow every byte before it.
   if ((r.flags2 & MW_SEND_INLINE) == 0) return failure(a, EOPNOTSUPP);
-  if ((s.flags & kTxBlocked) != 0) return failure(a, EAGAIN);
+  if (has_unsent(i, s)) return failure(a, EAGAIN);
   if ((s.flags & kFinPending) != 0 || (s.state & MW_ST_SND_SHUT) != 0) return failure(a, EPIPE);
   dgram_send(i, s, r, a);
 }

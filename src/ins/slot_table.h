@@ -159,6 +159,14 @@ class SlotTable {
     if (!socks_[slot].in_use) fn();
   }
 
+  // Allocated as that, and not published yet: by another worker, at this moment.
+  bool is_being_made(uint32_t slot, uint32_t gen) const {
+    if (socks_[slot].live.load(std::memory_order_acquire) != 0) return false;
+    const std::lock_guard hold(parts_[slot % workers_].lock);
+    const Sock& s = socks_[slot];
+    return s.in_use && s.gen == gen && s.live.load(std::memory_order_relaxed) == 0;
+  }
+
   // The live socket at `slot`, or nullptr. `slot` is range-checked by the caller.
   Sock* find(uint32_t slot) {
     Sock& s = socks_[slot];

@@ -205,6 +205,11 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   return news;
 }
 
+// What was written is not all sent: the kernel's buffer is full, or a pause or an error holds it up.
+bool Worker::has_unsent(uint32_t i, const Sock& s) const {
+  return A::load_acquire(ch_.slot(i).tx_tail) != s.tx_head;
+}
+
 // Moves what is new in the send ring into the kernel. Returns the news of it.
 uint32_t Worker::stream_tx(uint32_t i, Sock& s, int flags) {
   const uint32_t capacity = ch_.geometry().tx_ring;

@@ -237,8 +237,10 @@ uint32_t Worker::turn_news() {
     if (i % ch_.geometry().workers == index_) on_sock_news(i);
     return true;
   });
-  members += turn_calls();
-  close_marked();
+  if (!closing_.empty()) {
+    members += turn_calls();
+    close_marked();
+  }
   return members;
 }
 

@@ -170,12 +170,6 @@ int place_bare(const mw_accept_record& r, int flags, Place& out) {
   return rc;
 }
 
-// False: the program has closed the listener, and the number may be another socket's by now.
-bool is_still_there(const Sock& s) {
-  const Entry e = peek(s.fd);
-  return e.kind == Kind::socket && e.slot == s.index && e.gen == s.gen;
-}
-
 // The next accepted connection's record; *fd is its placeholder, or -1. 0 or -errno.
 int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
   const int64_t deadline = s.nonblocking() ? 0 : deadline_after_us(s.mine.rcvtimeo_us);

@@ -152,6 +152,11 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   // yet.
   if (rc == -ECONNABORTED)
     if (const int error = take_error(s); error != 0) return -error;
+  if (rc == 0 && a->sa_family == AF_UNSPEC && !s.datagram()) {
+    // As new: neither direction is shut, and what came and was not read is gone.
+    set_flag(s, kSlotShutRd | kSlotShutWr, false);
+    forget_unread(s);
+  }
   if (s.datagram() || s.nonblocking()) return rc;
   if (rc != -EINPROGRESS && rc != -EALREADY) return rc;
   const int64_t deadline = deadline_after_us(s.mine.sndtimeo_us);

@@ -556,7 +556,8 @@ void settle_slowly() {
   for (;;) {
     bool resting = true;
     for (uint32_t w = 0; w < process.channel.geometry().workers; ++w)
-      resting &= process.channel.sock_news(w).consumer_rests();
+      resting &=
+          process.channel.call_news(w).empty() && process.channel.sock_news(w).consumer_rests();
     if (resting || monotonic_ns() - start > 500'000 || process.confined) return;
     ::sched_yield();
   }

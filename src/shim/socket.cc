@@ -28,6 +28,11 @@ bool is_dead(const Sock& s) {
          static_cast<int32_t>(s.gen - first) < 0;
 }
 
+bool is_still_there(const Sock& s) {
+  const Entry e = peek(s.fd);
+  return e.kind == Kind::socket && e.slot == s.index && e.gen == s.gen;
+}
+
 uint32_t state_of(const Sock& s) {
   return is_dead(s) ? kDeadState : A::load_acquire(s.slot.state);
 }

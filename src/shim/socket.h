@@ -38,6 +38,8 @@ inline Sock sock_of(int fd, const Entry& e) {
 
 // True if its INS is gone, or the channel is poisoned, or the slot serves somebody else by now.
 bool is_dead(const Sock& s);
+// False: the program has closed it meanwhile, and number and slot may be another socket's by now.
+bool is_still_there(const Sock& s);
 
 // The state word (MW_ST_*); a dead socket's is CONNECTED|RCV_SHUT|EOF|SND_SHUT|CLOSED.
 uint32_t state_of(const Sock& s);
@@ -135,6 +137,8 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags);
 ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags);
 // Copies from a file straight into the send ring.
 ssize_t stream_send_file(const Sock& s, int file, off_t* offset, size_t count);
+// What came for an earlier connection of the same socket.
+void forget_unread(const Sock& s);
 int raise_sigpipe(int flags);
 
 // ---- dgram.cc ----

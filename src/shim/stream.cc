@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "shim/epoll.h"
 #include "shim/socket.h"
@@ -77,6 +78,8 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   const uint32_t head = s.mine.rx_head + peeked;
   auto ready = ring_ready(capacity, s.mine.rx_head, s.slot.rx_tail);
   if (!ready) {
+    // Another thread has closed it, and its slot is another connection's: that is no lie.
+    if (is_dead(s) || A::load_acquire(s.slot.gen) != s.gen) return -ECONNRESET;
     poison(ready.error().where);
     return -ECONNRESET;
   }
@@ -148,15 +151,21 @@ bool is_answered_at_once(const Sock& s) {
     return false;
   }
   const int64_t until = monotonic_ns() + kMostNs;
-  do {
+  bool answered = false;
+  bool in_time = true;
+  while (!answered && in_time) {
     ::sched_yield();
-    if (readable_bytes(s) != 0 || receiving_ended(s)) {
-      A::store_relaxed(awake_credit, std::min(kFull, credit + kHit));
-      return true;
-    }
-  } while (monotonic_ns() < until);
-  A::store_relaxed(awake_credit, credit == 0 ? -kPause : credit - 1);
-  return false;
+    // Another thread may have closed it, and then the slot is another connection's.
+    if (!is_still_there(s)) return false;
+    answered = readable_bytes(s) != 0 || receiving_ended(s);
+    in_time = monotonic_ns() < until;
+  }
+  // Whoever was given the processor may have kept it for long: then it did not pay either.
+  if (answered && in_time)
+    A::store_relaxed(awake_credit, std::min(kFull, credit + kHit));
+  else
+    A::store_relaxed(awake_credit, credit == 0 ? -kPause : credit - 1);
+  return answered;
 }
 
 }  // namespace
@@ -171,6 +180,7 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
   if (!blocking) settle();
   IovCursor to(iov, count);
   Timeout timeout(s.mine.rcvtimeo_us);
+  bool looked_longer = false;
   ssize_t got = 0;
   for (;;) {
     // May be changed while we wait.
@@ -195,7 +205,8 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
       if (got > 0) return got;
       if (const int rc = no_bytes(s); rc <= 0) return rc;
     }
-    if (!blocking && got == 0 && is_answered_at_once(s)) continue;
+    if (!blocking && got == 0 && !std::exchange(looked_longer, true) && is_answered_at_once(s))
+      continue;
     if (!blocking) return got > 0 ? got : -EAGAIN;
     const auto seen = static_cast<uint32_t>(peek ? got : 0);
     const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
@@ -204,6 +215,13 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
     });
     if (rc < 0) return got > 0 ? got : rc;
   }
+}
+
+void forget_unread(const Sock& s) {
+  SharedLock lock(s.mine.rx_lock);
+  const uint32_t head = s.mine.rx_head + readable_bytes(s);
+  A::store_relaxed(s.mine.rx_head, head);
+  A::store_release(s.slot.rx_head, head);
 }
 
 int raise_sigpipe(int flags) {

@@ -202,7 +202,8 @@ def test_a_port_in_use_is_refused(mw, unchanged, server, tmp_path):
 
 def test_signals_reach_the_command(mw, unchanged, start, tmp_path):
     script = f"trap 'exit 42' HUP; touch {tmp_path}/up; while :; do sleep 0.05; done"
-    session = start("--", "bash", "-c", script)
+    # A shell cannot trap what was ignored when it began, and under nohup(1) that is.
+    session = start("--", "env", "--default-signal=HUP", "bash", "-c", script)
     proc.wait_for((tmp_path / "up").exists, 60, "the trap is set", session.background)
     session.background.process.send_signal(signal.SIGHUP)
     assert session.background.process.wait(60) == 42
