@@ -154,8 +154,8 @@ bool Connection::peer_is_gone() const {
          sample_.last_ack_recv > kGoneMs;
 }
 
-bool Connection::still(int64_t now_ns, const Rules& rules) const {
-  const int64_t long_ago = now_ns - int64_t{rules.crowd_still_ms} * kMs;
+bool Connection::still(int64_t now_ns, uint32_t ms, const Rules& rules) const {
+  const int64_t long_ago = now_ns - int64_t{ms} * kMs;
   if (out_open_) return window_is_closed(rules) && !peer_is_gone() && out_.moved_ns <= long_ago;
   return in_open_ && in_.moved_ns <= long_ago && server_waits(now_ns);
 }

@@ -56,7 +56,7 @@ class Connection {
   // Nothing is heard from the peer, not even an acknowledgement of what is sent again.
   bool peer_is_gone() const;
   // It holds something of the server and has not moved for so long.
-  bool still(int64_t now_ns, const Rules& rules) const;
+  bool still(int64_t now_ns, uint32_t ms, const Rules& rules) const;
   // It keeps a good rate, and has for a second at least.
   bool moves_well(int64_t now_ns, const Rules& rules) const;
   // Between requests: nothing is under way.

@@ -60,7 +60,10 @@ void Engine::observe(std::span<const Sample> samples, const Round& round) {
   }
   forget(now, samples.size() >= round.sockets);
   uint32_t still = 0;
-  for (const auto& [id, c] : connections_) still += c.still(now, rules_) ? 1 : 0;
+  // Half a crowd after half its time: the probe hurries then, and once a crowd is one it is known
+  // whether anybody suffers.
+  for (const auto& [id, c] : connections_)
+    still += c.still(now, rules_.crowd_still_ms / 2, rules_) ? 1 : 0;
   pressed_ = queue || (rules_.crowd_connections > 0 && still * 2 >= rules_.crowd_connections);
 }
 
@@ -103,7 +106,7 @@ Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us, uint32_t* con
     t.worker_us += s.worker_us;
     t.bytes += s.bytes_in + s.bytes_out;
     if (c.moves_well(now_ns, rules_)) ++t.moving;
-    if (c.still(now_ns, rules_)) {
+    if (c.still(now_ns, rules_.crowd_still_ms, rules_)) {
       ++t.still;
       t.held.push_back(&c);
     } else if (c.idle(now_ns)) {

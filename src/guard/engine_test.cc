@@ -534,9 +534,13 @@ TEST_F(World, TroubleIsSeenBeforeAnybodySuffers) {
   connect(kHonest).sends(200, now_);
   pass(2, Service::served);
   EXPECT_FALSE(engine_->pressed());
-  for (int k = 0; k < 10; ++k) connect(kEvil).sends(200, now_);
-  pass(1, Service::served);
+  for (int k = 0; k < 20; ++k) connect(kEvil).sends(200, now_);
+  pass(0.25, Service::served);
+  EXPECT_FALSE(engine_->pressed());
+  // Before they are a crowd.
+  EXPECT_EQ(rules_of(pass(0.25, Service::denied)), "");
   EXPECT_TRUE(engine_->pressed());
+  EXPECT_NE(rules_of(pass(0.5, Service::denied)), "");
 }
 
 }  // namespace
