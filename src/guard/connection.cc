@@ -155,7 +155,8 @@ bool Connection::peer_is_gone() const {
 }
 
 bool Connection::still(int64_t now_ns, uint32_t ms, const Rules& rules) const {
-  const int64_t long_ago = now_ns - int64_t{ms} * kMs;
+  // Rounds come a little early or late; for that nobody waits for the next one.
+  const int64_t long_ago = now_ns - int64_t{ms} * kMs + int64_t{rules.sample_ms} * kMs / 10;
   if (out_open_) return window_is_closed(rules) && !peer_is_gone() && out_.moved_ns <= long_ago;
   return in_open_ && in_.moved_ns <= long_ago && server_waits(now_ns);
 }
@@ -171,9 +172,9 @@ int64_t Connection::idle_ns(int64_t now_ns) const {
   return (last == kNever ? 0 : int64_t{last} * kMs) + (now_ns - seen_ns_);
 }
 
-bool Connection::idle(int64_t now_ns) const {
+bool Connection::idle(int64_t now_ns, int64_t for_ns) const {
   return !in_open_ && !out_open_ && sample_.first_out != kNever && !server_is_behind() &&
-         idle_ns(now_ns) >= kSecond;
+         idle_ns(now_ns) >= for_ns;
 }
 
 }  // namespace mw::guard

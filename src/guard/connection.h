@@ -60,7 +60,7 @@ class Connection {
   // It keeps a good rate, and has for a second at least.
   bool moves_well(int64_t now_ns, const Rules& rules) const;
   // Between requests: nothing is under way.
-  bool idle(int64_t now_ns) const;
+  bool idle(int64_t now_ns, int64_t for_ns) const;
   int64_t idle_ns(int64_t now_ns) const;
   uint32_t answers() const { return answers_; }
 

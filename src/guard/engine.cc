@@ -24,6 +24,8 @@ constexpr int64_t kTakesEffect = 5 * kSecond;
 constexpr double kPatience = 3;
 // Of a peer that cannot be heard at all: a computer that was suspended, a tunnel.
 constexpr double kPatienceGone = 6;
+// Between requests for so long: idle.
+constexpr int64_t kIdle = kSecond;
 // Nobody knows whether the peer or the application is late; then both have this long.
 constexpr double kUnknownSeconds = 60;
 // A round handles so many at most; the next one is a moment away.
@@ -59,12 +61,23 @@ void Engine::observe(std::span<const Sample> samples, const Round& round) {
     }
   }
   forget(now, samples.size() >= round.sockets);
+  pressed_ = queue || nearly_broken(now);
+}
+
+// Half of what a rule about many connections needs, for half of the time: the probe hurries then, so
+// that it is known whether anybody suffers once the rule is broken.
+bool Engine::nearly_broken(int64_t now_ns) const {
   uint32_t still = 0;
-  // Half a crowd after half its time: the probe hurries then, and once a crowd is one it is known
-  // whether anybody suffers.
-  for (const auto& [id, c] : connections_)
-    still += c.still(now, rules_.crowd_still_ms / 2, rules_) ? 1 : 0;
-  pressed_ = queue || (rules_.crowd_connections > 0 && still * 2 >= rules_.crowd_connections);
+  std::map<Key, uint32_t> idle;
+  uint32_t most_idle = 0;
+  for (const auto& [id, c] : connections_) {
+    if (c.still(now_ns, rules_.crowd_still_ms / 2, rules_))
+      ++still;
+    else if (c.idle(now_ns, kIdle / 2))
+      most_idle = std::max(most_idle, ++idle[key_of(c.sample().remote.address)]);
+  }
+  const auto half = [](uint32_t count, uint32_t limit) { return limit > 0 && count * 2 >= limit; };
+  return half(still, rules_.crowd_connections) || half(most_idle, rules_.idle_connections);
 }
 
 void Engine::forget(int64_t now_ns, bool complete) {
@@ -109,7 +122,7 @@ Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us, uint32_t* con
     if (c.still(now_ns, rules_.crowd_still_ms, rules_)) {
       ++t.still;
       t.held.push_back(&c);
-    } else if (c.idle(now_ns)) {
+    } else if (c.idle(now_ns, kIdle)) {
       t.idle.push_back(&c);
     }
   }

@@ -68,6 +68,7 @@ class Engine {
   };
   using Tallies = std::map<Key, Tally>;
 
+  bool nearly_broken(int64_t now_ns) const;
   void forget(int64_t now_ns, bool complete);
   Tallies tally(int64_t now_ns, uint64_t* worker_us, uint32_t* connections);
   static double served_lately(const Peer& p, int64_t now_ns);

@@ -530,6 +530,13 @@ TEST_F(World, WhatIsGoneIsForgotten) {
   EXPECT_EQ(engine_->peers(), 0u);
 }
 
+TEST_F(World, ACrowdIsKnownInTheRoundInWhichItsTimeIsUpThoughItComesEarly) {
+  for (int k = 0; k < 20; ++k) connect(kEvil).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(0.5, Service::denied)), "");
+  now_ -= 10 * kMs;
+  EXPECT_EQ(rules_of(pass(0.25, Service::denied)), "block crowd");
+}
+
 TEST_F(World, TroubleIsSeenBeforeAnybodySuffers) {
   connect(kHonest).sends(200, now_);
   pass(2, Service::served);
@@ -541,6 +548,23 @@ TEST_F(World, TroubleIsSeenBeforeAnybodySuffers) {
   EXPECT_EQ(rules_of(pass(0.25, Service::denied)), "");
   EXPECT_TRUE(engine_->pressed());
   EXPECT_NE(rules_of(pass(0.5, Service::denied)), "");
+}
+
+TEST_F(World, IdleConnectionsOfOnePeerAreTroubleThoseOfManyAreNot) {
+  for (int k = 0; k < 40; ++k) {
+    Client& c = connect("198.51.100." + std::to_string(k + 1));
+    pass(0, Service::served);
+    whole_exchange(c);
+  }
+  pass(0.75, Service::served);
+  EXPECT_FALSE(engine_->pressed());
+  for (int k = 0; k < 10; ++k) {
+    Client& c = connect(kEvil);
+    pass(0, Service::served);
+    whole_exchange(c);
+  }
+  pass(0.75, Service::served);
+  EXPECT_TRUE(engine_->pressed());
 }
 
 }  // namespace
