@@ -173,7 +173,7 @@ Guard::End Guard::watch(Client& client) {
   for (;;) {
     if (const Status taken = take_rounds(client); !taken) return End::lost;
     take_probes();
-    if (prober_) prober_->hurry(engine_.pressed() || service_.state() != Service::served);
+    if (prober_) prober_->hurry(engine_.suspicious() || service_.state() != Service::served);
     bool more = false;
     if (const Status acted = act(client, &more); !acted) return End::lost;
     if (const End end = wait(client.fd(), more ? 0 : kTurnMs); end != End::none) return end;

@@ -156,7 +156,7 @@ bool Connection::peer_is_gone() const {
 
 bool Connection::still(int64_t now_ns, uint32_t ms, const Rules& rules) const {
   // Rounds come a little early or late; for that nobody waits for the next one.
-  const int64_t long_ago = now_ns - int64_t{ms} * kMs + int64_t{rules.sample_ms} * kMs / 10;
+  const int64_t long_ago = now_ns - int64_t{ms} * kMs + std::min(ms, rules.sample_ms) * kMs / 10;
   if (out_open_) return window_is_closed(rules) && !peer_is_gone() && out_.moved_ns <= long_ago;
   return in_open_ && in_.moved_ns <= long_ago && server_waits(now_ns);
 }

@@ -61,23 +61,35 @@ void Engine::observe(std::span<const Sample> samples, const Round& round) {
     }
   }
   forget(now, samples.size() >= round.sockets);
-  pressed_ = queue || nearly_broken(now);
+  uint32_t still = 0;
+  for (const auto& [id, c] : connections_)
+    still += c.still(now, rules_.crowd_still_ms, rules_) ? 1 : 0;
+  pressed_ = queue || (rules_.crowd_connections > 0 && still * 2 >= rules_.crowd_connections);
+  suspicious_ = pressed_ || nearly_broken(now);
 }
 
-// Half of what a rule about many connections needs, for half of the time: the probe hurries then, so
-// that it is known whether anybody suffers once the rule is broken.
+// Half of what a rule about many connections of one peer needs, for half of the time.
 bool Engine::nearly_broken(int64_t now_ns) const {
-  uint32_t still = 0;
-  std::map<Key, uint32_t> idle;
-  uint32_t most_idle = 0;
+  struct Counts {
+    uint32_t still = 0;
+    uint32_t idle = 0;
+  };
+  const auto half = [](uint64_t count, uint64_t limit) { return limit > 0 && count * 2 >= limit; };
+  std::map<Key, Counts> peers;
   for (const auto& [id, c] : connections_) {
-    if (c.still(now_ns, rules_.crowd_still_ms / 2, rules_))
-      ++still;
-    else if (c.idle(now_ns, kIdle / 2))
-      most_idle = std::max(most_idle, ++idle[key_of(c.sample().remote.address)]);
+    const bool still = c.still(now_ns, rules_.crowd_still_ms / 2, rules_);
+    if (!still && !c.idle(now_ns, kIdle / 2)) continue;
+    const netflow::Address& peer = c.sample().remote.address;
+    if (untouchable(c) || any_holds(rules_.shared, peer)) continue;
+    Counts& n = peers[key_of(peer)];
+    ++(still ? n.still : n.idle);
   }
-  const auto half = [](uint32_t count, uint32_t limit) { return limit > 0 && count * 2 >= limit; };
-  return half(still, rules_.crowd_connections) || half(most_idle, rules_.idle_connections);
+  return std::any_of(peers.begin(), peers.end(), [&](const auto& one) {
+    const Counts& n = one.second;
+    const uint64_t share = 100 * uint64_t{n.idle} / connections_.size();
+    return half(n.still, rules_.crowd_connections) ||
+           (half(n.idle, rules_.idle_connections) && half(share, rules_.idle_share_percent));
+  });
 }
 
 void Engine::forget(int64_t now_ns, bool complete) {

@@ -38,6 +38,8 @@ class Engine {
   void released();
   // The samples look like trouble, whatever the probe says.
   bool pressed() const { return pressed_; }
+  // Or may do so soon: it should be known by then whether anybody suffers.
+  bool suspicious() const { return suspicious_; }
 
   size_t connections() const { return connections_.size(); }
   size_t peers() const { return peers_.size(); }
@@ -98,6 +100,7 @@ class Engine {
   std::deque<int64_t> blocks_;
   int64_t last_round_ns_ = 0;
   bool pressed_ = false;
+  bool suspicious_ = false;
 };
 
 }  // namespace mw::guard

@@ -540,31 +540,41 @@ TEST_F(World, ACrowdIsKnownInTheRoundInWhichItsTimeIsUpThoughItComesEarly) {
 TEST_F(World, TroubleIsSeenBeforeAnybodySuffers) {
   connect(kHonest).sends(200, now_);
   pass(2, Service::served);
-  EXPECT_FALSE(engine_->pressed());
-  for (int k = 0; k < 20; ++k) connect(kEvil).sends(200, now_);
+  EXPECT_FALSE(engine_->suspicious());
+  for (int k = 0; k < 10; ++k) connect(kEvil).sends(200, now_);
   pass(0.25, Service::served);
+  EXPECT_FALSE(engine_->suspicious());
+  pass(0.25, Service::served);
+  EXPECT_TRUE(engine_->suspicious());
   EXPECT_FALSE(engine_->pressed());
-  // Before they are a crowd.
-  EXPECT_EQ(rules_of(pass(0.25, Service::denied)), "");
+  pass(0.25, Service::served);
   EXPECT_TRUE(engine_->pressed());
-  EXPECT_NE(rules_of(pass(0.5, Service::denied)), "");
 }
 
-TEST_F(World, IdleConnectionsOfOnePeerAreTroubleThoseOfManyAreNot) {
-  for (int k = 0; k < 40; ++k) {
-    Client& c = connect("198.51.100." + std::to_string(k + 1));
-    pass(0, Service::served);
-    whole_exchange(c);
-  }
-  pass(0.75, Service::served);
+TEST_F(World, IdleConnectionsOfOnePeerAreSuspicious) {
+  const auto idle_ones = [&](int count, const std::function<std::string(int)>& address) {
+    for (int k = 0; k < count; ++k) {
+      Client& c = connect(address(k));
+      pass(0, Service::served);
+      whole_exchange(c);
+    }
+    pass(0.75, Service::served);
+  };
+  idle_ones(40, [](int k) { return "198.51.100." + std::to_string(k + 1); });
+  EXPECT_FALSE(engine_->suspicious());
+  idle_ones(10, [](int) { return kEvil; });
+  EXPECT_TRUE(engine_->suspicious());
   EXPECT_FALSE(engine_->pressed());
-  for (int k = 0; k < 10; ++k) {
-    Client& c = connect(kEvil);
-    pass(0, Service::served);
-    whole_exchange(c);
-  }
-  pass(0.75, Service::served);
-  EXPECT_TRUE(engine_->pressed());
+}
+
+TEST_F(World, APeerThatIsNeverDecidedAboutIsNotSuspicious) {
+  rules_.allow = {*parse_network(kEvil)};
+  rules_.shared = {*parse_network(kHonest)};
+  make();
+  for (const char* peer : {kEvil, kHonest})
+    for (int k = 0; k < 10; ++k) connect(peer).sends(200, now_);
+  pass(0.5, Service::served);
+  EXPECT_FALSE(engine_->suspicious());
 }
 
 }  // namespace

@@ -136,7 +136,13 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
     s.listener.reset();
   }
   if (a.ret == 0 && unspec) {
-    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending);
+    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead);
+    s.sampled.named = 0;
+    if (s.limits != nullptr) {
+      s.limits->in.stop();
+      s.limits->out.stop();
+      wheel_.remove(*s.limits);
+    }
     // What was not sent goes to nobody.
     auto unsent = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
     if (!unsent) return fault(unsent.error());
@@ -146,7 +152,8 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
     socklen_t len = sizeof pending;
     if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
       publish_error(i, s, pending);
-    return set_state(i, s, MW_ST_OPEN);
+    set_state(i, s, MW_ST_OPEN);
+    return announce(i, kNewsAll);
   }
   const bool started = a.ret < 0 && a.err == EINPROGRESS;
   if (!started && a.ret != 0) {
@@ -171,6 +178,8 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
       s.kind == SockKind::stream && s.listener == nullptr && (s.state & MW_ST_CONNECTED) != 0;
   if (writing && connection && has_unsent(i, s)) {
     s.flags |= kFinPending;
+    // Another thread's bytes, perhaps, of which nobody may tell any more.
+    if ((s.flags & kTxBlocked) == 0) requeue(i, s);
     if (how == SHUT_RDWR) result(a, ::shutdown(s.fd, SHUT_RD));
   } else {
     result(a, ::shutdown(s.fd, how));
@@ -292,8 +301,8 @@ void Worker::call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (s.kind == SockKind::dgram) return dgram_send(i, s, r, a);
   // Streams send by the ring; here comes urgent data, which has to follow every byte before it.
   if ((r.flags2 & MW_SEND_INLINE) == 0) return failure(a, EOPNOTSUPP);
-  if (has_unsent(i, s)) return failure(a, EAGAIN);
   if ((s.flags & kFinPending) != 0 || (s.state & MW_ST_SND_SHUT) != 0) return failure(a, EPIPE);
+  if (has_unsent(i, s)) return failure(a, EAGAIN);
   dgram_send(i, s, r, a);
 }
 

@@ -345,6 +345,10 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   // change.
   mw_slot& shared = ins_.channel.slot(l.slot);
   s.error_seq = A::load_relaxed(shared.error_seq);
+  s.tx_head = A::load_acquire(shared.tx_tail);
+  s.rx_tail = A::load_acquire(shared.rx_head);
+  A::store_relaxed(shared.tx_head, s.tx_head);
+  A::store_relaxed(shared.rx_tail, s.rx_tail);
   A::store_relaxed(shared.gen, l.gen);
   A::store_release(shared.state, s.state);
   ins_.slots.publish(l.slot);

@@ -139,6 +139,15 @@ void give_address(const mw_addr& from, sockaddr* a, socklen_t* len) {
   *len = from.len;
 }
 
+namespace {
+// accept() in other threads and processes returns EINVAL; the socket is no listener any more.
+void end_listening(const Sock& s) {
+  set_flag(s, kSlotListener, false);
+  empty_queue(s);
+  pass_on_end(s);
+}
+}  // namespace
+
 int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_CONNECT);
@@ -156,6 +165,7 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
     // As new: neither direction is shut, and what came and was not read is gone.
     set_flag(s, kSlotShutRd | kSlotShutWr, false);
     forget_unread(s);
+    if ((A::load_relaxed(s.mine.flags) & kSlotListener) != 0) end_listening(s);
   }
   if (s.datagram() || s.nonblocking()) return rc;
   if (rc != -EINPROGRESS && rc != -EALREADY) return rc;
@@ -192,10 +202,7 @@ int sock_shutdown(const Sock& s, int how) {
   if (rc < 0) return rc;
   if (listener) {
     if (how == SHUT_WR) return rc;
-    // accept() in other threads and processes returns EINVAL; the socket is no listener any more.
-    set_flag(s, kSlotListener, false);
-    empty_queue(s);
-    pass_on_end(s);
+    end_listening(s);
     return rc;
   }
   if (how != SHUT_WR) set_flag(s, kSlotShutRd, true);

@@ -42,8 +42,7 @@ int oldest(const Sock& s, Record& r) {
   } else if (!ready) {
     lie = ready.error().where;
   }
-  poison(lie);
-  return -ECONNRESET;
+  return broken_window(s, lie);
 }
 
 size_t scatter(const RingBytes& ring, uint32_t at, uint32_t n, const iovec* iov, size_t count) {

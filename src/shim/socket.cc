@@ -28,6 +28,11 @@ bool is_dead(const Sock& s) {
          static_cast<int32_t>(s.gen - first) < 0;
 }
 
+int broken_window(const Sock& s, const char* where) {
+  if (!is_dead(s) && A::load_acquire(s.slot.gen) == s.gen) poison(where);
+  return -ECONNRESET;
+}
+
 bool is_still_there(const Sock& s) {
   const Entry e = peek(s.fd);
   return e.kind == Kind::socket && e.slot == s.index && e.gen == s.gen;

@@ -38,6 +38,9 @@ inline Sock sock_of(int fd, const Entry& e) {
 
 // True if its INS is gone, or the channel is poisoned, or the slot serves somebody else by now.
 bool is_dead(const Sock& s);
+// The answer to a window that does not hold: -ECONNRESET. The INS lied, and the channel is poisoned,
+// unless another thread has closed the socket and its slot is another connection's.
+int broken_window(const Sock& s, const char* where);
 // False: the program has closed it meanwhile, and number and slot may be another socket's by now.
 bool is_still_there(const Sock& s);
 

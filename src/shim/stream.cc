@@ -77,12 +77,7 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   const uint32_t capacity = process.channel.geometry().rx_ring;
   const uint32_t head = s.mine.rx_head + peeked;
   auto ready = ring_ready(capacity, s.mine.rx_head, s.slot.rx_tail);
-  if (!ready) {
-    // Another thread has closed it, and its slot is another connection's: that is no lie.
-    if (is_dead(s) || A::load_acquire(s.slot.gen) != s.gen) return -ECONNRESET;
-    poison(ready.error().where);
-    return -ECONNRESET;
-  }
+  if (!ready) return broken_window(s, ready.error().where);
   auto n = static_cast<uint32_t>(std::min<size_t>(*ready - std::min(*ready, peeked), room));
   if ((A::load_relaxed(s.slot.state) & MW_ST_AT_MARK) != 0) [[unlikely]] {
     // Reading stops at the mark of urgent data, as in the kernel.
@@ -219,6 +214,7 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
 
 void forget_unread(const Sock& s) {
   SharedLock lock(s.mine.rx_lock);
+  if (is_dead(s)) return;
   const uint32_t head = s.mine.rx_head + readable_bytes(s);
   A::store_relaxed(s.mine.rx_head, head);
   A::store_release(s.slot.rx_head, head);
@@ -286,10 +282,7 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       SharedLock lock(s.mine.tx_lock);
       const uint32_t tail = s.mine.tx_tail;
       auto room = ring_room(capacity, tail, s.slot.tx_head);
-      if (!room) {
-        poison(room.error().where);
-        return -ECONNRESET;
-      }
+      if (!room) return broken_window(s, room.error().where);
       const uint32_t most = std::min(*room, send_room(s));
       full = most == 0;
       if (!full) {
