@@ -136,6 +136,7 @@ int32_t awake_credit = 0;
 // away are given it once in a while. True: look again.
 bool is_answered_at_once(const Sock& s) {
   constexpr int64_t kMostNs = 20'000;
+  constexpr int64_t kTooLongNs = 1'000'000;
   constexpr int32_t kFull = 32;
   constexpr int32_t kHit = 3;      // what a hit saves is as much as some misses cost
   constexpr int32_t kPause = 256;  // misses of credit to be made up for before the next try
@@ -145,18 +146,18 @@ bool is_answered_at_once(const Sock& s) {
     A::store_relaxed(awake_credit, credit + 1);
     return false;
   }
-  const int64_t until = monotonic_ns() + kMostNs;
+  const int64_t begun = monotonic_ns();
+  int64_t took = 0;
   bool answered = false;
-  bool in_time = true;
-  while (!answered && in_time) {
+  while (!answered && took < kMostNs) {
     ::sched_yield();
     // Another thread may have closed it, and then the slot is another connection's.
     if (!is_still_there(s)) return false;
     answered = readable_bytes(s) != 0 || receiving_ended(s);
-    in_time = monotonic_ns() < until;
+    took = monotonic_ns() - begun;
   }
   // Whoever was given the processor may have kept it for long: then it did not pay either.
-  if (answered && in_time)
+  if (answered && took < kTooLongNs)
     A::store_relaxed(awake_credit, std::min(kFull, credit + kHit));
   else
     A::store_relaxed(awake_credit, credit == 0 ? -kPause : credit - 1);
