@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
+#include <chrono>
 #include <fstream>
 #include <sstream>
 
@@ -519,6 +520,23 @@ TEST(Ins, UrgentDataKeepsItsPlace) {
   char byte = 0;
   ASSERT_EQ(::recv(peer.get(), &byte, 1, MSG_OOB), 1);
   EXPECT_EQ(byte, '?');
+}
+
+TEST(Ins, UrgentDataIsToldWithTheBytesBeforeIt) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  for (int round = 0; round < 300; ++round) {
+    ASSERT_EQ(::send(s_and_peer.second.get(), "abc!", 4, MSG_OOB), 4);
+    // Awake, so that the moment between the two, if there is one, is seen.
+    const auto patience = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+    while ((pvm.state(s) & MW_ST_PRI) == 0)
+      ASSERT_LT(std::chrono::steady_clock::now(), patience) << round;
+    ASSERT_EQ(pvm.ready(s), 3u) << round;
+    ASSERT_EQ(pvm.take_exactly(s, 3), "abc") << round;
+    ASSERT_EQ(pvm.call(MW_OP_RECVMSG, s, {MSG_OOB, 0, 0, 1}).ret, 1) << round;
+  }
 }
 
 TEST(Ins, OptionsReachTheSocketAndDangerousOnesDoNot) {

@@ -50,17 +50,17 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   } else if ((s.state & MW_ST_CONNECTED) == 0) {
     return;
   }
-  if ((events & EPOLLPRI) != 0) {
-    on_urgent(i, s);
-    news |= kNewsIn;
-  }
+  if ((events & EPOLLPRI) != 0) on_urgent(i, s);
   uint32_t state = s.state;
   if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) {
     s.flags |= kToEnd;
     if ((events & EPOLLRDHUP) != 0) state |= MW_ST_RCV_SHUT;
     if ((events & EPOLLHUP) != 0) state |= MW_ST_CLOSED | MW_ST_SND_SHUT;
   }
-  if ((events & EPOLLIN) != 0 || (s.flags & kToEnd) != 0 || events == 0) news |= stream_rx(i, s);
+  if ((events & (EPOLLIN | EPOLLPRI)) != 0 || (s.flags & kToEnd) != 0 || events == 0)
+    news |= stream_rx(i, s);
+  // Told after the bytes that came with the urgent one, which natively are there at once.
+  if ((events & EPOLLPRI) != 0) state |= MW_ST_PRI;
   if ((events & EPOLLERR) != 0 && s.fd >= 0) {
     // recv() tells most errors; what it left is either pending or in the error queue.
     int err = 0;
@@ -342,7 +342,7 @@ void Worker::on_urgent(uint32_t i, Sock& s) {
     s.flags |= kOobHeld;
   }
   s.flags |= kMarkAhead;
-  set_state(i, s, (s.state & ~MW_ST_AT_MARK) | MW_ST_PRI);
+  set_state(i, s, s.state & ~(MW_ST_AT_MARK | MW_ST_PRI));
   int at_mark = 0;
   if (::ioctl(s.fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0) {
     s.flags &= ~kMarkAhead;
