@@ -1,4 +1,5 @@
-"""Makes tests/mwtest and the Python client importable, removes what a killed test run left behind, and has the fixtures for `mw run`."""
+"""Makes tests/mwtest and the Python client importable, removes what a killed test run left behind, and has the
+fixtures for `mw run`."""
 
 import os
 import sys

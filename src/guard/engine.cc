@@ -31,6 +31,11 @@ constexpr double kUnknownSeconds = 60;
 // A round handles so many at most; the next one is a moment away.
 constexpr size_t kMostAtOnce = 256;
 
+// At least half of a limit that is set.
+bool is_half(uint64_t count, uint64_t limit) {
+  return limit > 0 && count * 2 >= limit;
+}
+
 }  // namespace
 
 // ---- what is there ----
@@ -64,7 +69,7 @@ void Engine::observe(std::span<const Sample> samples, const Round& round) {
   uint32_t still = 0;
   for (const auto& [id, c] : connections_)
     still += c.still(now, rules_.crowd_still_ms, rules_) ? 1 : 0;
-  pressed_ = queue || (rules_.crowd_connections > 0 && still * 2 >= rules_.crowd_connections);
+  pressed_ = queue || is_half(still, rules_.crowd_connections);
   suspicious_ = pressed_ || nearly_broken(now);
 }
 
@@ -74,7 +79,6 @@ bool Engine::nearly_broken(int64_t now_ns) const {
     uint32_t still = 0;
     uint32_t idle = 0;
   };
-  const auto half = [](uint64_t count, uint64_t limit) { return limit > 0 && count * 2 >= limit; };
   std::map<Key, Counts> peers;
   for (const auto& [id, c] : connections_) {
     const bool still = c.still(now_ns, rules_.crowd_still_ms / 2, rules_);
@@ -87,8 +91,8 @@ bool Engine::nearly_broken(int64_t now_ns) const {
   return std::any_of(peers.begin(), peers.end(), [&](const auto& one) {
     const Counts& n = one.second;
     const uint64_t share = 100 * uint64_t{n.idle} / connections_.size();
-    return half(n.still, rules_.crowd_connections) ||
-           (half(n.idle, rules_.idle_connections) && half(share, rules_.idle_share_percent));
+    return is_half(n.still, rules_.crowd_connections) ||
+           (is_half(n.idle, rules_.idle_connections) && is_half(share, rules_.idle_share_percent));
   });
 }
 

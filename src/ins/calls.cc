@@ -135,26 +135,7 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
     revoke_all(*s.listener);
     s.listener.reset();
   }
-  if (a.ret == 0 && unspec) {
-    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead);
-    s.sampled.named = 0;
-    if (s.limits != nullptr) {
-      s.limits->in.stop();
-      s.limits->out.stop();
-      wheel_.remove(*s.limits);
-    }
-    // What was not sent goes to nobody.
-    auto unsent = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
-    if (!unsent) return fault(unsent.error());
-    s.tx_head += *unsent;
-    A::store_release(ch_.slot(i).tx_head, s.tx_head);
-    int pending = 0;
-    socklen_t len = sizeof pending;
-    if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
-      publish_error(i, s, pending);
-    set_state(i, s, MW_ST_OPEN);
-    return announce(i, kNewsAll);
-  }
+  if (a.ret == 0 && unspec) return dissolved(i, s);
   const bool started = a.ret < 0 && a.err == EINPROGRESS;
   if (!started && a.ret != 0) {
     const bool closed = (s.state & MW_ST_CLOSED) != 0 && a.err != EISCONN && a.err != EALREADY;
@@ -169,6 +150,28 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   // After the attempt: a socket that never tried polls as hung up.
   if (!watch_real(i, s)) failure(a, ENOMEM);
+}
+
+// connect() with AF_UNSPEC made a new socket of it.
+void Worker::dissolved(uint32_t i, Sock& s) {
+  s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead);
+  s.sampled.named = 0;
+  if (s.limits != nullptr) {
+    s.limits->in.stop();
+    s.limits->out.stop();
+    wheel_.remove(*s.limits);
+  }
+  // What was not sent goes to nobody.
+  auto unsent = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
+  if (!unsent) return fault(unsent.error());
+  s.tx_head += *unsent;
+  A::store_release(ch_.slot(i).tx_head, s.tx_head);
+  int pending = 0;
+  socklen_t len = sizeof pending;
+  if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
+    publish_error(i, s, pending);
+  set_state(i, s, MW_ST_OPEN);
+  announce(i, kNewsAll);
 }
 
 void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {

@@ -195,6 +195,7 @@ class Worker {
   void call_bind(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_listen(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_connect(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void dissolved(uint32_t i, Sock& s);
   void call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_getsockopt(Sock& s, const Request& r, Answer& a);
   void call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a);

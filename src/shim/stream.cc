@@ -201,9 +201,11 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
       if (got > 0) return got;
       if (const int rc = no_bytes(s); rc <= 0) return rc;
     }
-    if (!blocking && got == 0 && !std::exchange(looked_longer, true) && is_answered_at_once(s))
+    if (!blocking) {
+      if (got > 0) return got;
+      if (std::exchange(looked_longer, true) || !is_answered_at_once(s)) return -EAGAIN;
       continue;
-    if (!blocking) return got > 0 ? got : -EAGAIN;
+    }
     const auto seen = static_cast<uint32_t>(peek ? got : 0);
     const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
       return readable_bytes(s) != seen || receiving_ended(s) || timeout.changed() ||
