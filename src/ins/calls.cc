@@ -31,6 +31,12 @@ const sockaddr* address_of(const Request& r) {
   return reinterpret_cast<const sockaddr*>(r.payload);
 }
 
+bool is_closed(int fd) {
+  uint8_t state = 0;  // the first member of tcp_info
+  socklen_t len = sizeof state;
+  return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &state, &len) == 0 && state == TCP_CLOSE;
+}
+
 }  // namespace
 
 void Worker::on_call(uint32_t call) {
@@ -152,9 +158,10 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (!watch_real(i, s)) failure(a, ENOMEM);
 }
 
-// connect() with AF_UNSPEC made a new socket of it.
+// connect() with AF_UNSPEC, or shutdown() while it was connecting, made a new socket of it.
 void Worker::dissolved(uint32_t i, Sock& s) {
-  s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead);
+  s.flags &=
+      ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead | kBlockingConnect);
   s.sampled.named = 0;
   if (s.limits != nullptr) {
     s.limits->in.stop();
@@ -188,6 +195,8 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
     result(a, ::shutdown(s.fd, how));
   }
   if (a.ret < 0) return;
+  // The kernel gives an attempt to connect up.
+  if ((s.state & MW_ST_CONNECTING) != 0 && is_closed(s.fd)) return dissolved(i, s);
   uint32_t state = s.state;
   if (writing) state |= MW_ST_SND_SHUT;
   if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;

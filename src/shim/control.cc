@@ -198,8 +198,12 @@ int sock_shutdown(const Sock& s, int how) {
     return 0;
   }
   const bool listener = is_listener(s);
+  const bool connecting = (state_of(s) & MW_ST_CONNECTING) != 0;
   const int rc = plain(r);
   if (rc < 0) return rc;
+  // The attempt was given up, and the socket is as new.
+  constexpr uint32_t kBegun = MW_ST_CONNECTING | MW_ST_CONNECTED | MW_ST_SND_SHUT | MW_ST_RCV_SHUT;
+  if (connecting && (state_of(s) & kBegun) == 0) return rc;
   if (listener) {
     if (how == SHUT_WR) return rc;
     end_listening(s);
