@@ -182,6 +182,53 @@ ssize_t send_datagram(const Sock& s, const msghdr* m, int flags, uint32_t total)
   return send_by_call(s, m, flags, total, nullptr);
 }
 
+// For a sender who waits: the stack's own send buffer is full. 0 or -errno.
+int wait_briefly(Timeout& timeout) {
+  const int64_t deadline = timeout.deadline();
+  if (deadline != 0 && monotonic_ns() >= deadline) return -EAGAIN;
+  const timespec brief{0, 200'000};
+  return ::nanosleep(&brief, nullptr) < 0 ? -EINTR : 0;
+}
+
+// What a stream does not send by its ring: urgent data, or data with the connect.
+ssize_t inline_send(const Sock& s, const msghdr* m, int flags, size_t total, bool blocking) {
+  char data[512];
+  const bool urgent = (flags & MSG_OOB) != 0;
+  size_t sent = 0;
+  if (urgent && total > sizeof data) {
+    // The last byte is the urgent one; what does not fit goes before it in the ordinary way.
+    const size_t before = total - sizeof data;
+    const ssize_t n = stream_send(s, m->msg_iov, m->msg_iovlen, flags & ~MSG_OOB, before);
+    if (n < 0 || static_cast<size_t>(n) < before) return n;
+    sent = before;
+  }
+  Timeout timeout(s.mine.sndtimeo_us);
+  for (;;) {
+    uint32_t n = 0;
+    size_t skip = sent;
+    for (size_t i = 0; i < m->msg_iovlen && n < sizeof data; ++i) {
+      const iovec& piece = m->msg_iov[i];
+      const size_t skipped = std::min(skip, piece.iov_len);
+      const size_t k = std::min(sizeof data - n, piece.iov_len - skipped);
+      std::memcpy(data + n, static_cast<const char*>(piece.iov_base) + skipped, k);
+      skip -= skipped;
+      n += static_cast<uint32_t>(k);
+    }
+    const ssize_t rc = send_by_call(s, m, flags, n, data);
+    if (rc >= 0) {
+      sent += static_cast<size_t>(rc);
+      // Data with the connect that do not fit are an ordinary partial send.
+      if (!urgent || !blocking || sent == total) return static_cast<ssize_t>(sent);
+      continue;
+    }
+    const bool wait = rc == -EAGAIN && urgent && blocking;
+    const int error = wait ? wait_briefly(timeout) : static_cast<int>(rc);
+    if (error == 0) continue;
+    if (sent > 0) return static_cast<ssize_t>(sent);
+    return error == -EPIPE ? raise_sigpipe(flags) : error;
+  }
+}
+
 }  // namespace
 
 ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
@@ -197,23 +244,7 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (m->msg_controllen > 1024) return -ENOBUFS;
   if (m->msg_control != nullptr && !is_buffer(m->msg_control, m->msg_controllen)) return -EFAULT;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
-  if (!s.datagram()) {
-    // Urgent data, or data with the connect: the last byte is what matters, and it goes inline.
-    // What does not fit is an ordinary partial send.
-    char inline_data[512];
-    uint32_t n = 0;
-    if ((flags & MSG_OOB) != 0 && total > sizeof inline_data) {
-      // All but the urgent byte goes the ordinary way first.
-      return -EMSGSIZE;
-    }
-    for (size_t i = 0; i < m->msg_iovlen && n < sizeof inline_data; ++i) {
-      const size_t k = std::min(sizeof inline_data - n, m->msg_iov[i].iov_len);
-      std::memcpy(inline_data + n, m->msg_iov[i].iov_base, k);
-      n += static_cast<uint32_t>(k);
-    }
-    const ssize_t rc = send_by_call(s, m, flags, n, inline_data);
-    return rc == -EPIPE ? raise_sigpipe(flags) : rc;
-  }
+  if (!s.datagram()) return inline_send(s, m, flags, total, blocking);
   if (total > 65535) return -EMSGSIZE;
   Timeout timeout(s.mine.sndtimeo_us);
   for (;;) {
@@ -221,11 +252,7 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
     const ssize_t n = send_datagram(s, m, flags, static_cast<uint32_t>(total));
     if (n == -EPIPE) return raise_sigpipe(flags);
     if (n != -EAGAIN || !blocking) return n;
-    const int64_t deadline = timeout.deadline();
-    // The stack's own send buffer is full: it drains in well under a millisecond or not at all.
-    if (deadline != 0 && monotonic_ns() >= deadline) return -EAGAIN;
-    const timespec brief{0, 200'000};
-    if (::nanosleep(&brief, nullptr) < 0) return -EINTR;
+    if (const int rc = wait_briefly(timeout); rc < 0) return rc;
   }
 }
 

@@ -137,7 +137,9 @@ inline bool is_writable(const Sock& s) {
 
 // ---- stream.cc ----
 ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags);
-ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags);
+// Sends the first `most` bytes.
+ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags,
+                    size_t most = SIZE_MAX);
 // Copies from a file straight into the send ring.
 ssize_t stream_send_file(const Sock& s, int file, off_t* offset, size_t count);
 // What came for an earlier connection of the same socket.

@@ -315,11 +315,11 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
 
 }  // namespace
 
-ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags) {
+ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags, size_t most) {
   const ssize_t total = iov_bytes(iov, count);
   if (total < 0) return total;
   IovCursor from(iov, count);
-  return send_loop(s, static_cast<size_t>(total), false, flags,
+  return send_loop(s, std::min(static_cast<size_t>(total), most), false, flags,
                    [&](const RingBytes& ring, uint32_t tail, uint32_t room) -> ssize_t {
                      const uint32_t n = good_bytes(from, room, is_buffer);
                      if (n == 0) return -EFAULT;
