@@ -16,7 +16,11 @@ struct mw_ready_set {
   uint32_t rung;
   /* 1 while a consumer watches the set without sleeping: it needs no ring, and it is at rest. */
   uint32_t watched;
-  uint8_t pad0[52];
+  /* 1 once a producer wants to know when the consumer is done with what it added. From then on the
+   * consumer counts its turns, each of which ends with a look at what the kernel has for it. */
+  uint32_t asked;
+  uint32_t turns;
+  uint8_t pad0[44];
   uint64_t top;
   uint8_t pad1[56];
   uint64_t mid[64];

@@ -132,8 +132,8 @@ void Worker::run() {
 
 void Worker::turn(bool may_sleep) {
   // One piece of news is not yet load: the look at both sets before the sleep is cheaper then than
-  // a system call that finds nothing.
-  bool busy = turn_news() > 1;
+  // a system call that finds nothing. Unless somebody takes our sleep for the end of all work.
+  bool busy = turn_news() > (sock_news_.is_asked() ? 0 : 1);
   if (!local_.empty()) {
     turn_local();
     busy = true;
@@ -155,6 +155,7 @@ void Worker::turn(bool may_sleep) {
   }
   if (retry_now_) retry_stalled();
   if (!wheel_.empty()) limits_turn();
+  sock_news_.end_turn();
 }
 
 void Worker::sleep() {

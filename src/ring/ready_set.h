@@ -90,6 +90,16 @@ class BasicReadySet {
   // A consumer that has nothing to do says so while it waits awake; before it drains, it says no.
   void watch(bool on) { Atomics::exchange(h_->watched, on ? 1u : 0u); }
 
+  // A producer wants rests and turns to be exact, for good.
+  void ask() {
+    if (Atomics::load_relaxed(h_->asked) == 0) Atomics::exchange(h_->asked, 1u);
+  }
+  bool is_asked() const { return Atomics::load_relaxed(h_->asked) != 0; }
+  void end_turn() {
+    if (is_asked()) Atomics::fetch_add(h_->turns, 1u);
+  }
+  uint32_t turns() const { return Atomics::load_acquire(h_->turns); }
+
   // True while the consumer has nothing left to do: it sleeps or watches. The set first: one that
   // was emptied by a drain shows the flags of that drain.
   bool consumer_rests() {

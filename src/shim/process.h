@@ -130,7 +130,7 @@ int beyond_limit(Make&& make, FileLimit::Raise raise = FileLimit::Raise::always)
   const FileLimit raised(raise);
   return make();
 }
-// If the program talks to itself: lets the INS come to rest first, at most half a millisecond, so
+// If the program talks to itself: lets the INS do first what it was told, for at most 10 ms, so
 // that an answer "nothing there" is as true as the kernel's. Free for all other programs.
 void settle_slowly();
 inline void settle() {

@@ -19,6 +19,7 @@ s = socket.create_server(("0.0.0.0", int(sys.argv[1])), backlog=64)
 print("ready", flush=True)
 while True:
     threading.Thread(target=s.accept()[0].recv, args=(1,), daemon=True).start()
+    print("accepted", flush=True)
 """
 
 
@@ -34,6 +35,7 @@ def served(start, free_port, tmp_path):
         peers = []
         for _ in range(3):
             peers.append(stack.enter_context(socket.create_connection(("127.0.0.1", free_port), SECONDS)))
+        proc.wait_for(lambda: session.background.tail().count("accepted") == 3, SECONDS, "the server", session.background)
         yield session, free_port, peers
 
 
