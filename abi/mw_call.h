@@ -12,7 +12,8 @@ enum mw_op {
   MW_OP_LISTEN = 3,   /* [backlog] */
   MW_OP_CONNECT = 4,  /* [1: the caller waits for the outcome]; in: sockaddr; never blocks:
                          EINPROGRESS, then MW_ST_CONNECTING clears */
-  MW_OP_SHUTDOWN = 5, /* [how]; bytes already in the send ring leave first */
+  MW_OP_SHUTDOWN = 5, /* [how]; bytes already in the send ring leave first;
+                         out: a byte if it was connecting and has given up */
   MW_OP_GETSOCKOPT =
       6, /* [level, name, optlen]; in: optval; out: optval, ret 0, out_len = optlen */
   MW_OP_SETSOCKOPT = 7,  /* [level, name]; in: optval */

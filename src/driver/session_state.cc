@@ -33,12 +33,9 @@ void each_used_range(int fd, uint64_t table, uint64_t item, uint32_t count, Visi
   }
 }
 
-void reset_waiters(mw_ready_set& header) {
-  StdAtomics::exchange(header.sleepers, 0u);
-  StdAtomics::exchange(header.rung, 0u);
-}
-
-void empty_set(ReadySet set) {
+// For a set that nobody takes from at the moment.
+void reset(ReadySet set) {
+  set.forget_consumer();
   (void)set.drain([](uint32_t) { return true; });
 }
 
@@ -145,11 +142,8 @@ void SessionMemory::ins_lost(const std::function<void()>& ring_all) {
   StdAtomics::store_release(session_.header().first_gen, successor);
   publish_state(kSessionDown);
   for (uint32_t w = 0; w < geometry().workers; ++w) {
-    for (uint64_t at : {channel_.layout().sock_news + channel_.layout().sock_news_stride * w,
-                        channel_.layout().call_news + channel_.layout().call_news_stride * w})
-      reset_waiters(*reinterpret_cast<mw_ready_set*>(channel_.base() + at));
-    empty_set(channel_.sock_news(w));
-    empty_set(channel_.call_news(w));
+    reset(channel_.sock_news(w));
+    reset(channel_.call_news(w));
   }
   answer_pending_calls();
   each_touched_session_slot([&](uint32_t i, SessionSlot& slot) {
@@ -193,8 +187,7 @@ void SessionMemory::clear_group(uint32_t group) {
     }
   });
   const uint64_t at = channel_.layout().group_news + channel_.layout().group_news_stride * group;
-  reset_waiters(*reinterpret_cast<mw_ready_set*>(channel_.base() + at));
-  empty_set(channel_.group_news(group));
+  reset(channel_.group_news(group));
   (void)punch_channel(at, channel_.layout().group_news_stride);
 }
 

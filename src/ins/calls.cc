@@ -31,12 +31,6 @@ const sockaddr* address_of(const Request& r) {
   return reinterpret_cast<const sockaddr*>(r.payload);
 }
 
-bool is_closed(int fd) {
-  uint8_t state = 0;  // the first member of tcp_info
-  socklen_t len = sizeof state;
-  return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &state, &len) == 0 && state == TCP_CLOSE;
-}
-
 }  // namespace
 
 void Worker::on_call(uint32_t call) {
@@ -195,8 +189,13 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
     result(a, ::shutdown(s.fd, how));
   }
   if (a.ret < 0) return;
-  // The kernel gives an attempt to connect up.
-  if ((s.state & MW_ST_CONNECTING) != 0 && is_closed(s.fd)) return dissolved(i, s);
+  if ((s.state & MW_ST_CONNECTING) != 0 &&
+      (end_bits(s) & (MW_ST_CLOSED | MW_ST_RCV_SHUT)) == MW_ST_CLOSED) {
+    // The kernel gave the attempt up. We say so, as the caller cannot know it from the state.
+    a.payload[0] = 1;
+    a.out_len = 1;
+    return dissolved(i, s);
+  }
   uint32_t state = s.state;
   if (writing) state |= MW_ST_SND_SHUT;
   if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;

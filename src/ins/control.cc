@@ -286,12 +286,8 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   ins_.calls.init(ins_.channel);
   for (uint32_t w = 0; w < g.workers; ++w) {
     // Nobody but this INS sleeps on these sets: what a predecessor left there is none of ours.
-    for (const uint64_t set : {layout.sock_news + layout.sock_news_stride * w,
-                               layout.call_news + layout.call_news_stride * w}) {
-      auto& header = *reinterpret_cast<mw_ready_set*>(ins_.channel.base() + set);
-      A::store_relaxed(header.sleepers, 0u);
-      A::store_relaxed(header.rung, 0u);
-    }
+    ins_.channel.sock_news(w).forget_consumer();
+    ins_.channel.call_news(w).forget_consumer();
     ins_.bells.push_back(std::move(m.fds[2 + w]));
     ins_.epolls.emplace_back(::epoll_create1(EPOLL_CLOEXEC));
     ins_.to_worker.push_back(std::make_unique<NoteQueue<WorkerNote>>());

@@ -90,6 +90,13 @@ class BasicReadySet {
   // A consumer that has nothing to do says so while it waits awake; before it drains, it says no.
   void watch(bool on) { Atomics::exchange(h_->watched, on ? 1u : 0u); }
 
+  // There is none any more, or none yet: what a predecessor said of itself holds no longer.
+  void forget_consumer() {
+    Atomics::exchange(h_->sleepers, 0u);
+    Atomics::exchange(h_->rung, 0u);
+    Atomics::exchange(h_->watched, 0u);
+  }
+
   // A producer wants rests and turns to be exact, for good.
   void ask() {
     if (Atomics::load_relaxed(h_->asked) == 0) Atomics::exchange(h_->asked, 1u);

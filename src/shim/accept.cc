@@ -9,6 +9,7 @@
 #include "base/received_fds.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
+#include "shim/settle.h"
 #include "shim/socket.h"
 #include "shim/stock.h"
 

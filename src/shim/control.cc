@@ -13,6 +13,7 @@
 
 #include "shim/calls.h"
 #include "shim/epoll.h"
+#include "shim/settle.h"
 #include "shim/socket.h"
 #include "transport/local/fd_message.h"
 
@@ -152,11 +153,10 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
   if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_CONNECT);
   r.arg[0] = s.nonblocking() ? 0 : 1;
-  if (len >= sizeof(sockaddr_in))
-    note_connect_to_port(reinterpret_cast<const sockaddr_in*>(a)->sin_port);
   r.in[0] = {a, len};
   s.mine.local.len = 0;
   const int rc = plain(r);
+  if (rc == 0 || rc == -EINPROGRESS) note_connection(s, a, len);
   // The INS has collected the outcome of the attempt before this one; nobody has told the program
   // yet.
   if (rc == -ECONNABORTED)
@@ -198,22 +198,20 @@ int sock_shutdown(const Sock& s, int how) {
     return 0;
   }
   const bool listener = is_listener(s);
-  const bool connecting = (state_of(s) & MW_ST_CONNECTING) != 0;
-  const int rc = plain(r);
-  if (rc < 0) return rc;
-  // The attempt was given up, and the socket is as new.
-  constexpr uint32_t kBegun = MW_ST_CONNECTING | MW_ST_CONNECTED | MW_ST_SND_SHUT | MW_ST_RCV_SHUT;
-  if (connecting && (state_of(s) & kBegun) == 0) return rc;
+  uint8_t given_up = 0;
+  const CallAnswer answer = call(r, &given_up, sizeof given_up);
+  if (answer.ret < 0) return -answer.err;
+  if (answer.len != 0) return 0;  // it was connecting, and is as new now
   if (listener) {
-    if (how == SHUT_WR) return rc;
+    if (how == SHUT_WR) return 0;
     end_listening(s);
-    return rc;
+    return 0;
   }
   if (how != SHUT_WR) set_flag(s, kSlotShutRd, true);
   if (how != SHUT_RD) set_flag(s, kSlotShutWr, true);
   // Those who wait on this socket look again.
   announce(s);
-  return rc;
+  return 0;
 }
 
 int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len) {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "shim/calls.h"
+#include "shim/settle.h"
 #include "shim/socket.h"
 
 namespace mw::shim {
@@ -182,12 +183,16 @@ ssize_t send_datagram(const Sock& s, const msghdr* m, int flags, uint32_t total)
   return send_by_call(s, m, flags, total, nullptr);
 }
 
-// For a sender who waits: the stack's own send buffer is full. 0 or -errno.
-int wait_briefly(Timeout& timeout) {
+// For a sender who waits while the stack's own send buffer is full; longer each time. 0 or -errno.
+int wait_a_little(Timeout& timeout, int64_t& pause_ns) {
+  constexpr int64_t kFirstNs = 200'000;
+  constexpr int64_t kLongestNs = 20'000'000;
+  pause_ns = std::clamp(2 * pause_ns, kFirstNs, kLongestNs);
   const int64_t deadline = timeout.deadline();
-  if (deadline != 0 && monotonic_ns() >= deadline) return -EAGAIN;
-  const timespec brief{0, 200'000};
-  return ::nanosleep(&brief, nullptr) < 0 ? -EINTR : 0;
+  const int64_t left = deadline != 0 ? deadline - monotonic_ns() : pause_ns;
+  if (left <= 0) return -EAGAIN;
+  const timespec pause{0, std::min(left, pause_ns)};
+  return ::nanosleep(&pause, nullptr) < 0 ? -EINTR : 0;
 }
 
 // What a stream does not send by its ring: urgent data, or data with the connect.
@@ -203,7 +208,10 @@ ssize_t inline_send(const Sock& s, const msghdr* m, int flags, size_t total, boo
     sent = before;
   }
   Timeout timeout(s.mine.sndtimeo_us);
+  int64_t pause_ns = 0;
   for (;;) {
+    if (const int error = sent == 0 ? take_error(s) : 0; error != 0)
+      return error == EPIPE ? raise_sigpipe(flags) : -error;
     uint32_t n = 0;
     size_t skip = sent;
     for (size_t i = 0; i < m->msg_iovlen && n < sizeof data; ++i) {
@@ -218,11 +226,11 @@ ssize_t inline_send(const Sock& s, const msghdr* m, int flags, size_t total, boo
     if (rc >= 0) {
       sent += static_cast<size_t>(rc);
       // Data with the connect that do not fit are an ordinary partial send.
-      if (!urgent || !blocking || sent == total) return static_cast<ssize_t>(sent);
+      if (rc == 0 || !urgent || !blocking || sent == total) return static_cast<ssize_t>(sent);
       continue;
     }
     const bool wait = rc == -EAGAIN && urgent && blocking;
-    const int error = wait ? wait_briefly(timeout) : static_cast<int>(rc);
+    const int error = wait ? wait_a_little(timeout, pause_ns) : static_cast<int>(rc);
     if (error == 0) continue;
     if (sent > 0) return static_cast<ssize_t>(sent);
     return error == -EPIPE ? raise_sigpipe(flags) : error;
@@ -247,12 +255,13 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (!s.datagram()) return inline_send(s, m, flags, total, blocking);
   if (total > 65535) return -EMSGSIZE;
   Timeout timeout(s.mine.sndtimeo_us);
+  int64_t pause_ns = 0;
   for (;;) {
     if (const int error = take_error(s); error != 0) return -error;
     const ssize_t n = send_datagram(s, m, flags, static_cast<uint32_t>(total));
     if (n == -EPIPE) return raise_sigpipe(flags);
     if (n != -EAGAIN || !blocking) return n;
-    if (const int rc = wait_briefly(timeout); rc < 0) return rc;
+    if (const int rc = wait_a_little(timeout, pause_ns); rc < 0) return rc;
   }
 }
 

@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "shim/epoll.h"
+#include "shim/settle.h"
 #include "shim/socket.h"
 
 namespace mw::shim {

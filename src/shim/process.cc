@@ -534,63 +534,6 @@ void forget_pages(const void* p, size_t n) {
   }
 }
 
-namespace {
-// The last few ports that this process listened on, in network order.
-uint16_t listening_ports[16];
-uint32_t listening_count = 0;
-
-// The one under way may have looked before we sent; the next one executes it and takes what the
-// kernel delivered of it.
-constexpr uint32_t kTurnsThatSettle = 2;
-// For an INS that does not run: stopped, or others have the processors.
-constexpr int64_t kLongestSettleNs = 10'000'000;
-
-void ask_for_turns() {
-  for (uint32_t w = 0; w < process.channel.geometry().workers; ++w)
-    process.channel.sock_news(w).ask();
-}
-}  // namespace
-
-void note_listening_port(uint16_t port) {
-  const uint32_t at = std::atomic_ref(listening_count).fetch_add(1) % std::size(listening_ports);
-  StdAtomics::store_relaxed(listening_ports[at], port);
-}
-
-void note_connect_to_port(uint16_t port) {
-  for (uint16_t& p : listening_ports)
-    if (port != 0 && StdAtomics::load_relaxed(p) == port) process.talks_to_itself = true;
-  if (process.talks_to_itself) ask_for_turns();
-}
-
-void settle_slowly() {
-  process.unsettled = false;
-  ask_for_turns();  // again: a new INS has forgotten it
-  const Channel& channel = process.channel;
-  const uint32_t workers = channel.geometry().workers;
-  const int64_t deadline = monotonic_ns() + kLongestSettleNs;
-  uint32_t begun[MW_MAX_WORKERS];
-  const auto all = [&](auto&& settled) {
-    for (uint32_t w = 0; w < workers; ++w)
-      while (!settled(channel.sock_news(w), w)) {
-        if (monotonic_ns() > deadline || process.confined) return false;
-        ::sched_yield();
-      }
-    return true;
-  };
-  for (uint32_t w = 0; w < workers; ++w) begun[w] = channel.sock_news(w).turns();
-  const bool executed = all([&](ReadySet news, uint32_t w) {
-    return (channel.call_news(w).empty() && news.consumer_rests()) ||
-           news.turns() - begun[w] >= kTurnsThatSettle;
-  });
-  if (!executed || workers == 1) return;
-  // What one worker sent may wake another one, who still says that he sleeps.
-  for (uint32_t w = 0; w < workers; ++w) {
-    begun[w] = channel.sock_news(w).turns();
-    ring_bell(process.bells[w]);
-  }
-  all([&](ReadySet news, uint32_t w) { return news.turns() != begun[w]; });
-}
-
 bool in_vfork_child() {
   return mw_in_vfork != 0;
 }

@@ -130,15 +130,6 @@ int beyond_limit(Make&& make, FileLimit::Raise raise = FileLimit::Raise::always)
   const FileLimit raised(raise);
   return make();
 }
-// If the program talks to itself: lets the INS do first what it was told, for at most 10 ms, so
-// that an answer "nothing there" is as true as the kernel's. Free for all other programs.
-void settle_slowly();
-inline void settle() {
-  if (process.unsettled) [[unlikely]]
-    settle_slowly();
-}
-void note_listening_port(uint16_t port);
-void note_connect_to_port(uint16_t port);
 
 // False if [p, p + n) is not readable memory: what the kernel would answer with EFAULT.
 bool is_memory(const void* p, size_t n);
