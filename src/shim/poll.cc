@@ -60,6 +60,7 @@ Item classify(int fd) {
 }
 
 constexpr short kAlways = POLLERR | POLLHUP | POLLNVAL;
+constexpr int64_t kFirstPauseNs = 100'000;
 
 // Judges the protected entries from memory; true if one is ready.
 bool judge(pollfd* fds, Item* items, nfds_t n) {
@@ -100,14 +101,30 @@ int count_ready(const pollfd* fds, nfds_t n) {
       std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
 }
 
+// How many entries before this one are about the same socket: programs name one twice, for reading
+// and for writing.
+uint32_t named_before(const Item* items, nfds_t i) {
+  return static_cast<uint32_t>(std::count_if(items, items + i, [&](const Item& one) {
+    return one.watch == Watch::token && one.entry.slot == items[i].entry.slot;
+  }));
+}
+
 // True if we are the only one on each of the sockets.
-bool count_waiter(const pollfd* fds, const Item* items, nfds_t n, int delta) {
+bool count_waiter(const pollfd* fds, const Item* items, nfds_t n) {
   bool sole = true;
+  for (nfds_t i = 0; i < n; ++i) {
+    if (items[i].watch != Watch::token) continue;
+    const uint32_t there =
+        std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters).fetch_add(1);
+    if (there != 0) sole &= there == named_before(items, i);
+  }
+  return sole;
+}
+
+void uncount_waiter(const pollfd* fds, const Item* items, nfds_t n) {
   for (nfds_t i = 0; i < n; ++i)
     if (items[i].watch == Watch::token)
-      sole &= std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters)
-                  .fetch_add(static_cast<uint32_t>(delta)) == 0;
-  return sole;
+      std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters).fetch_sub(1);
 }
 
 // Before a sleep: asks for tokens and announces the sleep to groups. False: something came
@@ -170,6 +187,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     fds[i].revents = 0;
   }
   const int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
+  int64_t pause_ns = 0;
   release_held();
   settle();
   for (;;) {
@@ -186,7 +204,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     }
     int64_t left = timeout_ns;
     if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
-    const bool sole = count_waiter(fds, items.get(), n, 1);
+    const bool sole = count_waiter(fds, items.get(), n);
     if (!sole && (left < 0 || left > kSharedSliceNs)) left = kSharedSliceNs;
     nfds_t asleep = 0;
     int k = 0;
@@ -198,18 +216,23 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
       k = native_poll(native.get(), n, left, mask);
       if (waits_for != nullptr) end_wait(*waits_for, monotonic_ns());
     }
-    after_sleep(items.get(), asleep);
     const bool woken = sleeping && k > 0;
     if (woken && !sole && !judge(fds, items.get(), n)) {
-      // The token is another sleeper's, who is about to take it.
-      const timespec brief{0, 100'000};
-      libc.ppoll(nullptr, 0, &brief, nullptr);
+      // A token is another sleeper's, who is about to take it, or that of one who is gone. We watch
+      // the rest meanwhile.
+      for (nfds_t i = 0; i < n; ++i)
+        if (items[i].watch == Watch::token && native[i].revents != 0) native[i].fd = -1;
+      pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSharedSliceNs);
+      if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
+      k = native_poll(native.get(), n, left < 0 ? pause_ns : std::min(left, pause_ns), mask);
     }
+    after_sleep(items.get(), asleep);
     if (woken && sole && !judge(fds, items.get(), n))
       for (nfds_t i = 0; i < n; ++i)
-        if (items[i].watch == Watch::token && native[i].revents != 0)
+        if (items[i].watch == Watch::token && native[i].revents != 0 &&
+            named_before(items.get(), i) == 0)
           discard_tokens(sock_of(fds[i].fd, items[i].entry));
-    count_waiter(fds, items.get(), n, -1);
+    uncount_waiter(fds, items.get(), n);
     if (k < 0) return k;
     if (woken) {
       take_kernel_answers(fds, native.get(), items.get(), n);
