@@ -280,6 +280,14 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
   return watch_ctl(s, static_cast<uint32_t>(group), op, fd, event);
 }
 
+namespace {
+// What one thread has left is for the next sleeper.
+void pass_on(uint32_t group) {
+  ReadySet news = process.channel.group_news(group);
+  if (!news.empty() && news.need_ring()) ring_bell(instances[group].bell);
+}
+}  // namespace
+
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
   constexpr int kLook = 256;  // the place for that many events is looked at
   const int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
@@ -312,9 +320,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
         if (more < 0 && n == 0) return more;
         n += corrected(epfd, out + n, without_bell(out + n, more));
       }
-      ReadySet news = process.channel.group_news(group);
-      // What is left is for the next sleeper.
-      if (!news.empty() && news.need_ring()) ring_bell(instances[group].bell);
+      pass_on(group);
       return n;
     }
     int64_t left = timeout_ns;
@@ -325,8 +331,10 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     if (k < 0) return k;
     n = corrected(epfd, out, without_bell(out, k));
     n += harvest(group, out + n, max - n);
-    if (n > 0) return n;
-    if (left == 0) return 0;
+    if (n > 0 || left == 0) {
+      pass_on(group);
+      return n;
+    }
     if (k == 0 && deadline != 0 && monotonic_ns() >= deadline) return 0;
   }
 }
