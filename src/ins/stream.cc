@@ -158,13 +158,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       A::store_release(shared.rx_tail, s.rx_tail);
       news |= kNewsIn;
       if ((s.flags & kMarkAhead) != 0) {
-        int at_mark = 0;
-        if (::ioctl(s.fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0) {
-          s.flags &= ~kMarkAhead;
-          s.oob_mark = s.rx_tail;
-          A::store_relaxed(shared.oob_mark, s.rx_tail);
-          set_state(i, s, s.state | MW_ST_AT_MARK);
-        }
+        look_for_mark(i, s);
         continue;  // a short read ended at the mark, perhaps
       }
       // Less than we asked for: the kernel holds no more, and what comes is a new edge.
@@ -343,6 +337,11 @@ void Worker::on_urgent(uint32_t i, Sock& s) {
   }
   s.flags |= kMarkAhead;
   set_state(i, s, s.state & ~(MW_ST_AT_MARK | MW_ST_PRI));
+  look_for_mark(i, s);
+}
+
+// Urgent data is ahead: is it what comes next?
+void Worker::look_for_mark(uint32_t i, Sock& s) {
   int at_mark = 0;
   if (::ioctl(s.fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0) {
     s.flags &= ~kMarkAhead;

@@ -110,6 +110,7 @@ class Worker {
   void stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail);
   void finish_connect(uint32_t i, Sock& s);
   void on_urgent(uint32_t i, Sock& s);
+  void look_for_mark(uint32_t i, Sock& s);
   bool rx_wait_for_room(uint32_t i, Sock& s, uint32_t need);
   uint32_t end_bits(const Sock& s) const;
   uint32_t rx_limit(const Sock& s) const;

@@ -95,9 +95,7 @@ bool await(uint32_t at) {
     if (done == seq) continue;
     if (raw_futex(&cell.done_seq, FUTEX_WAIT, done, &kTick) < 0 && errno == ETIMEDOUT) {
       ++ticks;
-      if (ticks >= kTicksToLiveness && mw_is_lookup(cell.op) == 0 &&
-          A::load_relaxed(process.session.header().state) != kSessionUp)
-        break;
+      if (ticks >= kTicksToLiveness && mw_is_lookup(cell.op) == 0 && !is_session_up()) break;
     }
   }
   errno = saved;

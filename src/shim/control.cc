@@ -344,7 +344,7 @@ bool close_is_awaited(const Sock& s) {
 }
 
 void await_close(const Sock& s) {
-  if (A::load_relaxed(process.session.header().state) != kSessionUp) return;
+  if (!is_session_up()) return;
   const int saved = errno;
   plain(about(s, MW_OP_CLOSED));
   errno = saved;

@@ -199,40 +199,41 @@ int wait_a_little(Timeout& timeout, int64_t& pause_ns) {
 ssize_t inline_send(const Sock& s, const msghdr* m, int flags, size_t total, bool blocking) {
   char data[512];
   const bool urgent = (flags & MSG_OOB) != 0;
-  size_t sent = 0;
+  size_t before = 0;
   if (urgent && total > sizeof data) {
     // The last byte is the urgent one; what does not fit goes before it in the ordinary way.
-    const size_t before = total - sizeof data;
+    before = total - sizeof data;
     const ssize_t n = stream_send(s, m->msg_iov, m->msg_iovlen, flags & ~MSG_OOB, before);
     if (n < 0 || static_cast<size_t>(n) < before) return n;
-    sent = before;
   }
+  uint32_t n = 0;
+  size_t skip = before;
+  for (size_t i = 0; i < m->msg_iovlen && n < sizeof data; ++i) {
+    const iovec& piece = m->msg_iov[i];
+    const size_t skipped = std::min(skip, piece.iov_len);
+    const size_t k = std::min(sizeof data - n, piece.iov_len - skipped);
+    std::memcpy(data + n, static_cast<const char*>(piece.iov_base) + skipped, k);
+    skip -= skipped;
+    n += static_cast<uint32_t>(k);
+  }
+  uint32_t done = 0;
   Timeout timeout(s.mine.sndtimeo_us);
   int64_t pause_ns = 0;
   for (;;) {
+    const auto sent = static_cast<ssize_t>(before + done);
     if (const int error = sent == 0 ? take_error(s) : 0; error != 0)
       return error == EPIPE ? raise_sigpipe(flags) : -error;
-    uint32_t n = 0;
-    size_t skip = sent;
-    for (size_t i = 0; i < m->msg_iovlen && n < sizeof data; ++i) {
-      const iovec& piece = m->msg_iov[i];
-      const size_t skipped = std::min(skip, piece.iov_len);
-      const size_t k = std::min(sizeof data - n, piece.iov_len - skipped);
-      std::memcpy(data + n, static_cast<const char*>(piece.iov_base) + skipped, k);
-      skip -= skipped;
-      n += static_cast<uint32_t>(k);
-    }
-    const ssize_t rc = send_by_call(s, m, flags, n, data);
+    const ssize_t rc = send_by_call(s, m, flags, n - done, data + done);
     if (rc >= 0) {
-      sent += static_cast<size_t>(rc);
+      done += static_cast<uint32_t>(rc);
       // Data with the connect that do not fit are an ordinary partial send.
-      if (rc == 0 || !urgent || !blocking || sent == total) return static_cast<ssize_t>(sent);
+      if (rc == 0 || !urgent || !blocking || done == n) return sent + rc;
       continue;
     }
     const bool wait = rc == -EAGAIN && urgent && blocking;
     const int error = wait ? wait_a_little(timeout, pause_ns) : static_cast<int>(rc);
     if (error == 0) continue;
-    if (sent > 0) return static_cast<ssize_t>(sent);
+    if (sent > 0) return sent;
     return error == -EPIPE ? raise_sigpipe(flags) : error;
   }
 }

@@ -193,6 +193,12 @@ int harvest(uint32_t group, epoll_event* out, int max) {
   return n;
 }
 
+// What one thread has left is for the next sleeper.
+void pass_on(uint32_t group) {
+  ReadySet news = process.channel.group_news(group);
+  if (!news.empty() && news.need_ring()) ring_bell(instances[group].bell);
+}
+
 // Removes the bell from events that the kernel reported.
 int without_bell(epoll_event* events, int n) {
   return static_cast<int>(
@@ -279,14 +285,6 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
   instances[group].used_here = true;
   return watch_ctl(s, static_cast<uint32_t>(group), op, fd, event);
 }
-
-namespace {
-// What one thread has left is for the next sleeper.
-void pass_on(uint32_t group) {
-  ReadySet news = process.channel.group_news(group);
-  if (!news.empty() && news.need_ring()) ring_bell(instances[group].bell);
-}
-}  // namespace
 
 int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
   constexpr int kLook = 256;  // the place for that many events is looked at

@@ -12,7 +12,6 @@
 
 #include <cstring>
 
-#include "base/clock.h"
 #include "base/received_fds.h"
 #include "shim/epoll.h"
 #include "shim/epoll_group.h"

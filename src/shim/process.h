@@ -52,9 +52,8 @@ struct Process {
   // The program has confined itself with a seccomp filter: from now on the shim sleeps with read()
   // and poll() only, which every such filter of a network program allows.
   bool confined = false;
-  // The program talks to itself over the network (it connected to a port that it listens on); what
-  // it sent, it expects to find arrived, because the kernel's loopback is synchronous. See
-  // settle().
+  // The program talks to itself over the network (it connected to a port that it listens on, at an
+  // address of its own). See settle.h.
   bool talks_to_itself = false;
   bool unsettled = false;  // something was sent since the last settle()
   // An epoll instance came by exec or SCM_RIGHTS; it may watch sockets that we never looked at.
@@ -177,5 +176,10 @@ inline bool is_poisoned() {
 }
 
 void ring_bell(int fd);
+
+// An INS serves.
+inline bool is_session_up() {
+  return StdAtomics::load_relaxed(process.session.header().state) == kSessionUp;
+}
 
 }  // namespace mw::shim

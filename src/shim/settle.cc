@@ -27,10 +27,6 @@ constexpr int64_t kPauseNs = 50'000;
 uint16_t listening_ports[16];
 uint32_t listening_count = 0;
 
-bool is_up() {
-  return A::load_relaxed(process.session.header().state) == kSessionUp;
-}
-
 bool is_listening_port(uint16_t port) {
   for (uint16_t& p : listening_ports)
     if (port != 0 && A::load_relaxed(p) == port) return true;
@@ -48,9 +44,8 @@ bool is_own_address(const Sock& s, const sockaddr* to, socklen_t len) {
     sockaddr_in here{};
     std::memcpy(&there, to, sizeof there);
     std::memcpy(&here, &local, sizeof here);
-    constexpr uint32_t kLoopbackNet = 127;
     return there.sin_addr.s_addr == here.sin_addr.s_addr || there.sin_addr.s_addr == INADDR_ANY ||
-           ntohl(there.sin_addr.s_addr) >> 24 == kLoopbackNet;
+           ntohl(there.sin_addr.s_addr) >> 24 == IN_LOOPBACKNET;
   }
   if (to->sa_family != AF_INET6 || len < sizeof(sockaddr_in6)) return false;
   sockaddr_in6 there{};
@@ -90,7 +85,7 @@ void settle_slowly() {
     for (uint32_t w = 0; w < workers; ++w)
       while (!settled(channel.sock_news(w), w)) {
         const int64_t waited = monotonic_ns() - from;
-        if (waited > kLongestSettleNs || process.confined || !is_up()) return false;
+        if (waited > kLongestSettleNs || process.confined || !is_session_up()) return false;
         const timespec pause{0, kPauseNs};
         if (waited < kYieldingNs)
           ::sched_yield();
