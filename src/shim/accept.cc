@@ -65,6 +65,7 @@ ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd)
 ssize_t take_or_await_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
   ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
   if (n != -EAGAIN || (flags & MSG_DONTWAIT) != 0 || s.nonblocking()) return n;
+  release_held();
   begin_wait(s.mine, process.pid, monotonic_ns());
   n = take_record(s, record, flags, fd);
   end_wait(s.mine, monotonic_ns());
@@ -171,23 +172,28 @@ int place_bare(const mw_accept_record& r, int flags, Place& out) {
   return rc;
 }
 
+// One message of the queue; blocks until there is one, or until the deadline (0: none). Bytes or
+// -errno. Blocking, waking one of several processes, EAGAIN for the losers and signals are the
+// kernel's: the queue of accepted connections is this descriptor's own.
+ssize_t await_record(const Sock& s, mw_accept_record& record, int flags, int64_t deadline, int* fd) {
+  if (deadline == 0) return take_or_await_record(s, record, flags, fd);
+  release_held();
+  for (;;) {
+    const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
+    pollfd p{s.fd, POLLIN, 0};
+    if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
+    // Another process may have been faster.
+    const ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
+    if (n != -EAGAIN || monotonic_ns() >= deadline) return n;
+  }
+}
+
 // The next accepted connection's record; *fd is its placeholder, or -1. 0 or -errno.
 int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
   const int64_t deadline = s.nonblocking() ? 0 : deadline_after_us(s.mine.rcvtimeo_us);
   constexpr int kMostTokens = 1000;
   for (int tokens = 0; tokens < kMostTokens; ++tokens) {
-    if (deadline != 0) {
-      const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
-      pollfd p{s.fd, POLLIN, 0};
-      if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
-      flags |= MSG_DONTWAIT;
-    }
-    // The queue of accepted connections is this descriptor's own: blocking, waking one of several
-    // processes, EAGAIN for the losers and signals are the kernel's.
-    std::atomic_ref waiters(s.mine.waiters);
-    waiters.fetch_add(1);
-    const ssize_t n = take_or_await_record(s, record, flags, fd);
-    waiters.fetch_sub(1);
+    const ssize_t n = await_record(s, record, flags, deadline, fd);
     if (n < 0) return static_cast<int>(n);
     if (n == 0) return -EINVAL;  // the session is over
     if (n == sizeof record && record.gen != 0) {
@@ -293,11 +299,10 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
 
 namespace {
 
-// True if this descriptor is the only one of the connection, anywhere, its placeholder is as good
-// as new, and nobody sleeps on it.
+// True if this descriptor is the only one of the connection, anywhere, and its placeholder is as
+// good as new.
 bool can_be_kept(const Sock& s) {
   return !is_dead(s) && references(s.index, s.gen) == 1 && is_nobody_elses(s.index) &&
-         A::load_relaxed(s.mine.waiters) == 0 &&
          (A::load_relaxed(s.mine.flags) & (kSlotOdd | kSlotListener)) == 0 && !process.confined;
 }
 
@@ -319,8 +324,10 @@ int sock_close(int fd, const Entry& e) {
     const int saved = errno;
     epoll_last_close(fd, e);
     // Of two threads that close it one is first. A copy that began after we looked has left a
-    // witness instead of taking the registrations away.
-    if (take_entry(fd, e) && is_nobody_elses(s.index)) kept.fd = hidden_copy(fd);
+    // witness instead of taking the registrations away. Who sleeps on the placeholder would take
+    // the next connection's tokens; who is about to sees that the entry is gone (wait_for()).
+    if (take_entry(fd, e) && is_nobody_elses(s.index) && A::load_seq(s.mine.taker) == 0)
+      kept.fd = hidden_copy(fd);
     errno = saved;
   } else {
     forget(fd);

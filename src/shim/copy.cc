@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <sys/stat.h>
 
 #include <algorithm>
@@ -19,13 +20,15 @@ bool is_pipe(int fd) {
 
 ssize_t socket_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
   char buffer[kSpliceChunk];
-  const int receive = (flags & SPLICE_F_NONBLOCK) != 0 ? MSG_DONTWAIT : 0;
-  const iovec look{buffer, std::min(count, sizeof buffer)};
-  const ssize_t there = stream_recv(s, &look, 1, receive | MSG_PEEK);
+  const bool nonblocking = (flags & SPLICE_F_NONBLOCK) != 0;
+  const bool may_block = nonblocking && (libc.fcntl(pipe, F_GETFL) & O_NONBLOCK) == 0;
+  // A pipe that poll() calls writable takes PIPE_BUF bytes without blocking, and perhaps no more.
+  const iovec look{buffer, std::min(count, may_block ? size_t{PIPE_BUF} : sizeof buffer)};
+  const ssize_t there = stream_recv(s, &look, 1, nonblocking ? MSG_PEEK | MSG_DONTWAIT : MSG_PEEK);
   if (there <= 0) return there;
   // Only what the pipe took leaves the socket.
   pollfd p{pipe, POLLOUT, 0};
-  if ((flags & SPLICE_F_NONBLOCK) != 0 && libc.poll(&p, 1, 0) == 0) return -EAGAIN;
+  if (may_block && libc.poll(&p, 1, 0) == 0) return -EAGAIN;
   const ssize_t put = libc.write(pipe, buffer, static_cast<size_t>(there));
   if (put < 0) return -errno;
   const iovec take{buffer, static_cast<size_t>(put)};
@@ -34,13 +37,15 @@ ssize_t socket_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
 
 ssize_t pipe_to_socket(int pipe, const Sock& s, size_t count, unsigned flags) {
   char buffer[kSpliceChunk];
+  const bool blocking = !s.nonblocking() && (flags & SPLICE_F_NONBLOCK) == 0;
+  Timeout timeout(s.mine.sndtimeo_us);
   size_t moved = 0;
   while (moved < count) {
     // Room first: what was read from a pipe cannot go back.
-    const size_t room = send_room(s);
-    size_t n = std::min({count - moved, sizeof buffer, std::max<size_t>(room, 1)});
-    if (room == 0 && (s.nonblocking() || (flags & SPLICE_F_NONBLOCK) != 0))
-      return moved > 0 ? static_cast<ssize_t>(moved) : -EAGAIN;
+    const int rc = stream_await_room(s, blocking, timeout);
+    if (rc < 0) return moved > 0 ? static_cast<ssize_t>(moved) : rc;
+    const size_t n = std::min({count - moved, sizeof buffer, size_t{send_room(s)}});
+    if (n == 0) continue;  // another thread has filled it
     pollfd p{pipe, POLLIN, 0};
     if ((moved > 0 || (flags & SPLICE_F_NONBLOCK) != 0) && libc.poll(&p, 1, 0) == 0)
       return moved > 0 ? static_cast<ssize_t>(moved) : -EAGAIN;

@@ -48,6 +48,7 @@ MW_EXPORT int __ppoll_chk(pollfd* fds, nfds_t n, const timespec* timeout, const 
 }
 MW_EXPORT int pselect(int n, fd_set* r, fd_set* w, fd_set* x, const timespec* timeout,
                       const sigset_t* mask) {
+  release_held();
   if (!select_concerns_us(n, r, w, x)) return libc.pselect(n, r, w, x, timeout, mask);
   if (const int error = fault_of(timeout); error != 0) {
     errno = error;
@@ -57,6 +58,7 @@ MW_EXPORT int pselect(int n, fd_set* r, fd_set* w, fd_set* x, const timespec* ti
   return finish(shim_select(n, r, w, x, to_ns(timeout), mask), saved);
 }
 MW_EXPORT int select(int n, fd_set* r, fd_set* w, fd_set* x, timeval* timeout) {
+  release_held();
   if (!select_concerns_us(n, r, w, x)) return libc.select(n, r, w, x, timeout);
   int64_t ns = -1;
   if (timeout != nullptr) {

@@ -1,6 +1,7 @@
 #include "shim/poll.h"
 
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -21,6 +22,7 @@ enum class Watch : uint8_t { kernel, token, group };
 
 struct Item {
   Watch watch = Watch::kernel;
+  bool taker = false;  // of the socket's tokens (taker.h)
   Entry entry;
 };
 
@@ -61,6 +63,7 @@ Item classify(int fd) {
 
 constexpr short kAlways = POLLERR | POLLHUP | POLLNVAL;
 constexpr int64_t kFirstPauseNs = 100'000;
+constexpr int64_t kSliceNs = 20'000'000;
 
 // Judges the protected entries from memory; true if one is ready.
 bool judge(pollfd* fds, Item* items, nfds_t n) {
@@ -101,55 +104,46 @@ int count_ready(const pollfd* fds, nfds_t n) {
       std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
 }
 
-// How many entries before this one are about the same socket: programs name one twice, for reading
-// and for writing.
-uint32_t named_before(const Item* items, nfds_t i) {
-  return static_cast<uint32_t>(std::count_if(items, items + i, [&](const Item& one) {
-    return one.watch == Watch::token && one.entry.slot == items[i].entry.slot;
-  }));
-}
+// One sleep of a thread: what it has announced, and has to take back when it wakes or is cancelled.
+struct Sleep {
+  const pollfd* fds;
+  Item* items;
+  nfds_t n;
+  bool alone = true;     // the taker of all its sockets
+  nfds_t announced = 0;  // entries that it has announced itself to
+  SessionSlot* waits_for = nullptr;
+};
 
-// True if we are the only one on each of the sockets.
-bool count_waiter(const pollfd* fds, const Item* items, nfds_t n) {
-  bool sole = true;
-  for (nfds_t i = 0; i < n; ++i) {
-    if (items[i].watch != Watch::token) continue;
-    const uint32_t there =
-        std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters).fetch_add(1);
-    if (there != 0) sole &= there == named_before(items, i);
-  }
-  return sole;
-}
-
-void uncount_waiter(const pollfd* fds, const Item* items, nfds_t n) {
-  for (nfds_t i = 0; i < n; ++i)
-    if (items[i].watch == Watch::token)
-      std::atomic_ref(sock_of(fds[i].fd, items[i].entry).mine.waiters).fetch_sub(1);
-}
-
-// Before a sleep: asks for tokens and announces the sleep to groups. False: something came
-// meanwhile.
-bool prepare(pollfd* fds, Item* items, nfds_t n, nfds_t* groups_asleep) {
-  *groups_asleep = 0;
-  for (nfds_t i = 0; i < n; ++i) {
+// Asks for tokens and announces the sleep to groups. False: something came meanwhile.
+bool prepare(Sleep& sleep, pollfd* fds) {
+  Item* const items = sleep.items;
+  for (nfds_t i = 0; i < sleep.n; ++i) {
     if (items[i].watch == Watch::token) {
+      const Sock s = sock_of(fds[i].fd, items[i].entry);
+      items[i].taker = become_taker(s.mine.taker);
+      sleep.alone &= items[i].taker;
       short what = 0;
       if ((fds[i].events & (POLLIN | POLLRDNORM | POLLPRI | POLLRDHUP)) != 0) what |= POLLIN;
       if ((fds[i].events & (POLLOUT | POLLWRNORM)) != 0) what |= POLLOUT;
-      arm(sock_of(fds[i].fd, items[i].entry), what != 0 ? what : POLLIN);
+      arm(s, what != 0 ? what : POLLIN);
     }
     if (items[i].watch == Watch::group && items[i].entry.slot != 0 &&
         !epoll_prepare_sleep(items[i].entry.slot - 1))
       return false;
-    *groups_asleep = i + 1;
+    sleep.announced = i + 1;
   }
-  return !judge(fds, items, n);
+  return !judge(fds, items, sleep.n);
 }
 
-void after_sleep(const Item* items, nfds_t groups_asleep) {
-  for (nfds_t i = 0; i < groups_asleep; ++i)
-    if (items[i].watch == Watch::group && items[i].entry.slot != 0)
-      epoll_wake(items[i].entry.slot - 1);
+void wake(void* p) {
+  const Sleep& sleep = *static_cast<Sleep*>(p);
+  for (nfds_t i = 0; i < sleep.announced; ++i) {
+    const Item& item = sleep.items[i];
+    if (item.watch == Watch::group && item.entry.slot != 0) epoll_wake(item.entry.slot - 1);
+    if (item.watch == Watch::token && item.taker)
+      leave_taker(sock_of(sleep.fds[i].fd, item.entry).mine.taker);
+  }
+  if (sleep.waits_for != nullptr) end_wait(*sleep.waits_for, monotonic_ns());
 }
 
 // The socket that a thread waits for if it waits for nothing else; else null. A thread that looks
@@ -163,6 +157,50 @@ int native_poll(pollfd* native, nfds_t n, int64_t timeout_ns, const sigset_t* ma
   const timespec t{timeout_ns / 1'000'000'000, timeout_ns % 1'000'000'000};
   const int k = libc.ppoll(native, n, timeout_ns < 0 ? nullptr : &t, mask);
   return k < 0 ? -errno : k;
+}
+
+// Tokens woke us, and nothing is ready. Ours were stale: they go. Those of another taker, who is
+// about to read them, or of one who is gone, we leave alone, and watch the rest meanwhile. `k` is
+// what the kernel answered.
+int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t left, int64_t& pause_ns,
+                    const sigset_t* mask) {
+  bool others = false;
+  for (nfds_t i = 0; i < sleep.n; ++i) {
+    if (sleep.items[i].watch != Watch::token || native[i].revents == 0) continue;
+    if (sleep.items[i].taker) {
+      discard_tokens(sock_of(sleep.fds[i].fd, sleep.items[i].entry));
+    } else {
+      native[i].fd = -1;
+      others = true;
+    }
+  }
+  if (!others) return k;
+  pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSliceNs);
+  return native_poll(native, sleep.n, left < 0 ? pause_ns : std::min(left, pause_ns), mask);
+}
+
+int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, int64_t left, int64_t& pause_ns,
+                    const sigset_t* mask) {
+  if (!prepare(sleep, fds)) return 0;
+  // Whoever is not the taker may miss a token that another one took.
+  if (!sleep.alone && (left < 0 || left > kSliceNs)) left = kSliceNs;
+  fill_native(native, fds, sleep.items, sleep.n, true);
+  sleep.waits_for = only_socket(fds, sleep.items, sleep.n);
+  if (sleep.waits_for != nullptr) begin_wait(*sleep.waits_for, process.pid, monotonic_ns());
+  const int k = native_poll(native, sleep.n, left, mask);
+  if (k <= 0 || judge(fds, sleep.items, sleep.n)) return k;
+  return after_vain_wake(sleep, native, k, left, pause_ns, mask);
+}
+
+// Sleeps until something may be ready. Returns what the kernel's poll() did for the entries that
+// are its own, in `native`; ours are judged then. `pause_ns`: of the last pause for others' tokens.
+int sleep_once(Sleep& sleep, pollfd* fds, pollfd* native, int64_t left, int64_t& pause_ns,
+               const sigset_t* mask) {
+  int k = 0;
+  pthread_cleanup_push(wake, &sleep);
+  k = sleep_announced(sleep, fds, native, left, pause_ns, mask);
+  pthread_cleanup_pop(1);
+  return k;
 }
 
 }  // namespace
@@ -190,9 +228,9 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
   int64_t pause_ns = 0;
   release_held();
   settle();
-  for (;;) {
+  for (bool over = timeout_ns == 0;; over = deadline != 0 && monotonic_ns() >= deadline) {
     const bool ready = judge(fds, items.get(), n);
-    if (ready || timeout_ns == 0) {
+    if (ready || over) {
       // A signal that the mask lets through comes first, unless there is something to report.
       if (ordinary || (!ready && mask != nullptr)) {
         fill_native(native.get(), fds, items.get(), n, false);
@@ -202,46 +240,13 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
       }
       return count_ready(fds, n);
     }
-    int64_t left = timeout_ns;
-    if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
-    const bool sole = count_waiter(fds, items.get(), n);
-    if (!sole && (left < 0 || left > kSharedSliceNs)) left = kSharedSliceNs;
-    nfds_t asleep = 0;
-    int k = 0;
-    const bool sleeping = prepare(fds, items.get(), n, &asleep);
-    if (sleeping) {
-      fill_native(native.get(), fds, items.get(), n, true);
-      SessionSlot* const waits_for = only_socket(fds, items.get(), n);
-      if (waits_for != nullptr) begin_wait(*waits_for, process.pid, monotonic_ns());
-      k = native_poll(native.get(), n, left, mask);
-      if (waits_for != nullptr) end_wait(*waits_for, monotonic_ns());
-    }
-    const bool woken = sleeping && k > 0;
-    if (woken && !sole && !judge(fds, items.get(), n)) {
-      // A token is another sleeper's, who is about to take it, or that of one who is gone. We watch
-      // the rest meanwhile.
-      for (nfds_t i = 0; i < n; ++i)
-        if (items[i].watch == Watch::token && native[i].revents != 0) native[i].fd = -1;
-      pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSharedSliceNs);
-      if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
-      k = native_poll(native.get(), n, left < 0 ? pause_ns : std::min(left, pause_ns), mask);
-    }
-    after_sleep(items.get(), asleep);
-    if (woken && sole && !judge(fds, items.get(), n))
-      for (nfds_t i = 0; i < n; ++i)
-        if (items[i].watch == Watch::token && native[i].revents != 0 &&
-            named_before(items.get(), i) == 0)
-          discard_tokens(sock_of(fds[i].fd, items[i].entry));
-    uncount_waiter(fds, items.get(), n);
+    const int64_t left = deadline != 0 ? std::max<int64_t>(0, deadline - monotonic_ns()) : -1;
+    Sleep sleep{fds, items.get(), n};
+    const int k = sleep_once(sleep, fds, native.get(), left, pause_ns, mask);
     if (k < 0) return k;
-    if (woken) {
+    if (k > 0) {
       take_kernel_answers(fds, native.get(), items.get(), n);
-      judge(fds, items.get(), n);
       if (const int ready_now = count_ready(fds, n); ready_now > 0) return ready_now;
-    }
-    if (deadline != 0 && monotonic_ns() >= deadline) {
-      judge(fds, items.get(), n);
-      return count_ready(fds, n);
     }
   }
 }

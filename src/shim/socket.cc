@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <pthread.h>
 #include <time.h>
 
 #include <algorithm>
@@ -183,20 +184,11 @@ int poll_placeholder(int fd, int64_t ns) {
   return libc.ppoll(&p, 1, ns < 0 ? nullptr : &t, nullptr);
 }
 
-}  // namespace
-
-int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole) {
+int sleep_as_taker(const Sock& s, int64_t deadline) {
   int64_t left = -1;
   if (deadline != 0) {
     left = deadline - monotonic_ns();
     if (left <= 0) return -EAGAIN;
-  }
-  if (!sole) {
-    // A blocked writer moves data as soon as it wakes: it looks more often.
-    const int64_t slice = (what & POLLOUT) != 0 ? kSharedSliceNs / 20 : kSharedSliceNs;
-    if (left < 0 || left > slice) left = slice;
-    const timespec t{0, left};
-    return ::nanosleep(&t, nullptr) < 0 ? -EINTR : 0;
   }
   int n = 0;
   if (left < 0 && !process.confined) {
@@ -216,16 +208,40 @@ int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole) {
   return 0;
 }
 
+void was_cancelled(void* p) {
+  SessionSlot& mine = *static_cast<SessionSlot*>(p);
+  leave_taker(mine.taker);
+  end_wait(mine, monotonic_ns());
+}
+
+}  // namespace
+
+Turn begin_turn(const Sock& s) {
+  Turn turn{};
+  turn.taker = become_taker_or_follow(s.mine.taker, turn.seen);
+  return turn;
+}
+
+int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline) {
+  int rc = 0;
+  pthread_cleanup_push(was_cancelled, &s.mine);
+  rc = turn.taker ? sleep_as_taker(s, deadline) : follow_taker(s.mine.taker, turn.seen, deadline);
+  pthread_cleanup_pop(0);
+  leave_taker(s.mine.taker);
+  return rc;
+}
+
 void discard_tokens(const Sock& s) {
   char tokens[64];
   const int saved = errno;
-  // read(), because a program that confined itself may have nothing else; it does not block, as
-  // only a sole sleeper that saw a token comes here.
-  const ssize_t n = libc.read(s.fd, tokens, sizeof tokens);
-  if (n <= 0) {
-    // The other end is closed although the driver has not said so yet: do not spin until it does.
-    poll_placeholder(-1, 1'000'000);
-  }
+  // A program that confined itself may have nothing but poll() and read().
+  ssize_t n = -1;
+  if (!process.confined)
+    n = libc.recv(s.fd, tokens, sizeof tokens, MSG_DONTWAIT);
+  else if (poll_placeholder(s.fd, 0) > 0)
+    n = libc.read(s.fd, tokens, sizeof tokens);
+  // The other end is closed although the driver has not said so yet: do not spin until it does.
+  if (n == 0) poll_placeholder(-1, 1'000'000);
   errno = saved;
 }
 

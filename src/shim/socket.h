@@ -17,6 +17,7 @@
 
 #include "base/clock.h"
 #include "shim/process.h"
+#include "shim/taker.h"
 
 namespace mw::shim {
 
@@ -77,13 +78,16 @@ inline void release_held() {
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready);
 
-// The parts of wait_for(). `sole`: nobody else sleeps on this socket, so a token is ours to take.
-// Whoever is not alone sleeps in slices instead of relying on tokens, because another one may have
-// taken his.
+// The parts of wait_for(). One sleep of a thread that is the socket's taker (taker.h), or of one that
+// is not and found `seen` in the word; when it ends, by cancellation too, nobody is the taker.
 void arm(const Sock& s, short what);
-int sleep_for_token(const Sock& s, short what, int64_t deadline, bool sole);
-constexpr int64_t kSharedSliceNs = 20'000'000;
-// Removes tokens that turned out to be stale. Only for a sole sleeper that did not take them.
+struct Turn {
+  bool taker;
+  uint32_t seen;
+};
+Turn begin_turn(const Sock& s);
+int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline);
+// Removes tokens that turned out to be stale. Only for the taker that did not read them.
 void discard_tokens(const Sock& s);
 
 inline int64_t deadline_after_us(int64_t us) {
@@ -140,6 +144,9 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags);
 // Sends the first `most` bytes.
 ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags,
                     size_t most = SIZE_MAX);
+// Waits until a send would take bytes. 0, or what a send would say instead (-EAGAIN if not
+// blocking).
+int stream_await_room(const Sock& s, bool blocking, Timeout& timeout);
 // Copies from a file straight into the send ring.
 ssize_t stream_send_file(const Sock& s, int file, off_t* offset, size_t count);
 // What came for an earlier connection of the same socket.
@@ -194,20 +201,24 @@ ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags);
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
   release_held();
-  std::atomic_ref waiters(s.mine.waiters);
-  const bool sole = waiters.fetch_add(1) == 0;
   int rc = 0;
   bool slept = false;
   for (;;) {
+    const Turn turn = begin_turn(s);
     arm(s, what);
-    if (ready()) break;
+    // Another thread has closed it, and its placeholder may be about to serve another connection
+    // (sock_close()).
+    if (!slept && !is_still_there(s)) rc = -EBADF;
+    if (rc < 0 || ready()) {
+      leave_taker(s.mine.taker);
+      break;
+    }
     if (!slept) begin_wait(s.mine, process.pid, monotonic_ns());
     slept = true;
-    rc = sleep_for_token(s, what, deadline, sole);
+    rc = sleep_for_token(s, turn, deadline);
     if (rc < 0 || ready()) break;
   }
   if (slept) end_wait(s.mine, monotonic_ns());
-  waiters.fetch_sub(1);
   return rc;
 }
 

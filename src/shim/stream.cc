@@ -316,6 +316,16 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
 
 }  // namespace
 
+int stream_await_room(const Sock& s, bool blocking, Timeout& timeout) {
+  for (;;) {
+    bool connecting = false;
+    if (const int rc = cannot_send(s, MSG_NOSIGNAL, &connecting); rc < 0) return rc;
+    if (!connecting && send_room(s) != 0) return 0;
+    if (!blocking) return -EAGAIN;
+    if (const int rc = wait_for_room(s, timeout); rc < 0) return rc;
+  }
+}
+
 ssize_t stream_send(const Sock& s, const iovec* iov, size_t count, int flags, size_t most) {
   const ssize_t total = iov_bytes(iov, count);
   if (total < 0) return total;

@@ -70,9 +70,9 @@ struct alignas(64) SessionSlot {
   uint32_t waiter;      // pid of the process whose thread began to wait for this socket last
   int64_t rcvtimeo_us;  // 0: none
   int64_t sndtimeo_us;
-  uint32_t posted;   // 0, or 1 + the cell of the last call that nobody waited for
-  uint32_t waiters;  // threads that sleep for a token, in all processes
-  mw_addr local;     // len 0: not known
+  uint32_t posted;  // 0, or 1 + the cell of the last call that nobody waited for
+  uint32_t taker;   // the thread that takes the tokens (src/shim/taker.h)
+  mw_addr local;    // len 0: not known
   SessionWatch watches[MW_MAX_WATCHES];
   uint32_t
       sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
