@@ -175,7 +175,8 @@ int place_bare(const mw_accept_record& r, int flags, Place& out) {
 // One message of the queue; blocks until there is one, or until the deadline (0: none). Bytes or
 // -errno. Blocking, waking one of several processes, EAGAIN for the losers and signals are the
 // kernel's: the queue of accepted connections is this descriptor's own.
-ssize_t await_record(const Sock& s, mw_accept_record& record, int flags, int64_t deadline, int* fd) {
+ssize_t await_record(const Sock& s, mw_accept_record& record, int flags, int64_t deadline,
+                     int* fd) {
   if (deadline == 0) return take_or_await_record(s, record, flags, fd);
   release_held();
   for (;;) {

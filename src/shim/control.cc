@@ -13,6 +13,7 @@
 
 #include "shim/calls.h"
 #include "shim/epoll.h"
+#include "shim/memory.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
 #include "transport/local/fd_message.h"

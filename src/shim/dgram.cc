@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "shim/calls.h"
+#include "shim/memory.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
 

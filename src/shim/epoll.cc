@@ -7,6 +7,7 @@
 
 #include "shim/epoll_group.h"
 #include "shim/epoll_nesting.h"
+#include "shim/memory.h"
 #include "shim/settle.h"
 
 namespace mw::shim {

@@ -279,17 +279,6 @@ MW_EXPORT int sockatmark(int fd) noexcept {
   return ::ioctl(fd, SIOCATMARK, &at) < 0 ? -1 : at;
 }
 
-// ---- memory ----
-// What the data path knows about pages ends where the program changes them.
-MW_EXPORT int munmap(void* at, size_t n) noexcept {
-  forget_pages(at, n);
-  return static_cast<int>(libc.syscall(SYS_munmap, at, n));
-}
-MW_EXPORT int mprotect(void* at, size_t n, int protection) noexcept {
-  forget_pages(at, n);
-  return static_cast<int>(libc.syscall(SYS_mprotect, at, n, protection));
-}
-
 // ---- confinement ----
 MW_EXPORT int prctl(int option, ...) noexcept {
   va_list ap;

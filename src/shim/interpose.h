@@ -8,6 +8,7 @@
 
 #include <errno.h>
 
+#include "shim/memory.h"
 #include "shim/process.h"
 #include "shim/socket.h"
 

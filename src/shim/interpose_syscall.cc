@@ -129,6 +129,14 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return libc.syscall(number, a[0], a[1], a[2]);
     case SYS_prctl:
       return prctl(fd, a[1], a[2], a[3], a[4]);
+    case SYS_mmap:
+      return reinterpret_cast<long>(mmap(pointer(0), static_cast<size_t>(a[1]),
+                                         static_cast<int>(a[2]), static_cast<int>(a[3]),
+                                         static_cast<int>(a[4]), a[5]));
+    case SYS_mremap:
+      return reinterpret_cast<long>(mremap(pointer(0), static_cast<size_t>(a[1]),
+                                           static_cast<size_t>(a[2]), static_cast<int>(a[3]),
+                                           pointer(4)));
     case SYS_munmap:
       return munmap(pointer(0), static_cast<size_t>(a[1]));
     case SYS_mprotect:

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "shim/epoll.h"
+#include "shim/memory.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
 

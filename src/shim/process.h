@@ -130,17 +130,6 @@ int beyond_limit(Make&& make, FileLimit::Raise raise = FileLimit::Raise::always)
   return make();
 }
 
-// False if [p, p + n) is not readable memory: what the kernel would answer with EFAULT.
-bool is_memory(const void* p, size_t n);
-// The same for the data path, every page of it: readable, or writable. Pages once found good are
-// not asked about again until the program changes its memory there.
-bool is_buffer(const void* p, size_t n);
-bool is_room(void* p, size_t n);
-void forget_pages(const void* p, size_t n);
-// What one copy of the kernel's takes at most: of a buffer that is bad farther behind it moves the
-// good part.
-constexpr uint32_t kCopyUnit = 32768;
-
 // Moves a descriptor out of the application's way and marks it; returns the new one, or -1 with
 // errno.
 int hide(int fd);

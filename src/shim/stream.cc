@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "shim/epoll.h"
+#include "shim/memory.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
 

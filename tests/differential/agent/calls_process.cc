@@ -136,6 +136,15 @@ void do_await_signal(const Call&, Reply& reply) {
   reply.field("count", g_signals.exchange(0));
 }
 
+// map MODE: something else is mapped at PAGE.
+void do_map(const Call& call, Reply& reply) {
+  const int protection = call.text(0) == "none" ? PROT_NONE : PROT_READ | PROT_WRITE;
+  reply.call([&] {
+    constexpr int kFlags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    return ::mmap(page_pointer(), kPageLength, protection, kFlags, -1, 0) == MAP_FAILED ? -1 : 0;
+  });
+}
+
 // protect MODE: what may be done with the memory at PAGE.
 void do_protect(const Call& call, Reply& reply) {
   const std::string& mode = call.text(0);
@@ -170,6 +179,7 @@ void add_process_calls(Table& table) {
                 {"sigblock", do_sigblock},
                 {"signals", do_signals},
                 {"await_signal", do_await_signal},
+                {"map", do_map},
                 {"protect", do_protect},
                 {"limit_files", do_limit_files},
                 {"main_thread", do_getpid_same}});
