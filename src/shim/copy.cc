@@ -20,19 +20,30 @@ bool is_pipe(int fd) {
 
 ssize_t socket_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
   char buffer[kSpliceChunk];
-  const bool nonblocking = (flags & SPLICE_F_NONBLOCK) != 0;
-  const bool may_block = nonblocking && (libc.fcntl(pipe, F_GETFL) & O_NONBLOCK) == 0;
-  // A pipe that poll() calls writable takes PIPE_BUF bytes without blocking, and perhaps no more.
-  const iovec look{buffer, std::min(count, may_block ? size_t{PIPE_BUF} : sizeof buffer)};
-  const ssize_t there = stream_recv(s, &look, 1, nonblocking ? MSG_PEEK | MSG_DONTWAIT : MSG_PEEK);
-  if (there <= 0) return there;
-  // Only what the pipe took leaves the socket.
-  pollfd p{pipe, POLLOUT, 0};
-  if (may_block && libc.poll(&p, 1, 0) == 0) return -EAGAIN;
-  const ssize_t put = libc.write(pipe, buffer, static_cast<size_t>(there));
-  if (put < 0) return -errno;
-  const iovec take{buffer, static_cast<size_t>(put)};
-  return stream_recv(s, &take, 1, MSG_DONTWAIT);
+  const bool pipe_blocks = (libc.fcntl(pipe, F_GETFL) & O_NONBLOCK) == 0;
+  size_t moved = 0;
+  while (moved < count) {
+    const bool wait = moved == 0 && (flags & SPLICE_F_NONBLOCK) == 0;
+    const auto so_far = [&](ssize_t rc) { return moved > 0 ? static_cast<ssize_t>(moved) : rc; };
+    // A pipe that poll() calls writable takes PIPE_BUF bytes without blocking, and perhaps no more:
+    // the program that we would block in write() may be the pipe's reader.
+    const size_t most = std::min(count - moved, pipe_blocks ? size_t{PIPE_BUF} : sizeof buffer);
+    const iovec look{buffer, most};
+    const ssize_t there = stream_recv(s, &look, 1, wait ? MSG_PEEK : MSG_PEEK | MSG_DONTWAIT);
+    if (there <= 0) return so_far(there);
+    pollfd p{pipe, POLLOUT, 0};
+    if (pipe_blocks)
+      if (const int n = libc.poll(&p, 1, wait ? -1 : 0); n <= 0)
+        return so_far(n == 0 ? -EAGAIN : -errno);
+    // Only what the pipe took leaves the socket.
+    const ssize_t put = libc.write(pipe, buffer, static_cast<size_t>(there));
+    if (put < 0) return so_far(-errno);
+    const iovec take{buffer, static_cast<size_t>(put)};
+    const ssize_t taken = stream_recv(s, &take, 1, MSG_DONTWAIT);
+    if (taken < 0) return so_far(taken);
+    moved += static_cast<size_t>(taken);
+  }
+  return static_cast<ssize_t>(moved);
 }
 
 ssize_t pipe_to_socket(int pipe, const Sock& s, size_t count, unsigned flags) {
@@ -41,6 +52,7 @@ ssize_t pipe_to_socket(int pipe, const Sock& s, size_t count, unsigned flags) {
   Timeout timeout(s.mine.sndtimeo_us);
   size_t moved = 0;
   while (moved < count) {
+    if (moved > 0 && error_pending(s)) break;  // the next call's to tell
     // Room first: what was read from a pipe cannot go back.
     const int rc = stream_await_room(s, blocking, timeout);
     if (rc < 0) return moved > 0 ? static_cast<ssize_t>(moved) : rc;

@@ -122,6 +122,16 @@ MW_EXPORT pid_t _Fork() noexcept {
     end_copying();
   return pid;
 }
+// What a child of clone() with memory of its own begins with.
+struct CloneStart {
+  int (*run)(void*);
+  void* argument;
+};
+static int start_clone(void* p) {
+  after_fork_in_child();
+  const CloneStart start = *static_cast<const CloneStart*>(p);
+  return start.run(start.argument);
+}
 MW_EXPORT int clone(int (*run)(void*), void* stack, int flags, void* argument, ...) noexcept {
   va_list ap;
   va_start(ap, argument);
@@ -131,5 +141,8 @@ MW_EXPORT int clone(int (*run)(void*), void* stack, int flags, void* argument, .
   va_end(ap);
   find_libc_calls();
   const Copying copying;
+  CloneStart start{run, argument};
+  if ((flags & CLONE_VM) == 0 && run != nullptr)
+    return libc.clone(start_clone, stack, flags, &start, parent_tid, tls, child_tid);
   return libc.clone(run, stack, flags, argument, parent_tid, tls, child_tid);
 }

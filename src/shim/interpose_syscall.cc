@@ -12,6 +12,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <cstring>
+
 #include "shim/interpose.h"
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
@@ -148,10 +150,18 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return _Fork();
     case SYS_clone:
     case SYS_clone3: {
+      uint64_t flags = static_cast<uint64_t>(a[0]);
+      // clone3() has them in the first word of a structure; without one the kernel refuses.
+      if (number == SYS_clone3) {
+        if (!is_memory(pointer(0), sizeof flags)) return libc.syscall(number, a[0], a[1]);
+        std::memcpy(&flags, pointer(0), sizeof flags);
+      }
       begin_copying();
       const long rc = libc.syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
-      // A child with memory of its own still has the count of the copying up, and keeps nothing.
-      if (rc != 0) end_copying();
+      if (rc != 0)
+        end_copying();
+      else if ((flags & CLONE_VM) == 0)
+        after_fork_in_child();
       return rc;
     }
     default:

@@ -121,6 +121,7 @@ void note_mapping(void* p, size_t n, int protection, int flags) {
   constexpr size_t kMost = 64 * MW_PAGE;
   constexpr int kBoth = PROT_READ | PROT_WRITE;
   if ((protection & kBoth) != kBoth || (flags & MAP_ANONYMOUS) == 0 || n > kMost) return;
+  if ((flags & MAP_HUGETLB) != 0) return;  // there may be no such page when it is touched
   const uint64_t first = reinterpret_cast<uintptr_t>(p) / MW_PAGE;
   for (uint64_t page = first; page < first + (n + MW_PAGE - 1) / MW_PAGE; ++page)
     note_good(page, true);

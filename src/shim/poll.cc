@@ -1,7 +1,6 @@
 #include "shim/poll.h"
 
 #include <errno.h>
-#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -24,6 +23,8 @@ enum class Watch : uint8_t { kernel, token, group };
 struct Item {
   Watch watch = Watch::kernel;
   bool taker = false;  // of the socket's tokens (taker.h)
+  bool gone = false;   // another thread has closed it: the descriptor is not to be touched any more
+  bool stale = false;  // there was a token, and nothing was ready
   Entry entry;
 };
 
@@ -90,7 +91,7 @@ void fill_native(pollfd* native, const pollfd* fds, const Item* items, nfds_t n,
     if (items[i].entry.kind == Kind::socket && items[i].watch == Watch::kernel)
       native[i].events &= ~(POLLOUT | POLLWRNORM | POLLWRBAND);  // a listener is never writable
     if (items[i].watch == Watch::token) native[i].events = POLLIN;
-    if (items[i].watch != Watch::kernel && !sleep) native[i].fd = -1;
+    if ((items[i].watch != Watch::kernel && !sleep) || items[i].gone) native[i].fd = -1;
     if (items[i].entry.kind == Kind::hidden) native[i].fd = kTableSize + 1;  // EBADF: POLLNVAL
   }
 }
@@ -105,15 +106,42 @@ int count_ready(const pollfd* fds, nfds_t n) {
       std::count_if(fds, fds + n, [](const pollfd& p) { return p.revents != 0; }));
 }
 
-// One sleep of a thread: what it has announced, and has to take back when it wakes or is cancelled.
+// One sleep of a thread: what it has announced, and has to take back when it wakes.
 struct Sleep {
   const pollfd* fds;
   Item* items;
   nfds_t n;
-  bool alone = true;     // the taker of all its sockets
+  int64_t deadline;      // 0: none
+  bool alone = true;     // nobody else is the taker of one of its sockets
   nfds_t announced = 0;  // entries that it has announced itself to
   SessionSlot* waits_for = nullptr;
+
+  int64_t left() const {
+    return deadline != 0 ? std::max<int64_t>(0, deadline - monotonic_ns()) : -1;
+  }
 };
+
+// Programs name a socket twice, for reading and for writing: whether we are its taker already.
+bool is_taker_by_another_name(const Item* items, nfds_t i) {
+  return std::any_of(items, items + i, [&](const Item& one) {
+    return one.taker && one.entry.slot == items[i].entry.slot;
+  });
+}
+
+void take_tokens(Sleep& sleep, const Sock& s, nfds_t i) {
+  Item& item = sleep.items[i];
+  item.taker = become_taker(s.mine.taker);
+  item.stale = false;
+  item.gone = !is_still_there(s);
+  if (item.gone && item.taker) {
+    leave_taker(s.mine.taker);
+    item.taker = false;
+  }
+  if (item.taker || is_taker_by_another_name(sleep.items, i)) return;
+  // We cannot follow (taker.h), and may miss a token.
+  sleep.alone = false;
+  if ((A::load_relaxed(s.mine.taker) & kPollers) == 0) A::fetch_or(s.mine.taker, kPollers);
+}
 
 // Asks for tokens and announces the sleep to groups. False: something came meanwhile.
 bool prepare(Sleep& sleep, pollfd* fds) {
@@ -121,8 +149,7 @@ bool prepare(Sleep& sleep, pollfd* fds) {
   for (nfds_t i = 0; i < sleep.n; ++i) {
     if (items[i].watch == Watch::token) {
       const Sock s = sock_of(fds[i].fd, items[i].entry);
-      items[i].taker = become_taker(s.mine.taker);
-      sleep.alone &= items[i].taker;
+      take_tokens(sleep, s, i);
       short what = 0;
       if ((fds[i].events & (POLLIN | POLLRDNORM | POLLPRI | POLLRDHUP)) != 0) what |= POLLIN;
       if ((fds[i].events & (POLLOUT | POLLWRNORM)) != 0) what |= POLLOUT;
@@ -160,47 +187,56 @@ int native_poll(pollfd* native, nfds_t n, int64_t timeout_ns, const sigset_t* ma
   return k < 0 ? -errno : k;
 }
 
-// Tokens woke us, and nothing is ready. Ours were stale: they go. Those of another taker, who is
-// about to read them, or of one who is gone, we leave alone, and watch the rest meanwhile. `k` is
-// what the kernel answered.
-int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t left, int64_t& pause_ns,
+// Tokens woke us, and nothing is ready. Those of another taker, who is about to read them, we leave
+// alone, and watch the rest meanwhile. Ours were stale, or are about what somebody else polls for,
+// who needs a moment to see them; then they go. `k` is what the kernel answered.
+int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t& pause_ns,
                     const sigset_t* mask) {
-  bool others = false;
+  constexpr int64_t kMomentNs = 200'000;
+  int64_t pause = 0;
   for (nfds_t i = 0; i < sleep.n; ++i) {
-    if (sleep.items[i].watch != Watch::token || native[i].revents == 0) continue;
-    if (sleep.items[i].taker) {
-      discard_tokens(sock_of(sleep.fds[i].fd, sleep.items[i].entry));
-    } else {
-      native[i].fd = -1;
-      others = true;
-    }
+    Item& item = sleep.items[i];
+    if (item.watch != Watch::token || native[i].revents == 0) continue;
+    const Sock s = sock_of(sleep.fds[i].fd, item.entry);
+    item.stale = item.taker;
+    native[i].fd = -1;
+    if (!item.taker && !is_taker_by_another_name(sleep.items, i))
+      pause = pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSliceNs);
+    else if ((A::load_relaxed(s.mine.taker) & kPollers) != 0)
+      pause = std::max(pause, kMomentNs);
   }
-  if (!others) return k;
-  pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSliceNs);
-  return native_poll(native, sleep.n, left < 0 ? pause_ns : std::min(left, pause_ns), mask);
+  if (pause != 0) {
+    const int64_t left = sleep.left();
+    k = native_poll(native, sleep.n, left < 0 ? pause : std::min(left, pause), mask);
+  }
+  for (nfds_t i = 0; i < sleep.n; ++i)
+    if (sleep.items[i].stale) discard_tokens(sock_of(sleep.fds[i].fd, sleep.items[i].entry));
+  return k;
 }
 
-int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, int64_t left, int64_t& pause_ns,
+int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, int64_t& pause_ns,
                     const sigset_t* mask) {
   if (!prepare(sleep, fds)) return 0;
-  // Whoever is not the taker may miss a token that another one took.
+  int64_t left = sleep.left();
   if (!sleep.alone && (left < 0 || left > kSliceNs)) left = kSliceNs;
   fill_native(native, fds, sleep.items, sleep.n, true);
   sleep.waits_for = only_socket(fds, sleep.items, sleep.n);
   if (sleep.waits_for != nullptr) begin_wait(*sleep.waits_for, process.pid, monotonic_ns());
   const int k = native_poll(native, sleep.n, left, mask);
+  if (k == 0 && !sleep.alone)
+    for (nfds_t i = 0; i < sleep.n; ++i)
+      if (sleep.items[i].watch == Watch::token && !sleep.items[i].taker)
+        bury_dead_taker(sock_of(fds[i].fd, sleep.items[i].entry).mine.taker);
   if (k <= 0 || judge(fds, sleep.items, sleep.n)) return k;
-  return after_vain_wake(sleep, native, k, left, pause_ns, mask);
+  return after_vain_wake(sleep, native, k, pause_ns, mask);
 }
 
 // Sleeps until something may be ready. Returns what the kernel's poll() did for the entries that
 // are its own, in `native`; ours are judged then. `pause_ns`: of the last pause for others' tokens.
-int sleep_once(Sleep& sleep, pollfd* fds, pollfd* native, int64_t left, int64_t& pause_ns,
-               const sigset_t* mask) {
-  int k = 0;
-  pthread_cleanup_push(wake, &sleep);
-  k = sleep_announced(sleep, fds, native, left, pause_ns, mask);
-  pthread_cleanup_pop(1);
+int sleep_once(Sleep& sleep, pollfd* fds, pollfd* native, int64_t& pause_ns, const sigset_t* mask) {
+  const OnUnwind undo(wake, &sleep);
+  const int k = sleep_announced(sleep, fds, native, pause_ns, mask);
+  wake(&sleep);
   return k;
 }
 
@@ -241,9 +277,8 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
       }
       return count_ready(fds, n);
     }
-    const int64_t left = deadline != 0 ? std::max<int64_t>(0, deadline - monotonic_ns()) : -1;
-    Sleep sleep{fds, items.get(), n};
-    const int k = sleep_once(sleep, fds, native.get(), left, pause_ns, mask);
+    Sleep sleep{fds, items.get(), n, deadline};
+    const int k = sleep_once(sleep, fds, native.get(), pause_ns, mask);
     if (k < 0) return k;
     if (k > 0) {
       take_kernel_answers(fds, native.get(), items.get(), n);

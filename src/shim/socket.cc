@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <pthread.h>
 #include <time.h>
 
 #include <algorithm>
@@ -184,19 +183,24 @@ int poll_placeholder(int fd, int64_t ns) {
   return libc.ppoll(&p, 1, ns < 0 ? nullptr : &t, nullptr);
 }
 
-int sleep_as_taker(const Sock& s, int64_t deadline) {
-  int64_t left = -1;
-  if (deadline != 0) {
-    left = deadline - monotonic_ns();
-    if (left <= 0) return -EAGAIN;
-  }
+constexpr int64_t kSliceNs = 20'000'000;
+constexpr int64_t kMomentNs = 200'000;
+
+// A sleep that has nothing to do with tokens. 0 or -EINTR.
+int doze(int64_t ns) {
+  return poll_placeholder(-1, ns) < 0 && errno == EINTR ? -EINTR : 0;
+}
+
+// 0, 1 (a token is there, and stays) or -errno.
+int sleep_as_taker(const Sock& s, int64_t left) {
+  const bool leave_it = (A::load_relaxed(s.mine.taker) & kPollers) != 0;
   int n = 0;
   if (left < 0 && !process.confined) {
     // The kernel's own receive gives us EINTR, SA_RESTART and cancellation as on any socket, and
     // takes the tokens in the same call.
     char tokens[64];
-    const ssize_t got = libc.recv(s.fd, tokens, sizeof tokens, 0);
-    if (got > 0) return 0;
+    const ssize_t got = libc.recv(s.fd, tokens, sizeof tokens, leave_it ? MSG_PEEK : 0);
+    if (got > 0) return leave_it ? 1 : 0;
     if (got < 0 && errno == EINTR) return -EINTR;
     // The end (the INS died), or the open file is non-blocking behind our back.
     n = poll_placeholder(s.fd, got == 0 ? 1'000'000 : -1);
@@ -204,11 +208,12 @@ int sleep_as_taker(const Sock& s, int64_t deadline) {
     n = poll_placeholder(s.fd, left);
   }
   if (n < 0 && errno == EINTR) return -EINTR;
+  if (n > 0 && leave_it) return 1;
   if (n > 0) discard_tokens(s);
   return 0;
 }
 
-void was_cancelled(void* p) {
+void leave_wait(void* p) {
   SessionSlot& mine = *static_cast<SessionSlot*>(p);
   leave_taker(mine.taker);
   end_wait(mine, monotonic_ns());
@@ -216,17 +221,29 @@ void was_cancelled(void* p) {
 
 }  // namespace
 
-Turn begin_turn(const Sock& s) {
+Turn begin_turn(const Sock& s, bool vain) {
   Turn turn{};
-  turn.taker = become_taker_or_follow(s.mine.taker, turn.seen);
+  turn.part = take_part(s.mine.taker, turn.seen);
+  // Looked at after the word was taken: sock_close() looks at the word after the entry is gone.
+  turn.gone = !is_still_there(s);
+  if (turn.gone && turn.part == Part::taker) leave_taker(s.mine.taker);
+  if (vain && !turn.gone && turn.part == Part::taker) {
+    // Those who poll have seen it by then, or were told of nothing that is theirs.
+    doze(kMomentNs);
+    discard_tokens(s);
+  }
   return turn;
 }
 
 int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline) {
-  int rc = 0;
-  pthread_cleanup_push(was_cancelled, &s.mine);
-  rc = turn.taker ? sleep_as_taker(s, deadline) : follow_taker(s.mine.taker, turn.seen, deadline);
-  pthread_cleanup_pop(0);
+  const OnUnwind undo(leave_wait, &s.mine);
+  if (turn.part == Part::follower && !turn.gone)
+    return follow_taker(s.mine.taker, turn.seen, deadline);
+  const int64_t left = deadline != 0 ? deadline - monotonic_ns() : -1;
+  if (deadline != 0 && left <= 0) return -EAGAIN;
+  if (turn.part != Part::taker || turn.gone)
+    return doze(left < 0 ? kSliceNs : std::min(left, kSliceNs));
+  const int rc = sleep_as_taker(s, left);
   leave_taker(s.mine.taker);
   return rc;
 }
@@ -234,14 +251,15 @@ int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline) {
 void discard_tokens(const Sock& s) {
   char tokens[64];
   const int saved = errno;
-  // A program that confined itself may have nothing but poll() and read().
   ssize_t n = -1;
-  if (!process.confined)
+  errno = EBADF;
+  // A program that confined itself may have nothing but poll() and read().
+  if (is_still_there(s) && !process.confined)
     n = libc.recv(s.fd, tokens, sizeof tokens, MSG_DONTWAIT);
-  else if (poll_placeholder(s.fd, 0) > 0)
+  if (is_still_there(s) && process.confined && poll_placeholder(s.fd, 0) > 0)
     n = libc.read(s.fd, tokens, sizeof tokens);
-  // The other end is closed although the driver has not said so yet: do not spin until it does.
-  if (n == 0) poll_placeholder(-1, 1'000'000);
+  // The other end is closed although the driver has not said so yet, or our own: do not spin.
+  if (n == 0 || (n < 0 && errno != EAGAIN)) doze(1'000'000);
   errno = saved;
 }
 

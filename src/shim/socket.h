@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "base/clock.h"
@@ -78,14 +79,16 @@ inline void release_held() {
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready);
 
-// The parts of wait_for(). One sleep of a thread that is the socket's taker (taker.h), or of one that
-// is not and found `seen` in the word; when it ends, by cancellation too, nobody is the taker.
+// The parts of wait_for(): one turn, with a sleep at its end, and with it the turn of a taker.
 void arm(const Sock& s, short what);
 struct Turn {
-  bool taker;
-  uint32_t seen;
+  Part part;
+  uint32_t seen;  // a follower's: the word to sleep on
+  bool gone;      // another thread has closed it, and the descriptor is not to be touched any more
 };
-Turn begin_turn(const Sock& s);
+// `vain`: the sleep before ended with a token that stayed where it is, and nothing was ready.
+Turn begin_turn(const Sock& s, bool vain);
+// -errno, or what wait_for() gives begin_turn() next if nothing is ready.
 int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline);
 // Removes tokens that turned out to be stale. Only for the taker that did not read them.
 void discard_tokens(const Sock& s);
@@ -201,16 +204,14 @@ ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags);
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
   release_held();
-  int rc = 0;
   bool slept = false;
+  int rc = 0;
   for (;;) {
-    const Turn turn = begin_turn(s);
+    const Turn turn = begin_turn(s, rc != 0);
     arm(s, what);
-    // Another thread has closed it, and its placeholder may be about to serve another connection
-    // (sock_close()).
-    if (!slept && !is_still_there(s)) rc = -EBADF;
+    rc = turn.gone && !slept ? -EBADF : 0;
     if (rc < 0 || ready()) {
-      leave_taker(s.mine.taker);
+      if (turn.part == Part::taker) leave_taker(s.mine.taker);
       break;
     }
     if (!slept) begin_wait(s.mine, process.pid, monotonic_ns());
@@ -219,7 +220,7 @@ int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
     if (rc < 0 || ready()) break;
   }
   if (slept) end_wait(s.mine, monotonic_ns());
-  return rc;
+  return std::min(rc, 0);
 }
 
 }  // namespace mw::shim

@@ -322,7 +322,10 @@ int stream_await_room(const Sock& s, bool blocking, Timeout& timeout) {
     bool connecting = false;
     if (const int rc = cannot_send(s, MSG_NOSIGNAL, &connecting); rc < 0) return rc;
     if (!connecting && send_room(s) != 0) return 0;
-    if (!blocking) return -EAGAIN;
+    if (!blocking) {
+      want_out_event(s);
+      return -EAGAIN;
+    }
     if (const int rc = wait_for_room(s, timeout); rc < 0) return rc;
   }
 }

@@ -1,7 +1,6 @@
 #include "shim/taker.h"
 
 #include <limits.h>
-#include <pthread.h>
 
 #include <algorithm>
 #include <atomic>
@@ -11,11 +10,16 @@
 #include "shim/process.h"
 #include "shim/shared_lock.h"
 
+// Exported by the C library, but no longer declared.
+extern "C" void _pthread_cleanup_push(_pthread_cleanup_buffer*, void (*)(void*), void*);
+extern "C" void _pthread_cleanup_pop(_pthread_cleanup_buffer*, int);
+
 namespace mw::shim {
 namespace {
 
 // After which a process looks whether another one's taker still lives.
 constexpr int64_t kPatienceNs = 20'000'000;
+constexpr uint32_t kTurn = 1u << 22;
 
 void wake_followers(uint32_t& word) {
   raw_futex(&word, FUTEX_WAKE, INT_MAX, nullptr);
@@ -25,44 +29,49 @@ bool is_our_thread(uint32_t tid) {
   return !process.confined && libc.syscall(SYS_tgkill, ::getpid(), tid, 0) == 0;
 }
 
-// A taker that was killed leaves nothing but its number.
-void remove_dead(uint32_t& word, uint32_t seen) {
-  if (process.confined) return;
-  if (libc.syscall(SYS_tkill, seen & ~kWaiters, 0) == 0 || errno != ESRCH) return;
-  if (std::atomic_ref(word).compare_exchange_strong(seen, 0)) wake_followers(word);
+// The word without its taker. Another one each time, or a follower that is late in going to sleep
+// would take the next turn of the same taker for this one.
+constexpr uint32_t after_turn(uint32_t word) {
+  return (word & kPollers) | ((word + kTurn) & (kPollers - kTurn));
+}
+
+// The word was `seen` and has a taker: it has none any more.
+bool end_turn(uint32_t& word, uint32_t seen) {
+  if (!std::atomic_ref(word).compare_exchange_strong(seen, after_turn(seen))) return false;
+  if ((seen & kWaiters) != 0) wake_followers(word);
+  return true;
 }
 
 }  // namespace
 
 bool become_taker(uint32_t& word) {
-  const uint32_t me = this_thread();
-  uint32_t taker = 0;
-  return std::atomic_ref(word).compare_exchange_strong(taker, me) || (taker & ~kWaiters) == me;
+  std::atomic_ref shared(word);
+  uint32_t seen = shared.load();
+  while (taker_of(seen) == 0)
+    if (shared.compare_exchange_weak(seen, seen | this_thread())) return true;
+  return false;
 }
 
-bool become_taker_or_follow(uint32_t& word, uint32_t& seen) {
+Part take_part(uint32_t& word, uint32_t& seen) {
+  std::atomic_ref shared(word);
   for (;;) {
-    if (become_taker(word)) return true;
-    std::atomic_ref shared(word);
-    uint32_t taker = shared.load();
-    if (taker == 0) continue;
-    seen = taker | kWaiters;
-    if (taker == seen || shared.compare_exchange_strong(taker, seen)) return false;
+    if (become_taker(word)) return Part::taker;
+    uint32_t now = shared.load();
+    if (taker_of(now) == this_thread()) return Part::neither;
+    if (taker_of(now) == 0) continue;
+    seen = now | kWaiters;
+    if (now == seen || shared.compare_exchange_strong(now, seen)) return Part::follower;
   }
 }
 
 void leave_taker(uint32_t& word) {
-  std::atomic_ref shared(word);
-  uint32_t taker = shared.load();
-  while ((taker & ~kWaiters) == this_thread())
-    if (shared.compare_exchange_weak(taker, 0)) {
-      if ((taker & kWaiters) != 0) wake_followers(word);
-      return;
-    }
+  uint32_t seen = StdAtomics::load_seq(word);
+  while (taker_of(seen) == this_thread() && !end_turn(word, seen))
+    seen = StdAtomics::load_seq(word);
 }
 
 int follow_taker(uint32_t& word, uint32_t seen, int64_t deadline) {
-  int64_t left = is_our_thread(seen & ~kWaiters) ? -1 : kPatienceNs;
+  int64_t left = is_our_thread(taker_of(seen)) ? -1 : kPatienceNs;
   if (deadline != 0) {
     const int64_t until = deadline - monotonic_ns();
     if (until <= 0) return -EAGAIN;
@@ -74,8 +83,21 @@ int follow_taker(uint32_t& word, uint32_t seen, int64_t deadline) {
   const bool slept = raw_futex(&word, FUTEX_WAIT, seen, left < 0 ? nullptr : &t) == 0;
   const int error = slept ? 0 : errno;
   ::pthread_setcanceltype(type, nullptr);
-  if (error == ETIMEDOUT) remove_dead(word, seen);
+  if (error == ETIMEDOUT) bury_dead_taker(word);
   return error == EINTR ? -EINTR : 0;
+}
+
+void bury_dead_taker(uint32_t& word) {
+  const uint32_t seen = StdAtomics::load_seq(word);
+  if (taker_of(seen) == 0 || process.confined) return;
+  if (libc.syscall(SYS_tkill, taker_of(seen), 0) < 0 && errno == ESRCH) end_turn(word, seen);
+}
+
+OnUnwind::OnUnwind(void (*undo)(void*), void* argument) : buffer_{} {
+  _pthread_cleanup_push(&buffer_, undo, argument);
+}
+OnUnwind::~OnUnwind() {
+  _pthread_cleanup_pop(&buffer_, 0);
 }
 
 }  // namespace mw::shim

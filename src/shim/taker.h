@@ -2,29 +2,59 @@
 //
 // PURPOSE     The INS writes one token for all who wait, and whoever reads it has taken it from the
 //             others. So one thread, in whichever process, is the taker: it sleeps on the placeholder
-//             and reads what comes there. The others sleep on the word, and look again each time the
-//             taker wakes or leaves.
-// INVARIANTS  The word is 0 (nobody) or the taker's thread id, with kWaiters if others sleep on it.
-//             Whoever sleeps has armed the socket and looked at it after he found the word taken.
-//             A thread that is the taker already may become it again: a signal handler that waits
-//             for the same socket, or one that left an earlier wait with longjmp.
-// THREADS     Any of any process that maps the word. A taker whose thread is cancelled must leave()
-//             on its way out; that it was killed is noticed by other processes after some time.
+//             and reads what comes there. The others follow: they sleep on the word, and look again
+//             each time the taker wakes or leaves (docs/decisions/0015).
+// INVARIANTS  The word holds the taker's thread id (0: nobody), how often there was one, kPollers and
+//             kWaiters, if others sleep on it. Whoever sleeps on it has armed the socket and looked
+//             at it after he found it taken.
+//             A wait in a signal handler is neither taker nor follower if the wait that it
+//             interrupted is the taker.
+// THREADS     Any of any process that maps the word. A taker leaves on its way out when its thread is
+//             cancelled, ends, or jumps out of the wait (OnUnwind); that it was killed is noticed by
+//             other processes after some time. Processes of several pid namespaces must not share a
+//             socket.
 #pragma once
+
+#include <pthread.h>
 
 #include <cstdint>
 
 namespace mw::shim {
 
-// True if we are the taker now.
+// Somebody waits who cannot follow, because it is in poll(): a token stays for a moment after it has
+// woken all. Set once, for the life of the socket.
+constexpr uint32_t kPollers = 1u << 30;
+
+enum class Part : uint8_t { taker, follower, neither };
+
+constexpr uint32_t taker_of(uint32_t word) {
+  return word & 0x3f'ffff;  // Linux numbers threads with 22 bits
+}
+
+// Makes us the taker if there is none.
 bool become_taker(uint32_t& word);
-// The same; else the others' bit is set and `seen` is the word to sleep on.
-bool become_taker_or_follow(uint32_t& word, uint32_t& seen);
-// If we are the taker: nobody is, and who sleeps on the word wakes.
+// The same; a follower finds in `seen` what to sleep on.
+Part take_part(uint32_t& word, uint32_t& seen);
+// If we are the taker: nobody is, and who follows wakes.
 void leave_taker(uint32_t& word);
 // Sleeps until the taker woke or left, or the deadline passes. 0, -EINTR or -EAGAIN (deadline), as
-// wait_for(). A wait without deadline is restarted after a handler with SA_RESTART if the taker is of this
-// process. The thread may be cancelled here.
+// wait_for(). A wait without deadline is restarted after a handler with SA_RESTART if the taker is of
+// this process. The thread may be cancelled here.
 int follow_taker(uint32_t& word, uint32_t seen, int64_t deadline);
+// A taker that was killed is removed.
+void bury_dead_taker(uint32_t& word);
+
+// Runs `undo` when the thread ends, is cancelled or jumps out of the scope. The C library's macros
+// for it would leave it a pointer into this frame after a jump.
+class OnUnwind {
+ public:
+  OnUnwind(void (*undo)(void*), void* argument);
+  ~OnUnwind();
+  OnUnwind(const OnUnwind&) = delete;
+  OnUnwind& operator=(const OnUnwind&) = delete;
+
+ private:
+  _pthread_cleanup_buffer buffer_;
+};
 
 }  // namespace mw::shim

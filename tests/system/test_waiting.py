@@ -139,3 +139,11 @@ def test_readers_of_one_socket_sleep(path, tmp_path):
     answer = run(path, IDLE, tmp_path)
     assert answer["got"] == ["a", "b", "c", "d"]
     assert answer["most"] <= 3
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("way", ["jump", "handler"])
+def test_a_wait_that_is_left_or_interrupted_costs_nobody_his_bytes(path, way):
+    prefix = [build.program("mw"), "run", *path, "--"] if path else []
+    with netns.Namespace() as namespace:
+        proc.run(namespace.wrap([*prefix, build.program("waits"), way]), 60)
