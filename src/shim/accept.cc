@@ -66,12 +66,9 @@ ssize_t take_or_await_record(const Sock& s, mw_accept_record& record, int flags,
   ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
   if (n != -EAGAIN || (flags & MSG_DONTWAIT) != 0 || s.nonblocking()) return n;
   release_held();
-  begin_wait(s.mine, process.pid, monotonic_ns());
-  const auto end = [](void* mine) { end_wait(*static_cast<SessionSlot*>(mine), monotonic_ns()); };
-  const OnUnwind undo(end, &s.mine);
-  n = take_record(s, record, flags, fd);
-  end(&s.mine);
-  return n;
+  Waiting waiting(s);
+  waiting.count();
+  return take_record(s, record, flags, fd);
 }
 
 bool is_possible(const mw_accept_record& r) {
@@ -328,7 +325,7 @@ int sock_close(int fd, const Entry& e) {
     epoll_last_close(fd, e);
     // Of two threads that close it one is first. A copy that began after we looked has left a
     // witness instead of taking the registrations away. Who sleeps on the placeholder would take
-    // the next connection's tokens; who is about to sees that the entry is gone (begin_turn()).
+    // the next connection's tokens; who is about to sees that the entry is gone (Waiting::begin_turn()).
     if (take_entry(fd, e) && is_nobody_elses(s.index) && taker_of(A::load_seq(s.mine.taker)) == 0)
       kept.fd = hidden_copy(fd);
     errno = saved;

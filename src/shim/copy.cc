@@ -23,6 +23,8 @@ ssize_t socket_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
   const bool pipe_blocks = (libc.fcntl(pipe, F_GETFL) & O_NONBLOCK) == 0;
   size_t moved = 0;
   while (moved < count) {
+    // What comes after the bytes, an error or the end, is the next call's to tell.
+    if (moved > 0 && (readable_bytes(s) == 0 || error_pending(s))) break;
     const bool wait = moved == 0 && (flags & SPLICE_F_NONBLOCK) == 0;
     const auto so_far = [&](ssize_t rc) { return moved > 0 ? static_cast<ssize_t>(moved) : rc; };
     // A pipe that poll() calls writable takes PIPE_BUF bytes without blocking, and perhaps no more:
@@ -32,9 +34,7 @@ ssize_t socket_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
     const ssize_t there = stream_recv(s, &look, 1, wait ? MSG_PEEK : MSG_PEEK | MSG_DONTWAIT);
     if (there <= 0) return so_far(there);
     pollfd p{pipe, POLLOUT, 0};
-    if (pipe_blocks)
-      if (const int n = libc.poll(&p, 1, wait ? -1 : 0); n <= 0)
-        return so_far(n == 0 ? -EAGAIN : -errno);
+    if (pipe_blocks && !wait && libc.poll(&p, 1, 0) == 0) return so_far(-EAGAIN);
     // Only what the pipe took leaves the socket.
     const ssize_t put = libc.write(pipe, buffer, static_cast<size_t>(there));
     if (put < 0) return so_far(-errno);

@@ -122,7 +122,7 @@ MW_EXPORT pid_t _Fork() noexcept {
     end_copying();
   return pid;
 }
-// What a child of clone() with memory of its own begins with.
+// What a child of clone() with memory and descriptors of its own begins with.
 struct CloneStart {
   int (*run)(void*);
   void* argument;
@@ -142,7 +142,7 @@ MW_EXPORT int clone(int (*run)(void*), void* stack, int flags, void* argument, .
   find_libc_calls();
   const Copying copying;
   CloneStart start{run, argument};
-  if ((flags & CLONE_VM) == 0 && run != nullptr)
+  if ((flags & (CLONE_VM | CLONE_FILES)) == 0 && run != nullptr)
     return libc.clone(start_clone, stack, flags, &start, parent_tid, tls, child_tid);
   return libc.clone(run, stack, flags, argument, parent_tid, tls, child_tid);
 }

@@ -160,7 +160,7 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       const long rc = libc.syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
       if (rc != 0)
         end_copying();
-      else if ((flags & CLONE_VM) == 0)
+      else if ((flags & (CLONE_VM | CLONE_FILES)) == 0)
         after_fork_in_child();
       return rc;
     }

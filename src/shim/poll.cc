@@ -6,6 +6,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "shim/epoll.h"
 #include "shim/memory.h"
@@ -22,7 +23,7 @@ enum class Watch : uint8_t { kernel, token, group };
 
 struct Item {
   Watch watch = Watch::kernel;
-  bool taker = false;  // of the socket's tokens (taker.h)
+  Part part = Part::follower;  // in taking the socket's tokens (taker.h)
   bool gone = false;   // another thread has closed it: the descriptor is not to be touched any more
   bool stale = false;  // there was a token, and nothing was ready
   Entry entry;
@@ -123,30 +124,32 @@ struct Sleep {
 
 // Programs name a socket twice, for reading and for writing: whether we are its taker already.
 bool is_taker_by_another_name(const Item* items, nfds_t i) {
-  return std::any_of(items, items + i, [&](const Item& one) {
-    return one.taker && one.entry.slot == items[i].entry.slot;
-  });
+  return items[i].part == Part::neither && std::any_of(items, items + i, [&](const Item& one) {
+           return one.part == Part::taker && one.entry.slot == items[i].entry.slot;
+         });
 }
 
 void take_tokens(Sleep& sleep, const Sock& s, nfds_t i) {
   Item& item = sleep.items[i];
-  item.taker = become_taker(s.mine.taker);
+  item.part = become_taker(s.mine.taker);
   item.stale = false;
   item.gone = !is_still_there(s);
-  if (item.gone && item.taker) {
-    leave_taker(s.mine.taker);
-    item.taker = false;
-  }
-  if (item.taker || is_taker_by_another_name(sleep.items, i)) return;
+  if (item.gone && item.part == Part::taker) leave_taker(s.mine.taker);
+  if (item.gone) item.part = Part::follower;
+  if (item.part == Part::taker || is_taker_by_another_name(sleep.items, i)) return;
   // We cannot follow (taker.h), and may miss a token.
   sleep.alone = false;
-  if ((A::load_relaxed(s.mine.taker) & kPollers) == 0) A::fetch_or(s.mine.taker, kPollers);
+  if (!item.gone) A::fetch_or(s.mine.taker, kPollers);
 }
 
 // Asks for tokens and announces the sleep to groups. False: something came meanwhile.
 bool prepare(Sleep& sleep, pollfd* fds) {
   Item* const items = sleep.items;
   for (nfds_t i = 0; i < sleep.n; ++i) {
+    if (items[i].watch == Watch::group && items[i].entry.slot != 0 &&
+        !epoll_prepare_sleep(items[i].entry.slot - 1))
+      return false;
+    sleep.announced = i + 1;
     if (items[i].watch == Watch::token) {
       const Sock s = sock_of(fds[i].fd, items[i].entry);
       take_tokens(sleep, s, i);
@@ -155,23 +158,23 @@ bool prepare(Sleep& sleep, pollfd* fds) {
       if ((fds[i].events & (POLLOUT | POLLWRNORM)) != 0) what |= POLLOUT;
       arm(s, what != 0 ? what : POLLIN);
     }
-    if (items[i].watch == Watch::group && items[i].entry.slot != 0 &&
-        !epoll_prepare_sleep(items[i].entry.slot - 1))
-      return false;
-    sleep.announced = i + 1;
   }
   return !judge(fds, items, sleep.n);
 }
 
+// May be interrupted by a jump out of it, and is then done once more: a group may then count a
+// sleeper too many, and never one too few.
 void wake(void* p) {
-  const Sleep& sleep = *static_cast<Sleep*>(p);
-  for (nfds_t i = 0; i < sleep.announced; ++i) {
+  Sleep& sleep = *static_cast<Sleep*>(p);
+  while (sleep.announced != 0) {
+    const nfds_t i = --sleep.announced;
     const Item& item = sleep.items[i];
     if (item.watch == Watch::group && item.entry.slot != 0) epoll_wake(item.entry.slot - 1);
-    if (item.watch == Watch::token && item.taker)
+    if (item.watch == Watch::token && item.part != Part::neither)
       leave_taker(sock_of(sleep.fds[i].fd, item.entry).mine.taker);
   }
-  if (sleep.waits_for != nullptr) end_wait(*sleep.waits_for, monotonic_ns());
+  if (SessionSlot* const mine = std::exchange(sleep.waits_for, nullptr); mine != nullptr)
+    end_wait_for(*mine, sleep.items[0].entry.gen);
 }
 
 // The socket that a thread waits for if it waits for nothing else; else null. A thread that looks
@@ -198,11 +201,12 @@ int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t& pause_ns
     Item& item = sleep.items[i];
     if (item.watch != Watch::token || native[i].revents == 0) continue;
     const Sock s = sock_of(sleep.fds[i].fd, item.entry);
-    item.stale = item.taker;
+    item.stale = item.part == Part::taker;
     native[i].fd = -1;
-    if (!item.taker && !is_taker_by_another_name(sleep.items, i))
+    if (!item.stale && !is_taker_by_another_name(sleep.items, i))
       pause = pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSliceNs);
-    else if ((A::load_relaxed(s.mine.taker) & kPollers) != 0)
+    else if ((A::load_relaxed(s.mine.taker) & kPollers) != 0 &&
+             (A::fetch_and(s.mine.taker, ~kPollers) & kPollers) != 0)
       pause = std::max(pause, kMomentNs);
   }
   if (pause != 0) {
@@ -225,7 +229,7 @@ int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, int64_t& pause_ns
   const int k = native_poll(native, sleep.n, left, mask);
   if (k == 0 && !sleep.alone)
     for (nfds_t i = 0; i < sleep.n; ++i)
-      if (sleep.items[i].watch == Watch::token && !sleep.items[i].taker)
+      if (sleep.items[i].watch == Watch::token && sleep.items[i].part == Part::follower)
         bury_dead_taker(sock_of(fds[i].fd, sleep.items[i].entry).mine.taker);
   if (k <= 0 || judge(fds, sleep.items, sleep.n)) return k;
   return after_vain_wake(sleep, native, k, pause_ns, mask);

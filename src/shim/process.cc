@@ -18,6 +18,7 @@
 #include "shim/memory.h"
 #include "shim/stdio.h"
 #include "shim/stock.h"
+#include "shim/taker.h"
 #include "transport/local/mapping.h"
 
 extern "C" {
@@ -212,6 +213,10 @@ Entry probe(int fd) {
     return ordinary;
   if (!attach() || slot >= process.channel.geometry().slots) return ordinary;
   note_origin(slot, 0);
+  // Where this program does not know the socket yet, our first thread cannot be waiting for it: it
+  // was when it became this program by exec, and has kept its number.
+  if (references(slot, static_cast<uint32_t>(gen)) == 0)
+    end_turn_of(process.session.slot(slot).taker, process.pid);
   return {Kind::socket, slot, static_cast<uint32_t>(gen)};
 }
 

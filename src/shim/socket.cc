@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
+#include <utility>
 
 #include "shim/calls.h"
 
@@ -184,68 +185,67 @@ int poll_placeholder(int fd, int64_t ns) {
 }
 
 constexpr int64_t kSliceNs = 20'000'000;
-constexpr int64_t kMomentNs = 200'000;
 
 // A sleep that has nothing to do with tokens. 0 or -EINTR.
 int doze(int64_t ns) {
   return poll_placeholder(-1, ns) < 0 && errno == EINTR ? -EINTR : 0;
 }
 
-// 0, 1 (a token is there, and stays) or -errno.
-int sleep_as_taker(const Sock& s, int64_t left) {
-  const bool leave_it = (A::load_relaxed(s.mine.taker) & kPollers) != 0;
+}  // namespace
+
+bool Waiting::begin_turn() {
+  part_ = take_part(s_.mine.taker, seen_);
+  // Looked at after the word was taken: sock_close() looks at the word after the entry is gone.
+  gone_ = !is_still_there(s_);
+  if (gone_ && part_ == Part::taker) leave_taker(s_.mine.taker);
+  return !gone_ || counted_;
+}
+
+void Waiting::count() {
+  if (counted_) return;
+  begin_wait(s_.mine, process.pid, monotonic_ns());
+  counted_ = true;
+}
+
+int Waiting::sleep(int64_t deadline) {
+  count();
+  if (part_ == Part::follower && !gone_) return follow_taker(s_.mine.taker, seen_, deadline);
+  const int64_t left = deadline != 0 ? deadline - monotonic_ns() : -1;
+  if (deadline != 0 && left <= 0) return -EAGAIN;
+  if (part_ != Part::taker || gone_) return doze(left < 0 ? kSliceNs : std::min(left, kSliceNs));
+  const int rc = sleep_as_taker(left);
+  leave_taker(s_.mine.taker);
+  return rc;
+}
+
+int Waiting::sleep_as_taker(int64_t left) {
   int n = 0;
   if (left < 0 && !process.confined) {
     // The kernel's own receive gives us EINTR, SA_RESTART and cancellation as on any socket, and
     // takes the tokens in the same call.
     char tokens[64];
-    const ssize_t got = libc.recv(s.fd, tokens, sizeof tokens, leave_it ? MSG_PEEK : 0);
-    if (got > 0) return leave_it ? 1 : 0;
+    const ssize_t got = libc.recv(s_.fd, tokens, sizeof tokens, 0);
+    if (got > 0) return 0;
     if (got < 0 && errno == EINTR) return -EINTR;
     // The end (the INS died), or the open file is non-blocking behind our back.
-    n = poll_placeholder(s.fd, got == 0 ? 1'000'000 : -1);
+    n = poll_placeholder(s_.fd, got == 0 ? 1'000'000 : -1);
   } else {
-    n = poll_placeholder(s.fd, left);
+    n = poll_placeholder(s_.fd, left);
   }
   if (n < 0 && errno == EINTR) return -EINTR;
-  if (n > 0 && leave_it) return 1;
-  if (n > 0) discard_tokens(s);
+  if (n > 0) discard_tokens(s_);
   return 0;
 }
 
-void leave_wait(void* p) {
-  SessionSlot& mine = *static_cast<SessionSlot*>(p);
-  leave_taker(mine.taker);
-  end_wait(mine, monotonic_ns());
+void Waiting::leave(void* waiting) {
+  Waiting& w = *static_cast<Waiting*>(waiting);
+  // What a handler's wait has found taken by its own thread is the interrupted wait's.
+  if (w.part_ != Part::neither) leave_taker(w.s_.mine.taker);
+  if (std::exchange(w.counted_, false)) end_wait_for(w.s_.mine, w.s_.gen);
 }
 
-}  // namespace
-
-Turn begin_turn(const Sock& s, bool vain) {
-  Turn turn{};
-  turn.part = take_part(s.mine.taker, turn.seen);
-  // Looked at after the word was taken: sock_close() looks at the word after the entry is gone.
-  turn.gone = !is_still_there(s);
-  if (turn.gone && turn.part == Part::taker) leave_taker(s.mine.taker);
-  if (vain && !turn.gone && turn.part == Part::taker) {
-    // Those who poll have seen it by then, or were told of nothing that is theirs.
-    doze(kMomentNs);
-    discard_tokens(s);
-  }
-  return turn;
-}
-
-int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline) {
-  const OnUnwind undo(leave_wait, &s.mine);
-  if (turn.part == Part::follower && !turn.gone)
-    return follow_taker(s.mine.taker, turn.seen, deadline);
-  const int64_t left = deadline != 0 ? deadline - monotonic_ns() : -1;
-  if (deadline != 0 && left <= 0) return -EAGAIN;
-  if (turn.part != Part::taker || turn.gone)
-    return doze(left < 0 ? kSliceNs : std::min(left, kSliceNs));
-  const int rc = sleep_as_taker(s, left);
-  leave_taker(s.mine.taker);
-  return rc;
+void end_wait_for(SessionSlot& mine, uint32_t gen) {
+  if (A::load_relaxed(mine.gen) == gen) end_wait(mine, monotonic_ns());
 }
 
 void discard_tokens(const Sock& s) {
@@ -266,6 +266,9 @@ void discard_tokens(const Sock& s) {
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
                  uint32_t flags, uint32_t then) {
   SessionSlot& mine = process.session.slot(slot);
+  // Threads that still sleep over an earlier socket of the slot.
+  if (const uint32_t taker = taker_of(A::load_seq(mine.taker)); taker != 0)
+    end_turn_of(mine.taker, taker);
   std::memset(static_cast<void*>(&mine), 0, sizeof mine);
   mine.domain = static_cast<uint16_t>(domain);
   mine.type = static_cast<uint16_t>(type);

@@ -13,7 +13,7 @@
 #include <sys/socket.h>
 #include <sys/uio.h>
 
-#include <algorithm>
+#include <cerrno>
 #include <cstdint>
 
 #include "base/clock.h"
@@ -79,17 +79,37 @@ inline void release_held() {
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready);
 
-// The parts of wait_for(): one turn, with a sleep at its end, and with it the turn of a taker.
-void arm(const Sock& s, short what);
-struct Turn {
-  Part part;
-  uint32_t seen;  // a follower's: the word to sleep on
-  bool gone;      // another thread has closed it, and the descriptor is not to be touched any more
+// A thread that waits for a socket: counted, and its part in taking tokens. However it leaves, what
+// it holds goes back.
+class Waiting {
+ public:
+  explicit Waiting(const Sock& s) : s_(s), undo_(leave, this) {}
+  ~Waiting() { leave(this); }
+  Waiting(const Waiting&) = delete;
+  Waiting& operator=(const Waiting&) = delete;
+
+  // Each turn begins before the socket is looked at. False: another thread has closed it before we
+  // slept for the first time.
+  bool begin_turn();
+  // One sleep, with which the turn ends. 0 (look again) or -errno.
+  int sleep(int64_t deadline);
+  // From here on the thread counts as one that waits.
+  void count();
+
+ private:
+  static void leave(void* waiting);
+  int sleep_as_taker(int64_t left);
+
+  const Sock& s_;
+  Part part_ = Part::follower;
+  uint32_t seen_ = 0;  // a follower's: the word to sleep on
+  bool gone_ = false;  // the descriptor is not to be touched any more: its number may be another's
+  bool counted_ = false;
+  OnUnwind undo_;
 };
-// `vain`: the sleep before ended with a token that stayed where it is, and nothing was ready.
-Turn begin_turn(const Sock& s, bool vain);
-// -errno, or what wait_for() gives begin_turn() next if nothing is ready.
-int sleep_for_token(const Sock& s, const Turn& turn, int64_t deadline);
+// A counted wait ends, unless the slot serves another socket by now, which was never counted in.
+void end_wait_for(SessionSlot& mine, uint32_t gen);
+void arm(const Sock& s, short what);
 // Removes tokens that turned out to be stale. Only for the taker that did not read them.
 void discard_tokens(const Sock& s);
 
@@ -204,23 +224,14 @@ ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags);
 template <class Ready>
 int wait_for(const Sock& s, short what, int64_t deadline, Ready&& ready) {
   release_held();
-  bool slept = false;
-  int rc = 0;
+  Waiting waiting(s);
   for (;;) {
-    const Turn turn = begin_turn(s, rc != 0);
+    if (!waiting.begin_turn()) return -EBADF;
     arm(s, what);
-    rc = turn.gone && !slept ? -EBADF : 0;
-    if (rc < 0 || ready()) {
-      if (turn.part == Part::taker) leave_taker(s.mine.taker);
-      break;
-    }
-    if (!slept) begin_wait(s.mine, process.pid, monotonic_ns());
-    slept = true;
-    rc = sleep_for_token(s, turn, deadline);
-    if (rc < 0 || ready()) break;
+    if (ready()) return 0;
+    if (const int rc = waiting.sleep(deadline); rc < 0) return rc;
+    if (ready()) return 0;
   }
-  if (slept) end_wait(s.mine, monotonic_ns());
-  return std::min(rc, 0);
 }
 
 }  // namespace mw::shim

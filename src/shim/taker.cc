@@ -44,30 +44,33 @@ bool end_turn(uint32_t& word, uint32_t seen) {
 
 }  // namespace
 
-bool become_taker(uint32_t& word) {
+Part become_taker(uint32_t& word) {
   std::atomic_ref shared(word);
   uint32_t seen = shared.load();
   while (taker_of(seen) == 0)
-    if (shared.compare_exchange_weak(seen, seen | this_thread())) return true;
-  return false;
+    if (shared.compare_exchange_weak(seen, seen | this_thread())) return Part::taker;
+  return taker_of(seen) == this_thread() ? Part::neither : Part::follower;
 }
 
 Part take_part(uint32_t& word, uint32_t& seen) {
   std::atomic_ref shared(word);
   for (;;) {
-    if (become_taker(word)) return Part::taker;
+    const Part part = become_taker(word);
+    if (part != Part::follower) return part;
     uint32_t now = shared.load();
-    if (taker_of(now) == this_thread()) return Part::neither;
     if (taker_of(now) == 0) continue;
     seen = now | kWaiters;
-    if (now == seen || shared.compare_exchange_strong(now, seen)) return Part::follower;
+    if (now == seen || shared.compare_exchange_strong(now, seen)) return part;
   }
 }
 
-void leave_taker(uint32_t& word) {
+void end_turn_of(uint32_t& word, uint32_t tid) {
   uint32_t seen = StdAtomics::load_seq(word);
-  while (taker_of(seen) == this_thread() && !end_turn(word, seen))
-    seen = StdAtomics::load_seq(word);
+  while (taker_of(seen) == tid && !end_turn(word, seen)) seen = StdAtomics::load_seq(word);
+}
+
+void leave_taker(uint32_t& word) {
+  end_turn_of(word, this_thread());
 }
 
 int follow_taker(uint32_t& word, uint32_t seen, int64_t deadline) {

@@ -21,22 +21,23 @@
 
 namespace mw::shim {
 
-// Somebody waits who cannot follow, because it is in poll(): a token stays for a moment after it has
-// woken all. Set once, for the life of the socket.
+// Somebody polls who cannot follow: a taker that polls too gives him a moment to see a token.
 constexpr uint32_t kPollers = 1u << 30;
 
-enum class Part : uint8_t { taker, follower, neither };
+enum class Part : uint8_t { follower, taker, neither };
 
 constexpr uint32_t taker_of(uint32_t word) {
   return word & 0x3f'ffff;  // Linux numbers threads with 22 bits
 }
 
-// Makes us the taker if there is none.
-bool become_taker(uint32_t& word);
+// Makes us the taker if there is none. Else: whether another one is, or we are already (neither).
+Part become_taker(uint32_t& word);
 // The same; a follower finds in `seen` what to sleep on.
 Part take_part(uint32_t& word, uint32_t& seen);
 // If we are the taker: nobody is, and who follows wakes.
 void leave_taker(uint32_t& word);
+// Ends the turn of a thread of which it is known that it does not wait.
+void end_turn_of(uint32_t& word, uint32_t tid);
 // Sleeps until the taker woke or left, or the deadline passes. 0, -EINTR or -EAGAIN (deadline), as
 // wait_for(). A wait without deadline is restarted after a handler with SA_RESTART if the taker is of
 // this process. The thread may be cancelled here.
