@@ -199,6 +199,9 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   uint32_t state = s.state;
   if (writing) state |= MW_ST_SND_SHUT;
   if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;
+  // The kernel will say so too. Told now, it is one edge for the application, as natively.
+  constexpr uint32_t kBoth = MW_ST_RCV_SHUT | MW_ST_SND_SHUT;
+  if (connection && (state & kBoth) == kBoth && (s.flags & kFinPending) == 0) state |= MW_ST_CLOSED;
   if (s.listener != nullptr && how != SHUT_WR) {
     state = MW_ST_OPEN;
     ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));

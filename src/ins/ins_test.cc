@@ -350,6 +350,16 @@ TEST(Ins, TheLastBytesAndTheEndAreOneSegment) {
   EXPECT_EQ(segments_in(peer), before + 1);
 }
 
+TEST(Ins, WhatIsShutOnBothSidesIsClosedWhenTheCallReturns) {
+  FakePvm pvm;
+  pvm.begin();
+  auto [s, peer] = pvm.connection();
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_WR}).ret, 0);
+  EXPECT_EQ(pvm.state(s) & MW_ST_CLOSED, 0u);
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_RD}).ret, 0);
+  EXPECT_NE(pvm.state(s) & MW_ST_CLOSED, 0u);
+}
+
 TEST(Ins, AResetIsDeliveredAfterTheBytesBeforeIt) {
   FakePvm pvm;
   pvm.begin();
