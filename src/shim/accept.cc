@@ -60,17 +60,6 @@ ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd)
   return n;
 }
 
-// The same, and a thread that sleeps until one comes is counted as such: only then it costs a call
-// more.
-ssize_t take_or_await_record(const Sock& s, mw_accept_record& record, int flags, int* fd) {
-  ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
-  if (n != -EAGAIN || (flags & MSG_DONTWAIT) != 0 || s.nonblocking()) return n;
-  release_held();
-  Waiting waiting(s);
-  waiting.count();
-  return take_record(s, record, flags, fd);
-}
-
 bool is_possible(const mw_accept_record& r) {
   const mw_geometry& g = process.channel.geometry();
   const uint32_t number_and_1 = r.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT;
@@ -176,16 +165,19 @@ int place_bare(const mw_accept_record& r, int flags, Place& out) {
 // kernel's: the queue of accepted connections is this descriptor's own.
 ssize_t await_record(const Sock& s, mw_accept_record& record, int flags, int64_t deadline,
                      int* fd) {
-  if (deadline == 0) return take_or_await_record(s, record, flags, fd);
+  ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
+  if (n != -EAGAIN || s.nonblocking()) return n;
   release_held();
-  for (;;) {
+  Waiting waiting(s);
+  waiting.count();
+  if (deadline == 0) return take_record(s, record, flags, fd);
+  do {
     const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
     pollfd p{s.fd, POLLIN, 0};
     if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
-    // Another process may have been faster.
-    const ssize_t n = take_record(s, record, flags | MSG_DONTWAIT, fd);
-    if (n != -EAGAIN || monotonic_ns() >= deadline) return n;
-  }
+    n = take_record(s, record, flags | MSG_DONTWAIT, fd);  // another process may have been faster
+  } while (n == -EAGAIN && monotonic_ns() < deadline);
+  return n;
 }
 
 // The next accepted connection's record; *fd is its placeholder, or -1. 0 or -errno.

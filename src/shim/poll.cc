@@ -66,7 +66,6 @@ Item classify(int fd) {
 
 constexpr short kAlways = POLLERR | POLLHUP | POLLNVAL;
 constexpr int64_t kFirstPauseNs = 100'000;
-constexpr int64_t kSliceNs = 20'000'000;
 
 // Judges the protected entries from memory; true if one is ready.
 bool judge(pollfd* fds, Item* items, nfds_t n) {

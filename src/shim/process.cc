@@ -496,9 +496,13 @@ long raw_futex(uint32_t* word, int op, uint32_t value, const timespec* timeout) 
   return libc.syscall(SYS_futex, word, op, value, timeout, nullptr, 0);
 }
 
+bool is_thread_gone(uint32_t tid) {
+  return libc.syscall(SYS_tkill, tid, 0) < 0 && errno == ESRCH;
+}
+
 void SharedLock::lock_slow(uint32_t me) {
   const int saved = errno;
-  constexpr timespec kPatience{0, 20'000'000};
+  constexpr timespec kPatience{0, kPatienceNs};
   std::atomic_ref word(word_);
   for (;;) {
     uint32_t seen = word.load(std::memory_order_relaxed);
@@ -511,12 +515,10 @@ void SharedLock::lock_slow(uint32_t me) {
         !word.compare_exchange_weak(seen, seen | kWaiters, std::memory_order_relaxed))
       continue;
     seen |= kWaiters;
-    if (raw_futex(&word_, FUTEX_WAIT, seen, &kPatience) < 0 && errno == ETIMEDOUT) {
-      const auto owner = static_cast<pid_t>(seen & ~kWaiters);
-      if (libc.syscall(SYS_tkill, owner, 0) < 0 && errno == ESRCH &&
-          word.compare_exchange_strong(seen, me | kWaiters, std::memory_order_acquire))
-        break;  // its owner died holding it
-    }
+    if (raw_futex(&word_, FUTEX_WAIT, seen, &kPatience) < 0 && errno == ETIMEDOUT &&
+        is_thread_gone(seen & ~kWaiters) &&
+        word.compare_exchange_strong(seen, me | kWaiters, std::memory_order_acquire))
+      break;  // its owner died holding it
   }
   errno = saved;
 }

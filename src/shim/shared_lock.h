@@ -9,7 +9,7 @@
 //             critical section, or left it with longjmp): the data stay memory-safe because every
 //             index is checked against its window at each use.
 // THREADS     Any thread of any process that maps the word. A dead owner is noticed after
-//             kPatience.
+//             kPatienceNs.
 #pragma once
 
 #include <linux/futex.h>
@@ -33,6 +33,11 @@ inline uint32_t this_thread() {
     cached_tid = static_cast<uint32_t>(::gettid());
   return cached_tid;
 }
+
+// After which a sleeper looks whether whoever is to wake it still lives.
+constexpr int64_t kPatienceNs = 20'000'000;
+// True once no thread, of any process, has this number.
+bool is_thread_gone(uint32_t tid);
 
 long raw_futex(uint32_t* word, int op, uint32_t value, const timespec* timeout);
 

@@ -184,8 +184,6 @@ int poll_placeholder(int fd, int64_t ns) {
   return libc.ppoll(&p, 1, ns < 0 ? nullptr : &t, nullptr);
 }
 
-constexpr int64_t kSliceNs = 20'000'000;
-
 // A sleep that has nothing to do with tokens. 0 or -EINTR.
 int doze(int64_t ns) {
   return poll_placeholder(-1, ns) < 0 && errno == EINTR ? -EINTR : 0;

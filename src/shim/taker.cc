@@ -8,7 +8,6 @@
 
 #include "base/clock.h"
 #include "shim/process.h"
-#include "shim/shared_lock.h"
 
 // Exported by the C library, but no longer declared.
 extern "C" void _pthread_cleanup_push(_pthread_cleanup_buffer*, void (*)(void*), void*);
@@ -17,8 +16,6 @@ extern "C" void _pthread_cleanup_pop(_pthread_cleanup_buffer*, int);
 namespace mw::shim {
 namespace {
 
-// After which a process looks whether another one's taker still lives.
-constexpr int64_t kPatienceNs = 20'000'000;
 constexpr uint32_t kTurn = 1u << 22;
 
 void wake_followers(uint32_t& word) {
@@ -93,7 +90,7 @@ int follow_taker(uint32_t& word, uint32_t seen, int64_t deadline) {
 void bury_dead_taker(uint32_t& word) {
   const uint32_t seen = StdAtomics::load_seq(word);
   if (taker_of(seen) == 0 || process.confined) return;
-  if (libc.syscall(SYS_tkill, taker_of(seen), 0) < 0 && errno == ESRCH) end_turn(word, seen);
+  if (is_thread_gone(taker_of(seen))) end_turn(word, seen);
 }
 
 OnUnwind::OnUnwind(void (*undo)(void*), void* argument) : buffer_{} {

@@ -19,7 +19,12 @@
 
 #include <cstdint>
 
+#include "shim/shared_lock.h"
+
 namespace mw::shim {
+
+// Whoever can neither take the tokens nor follow looks again after this.
+constexpr int64_t kSliceNs = kPatienceNs;
 
 // Somebody polls who cannot follow: a taker that polls too gives him a moment to see a token.
 constexpr uint32_t kPollers = 1u << 30;

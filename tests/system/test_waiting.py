@@ -7,7 +7,7 @@ import pytest
 
 from mwtest import build, netns, proc
 
-PATHS = [pytest.param([], id="native"), pytest.param(["--net", "host"], id="mw")]
+MODES = ["native", "mw"]
 
 PRELUDE = """
 import ctypes, json, os, signal, socket, threading, time
@@ -113,37 +113,37 @@ print(json.dumps({"most": max(woken), "got": sorted(got)}))
 """
 
 
-def run(path: list, program: str, tmp_path) -> object:
+def run(mode: str, *command: object) -> str:
+    with netns.Namespace() as namespace:
+        return proc.run(namespace.wrap(build.wrap(mode, list(command))), 60).stdout
+
+
+def run_python(mode: str, program: str, tmp_path) -> object:
     script = tmp_path / "program.py"
     script.write_text(program)
-    prefix = [build.program("mw"), "run", *path, "--"] if path else []
-    with netns.Namespace() as namespace:
-        text = proc.run(namespace.wrap([*prefix, "/usr/bin/python3", script]), 60).stdout
-    return json.loads(text.splitlines()[-1])
+    return json.loads(run(mode, "/usr/bin/python3", script).splitlines()[-1])
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_cancelled_reader_leaves_the_socket_to_the_others(path, tmp_path):
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cancelled_reader_leaves_the_socket_to_the_others(mode, tmp_path):
     cancelled = -1  # PTHREAD_CANCELED
-    assert run(path, CANCELLED, tmp_path) == [
+    assert run_python(mode, CANCELLED, tmp_path) == [
         cancelled, "x", cancelled, "x", "x", cancelled, "x", "x", "x", cancelled, "y"]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_a_killed_reader_leaves_the_socket_to_another_process(path, tmp_path):
-    assert run(path, KILLED, tmp_path) == ["z"]
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_reader_leaves_the_socket_to_another_process(mode, tmp_path):
+    assert run_python(mode, KILLED, tmp_path) == ["z"]
 
 
-@pytest.mark.parametrize("path", PATHS)
-def test_readers_of_one_socket_sleep(path, tmp_path):
-    answer = run(path, IDLE, tmp_path)
+@pytest.mark.parametrize("mode", MODES)
+def test_readers_of_one_socket_sleep(mode, tmp_path):
+    answer = run_python(mode, IDLE, tmp_path)
     assert answer["got"] == ["a", "b", "c", "d"]
     assert answer["most"] <= 3
 
 
-@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("way", ["jump", "handler"])
-def test_a_wait_that_is_left_or_interrupted_costs_nobody_his_bytes(path, way):
-    prefix = [build.program("mw"), "run", *path, "--"] if path else []
-    with netns.Namespace() as namespace:
-        proc.run(namespace.wrap([*prefix, build.program("waits"), way]), 60)
+def test_a_wait_that_is_left_or_interrupted_costs_nobody_his_bytes(mode, way):
+    run(mode, build.program("waits"), way)
