@@ -188,7 +188,9 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   } else {
     result(a, ::shutdown(s.fd, how));
   }
-  if (a.ret < 0) return;
+  // The kernel shuts what is not connected all the same.
+  const bool refused = a.ret < 0;
+  if (refused && (s.kind != SockKind::dgram || a.err != ENOTCONN)) return;
   if ((s.state & MW_ST_CONNECTING) != 0 &&
       (end_bits(s) & (MW_ST_CLOSED | MW_ST_RCV_SHUT)) == MW_ST_CLOSED) {
     // The kernel gave the attempt up. We say so, as the caller cannot know it from the state.
@@ -201,7 +203,9 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;
   // The kernel will say so too. Told now, it is one edge for the application, as natively.
   constexpr uint32_t kBoth = MW_ST_RCV_SHUT | MW_ST_SND_SHUT;
-  if (connection && (state & kBoth) == kBoth && (s.flags & kFinPending) == 0) state |= MW_ST_CLOSED;
+  if ((connection || s.kind == SockKind::dgram) && (state & kBoth) == kBoth &&
+      (s.flags & kFinPending) == 0)
+    state |= MW_ST_CLOSED;
   if (s.listener != nullptr && how != SHUT_WR) {
     state = MW_ST_OPEN;
     ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));

@@ -350,6 +350,16 @@ TEST(Ins, TheLastBytesAndTheEndAreOneSegment) {
   EXPECT_EQ(segments_in(peer), before + 1);
 }
 
+TEST(Ins, AnUnconnectedDatagramSocketIsShutWhenTheCallReturns) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket(SOCK_DGRAM);
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_RD}).err, ENOTCONN);
+  EXPECT_EQ(pvm.state(s) & (MW_ST_RCV_SHUT | MW_ST_CLOSED), MW_ST_RCV_SHUT);
+  EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_WR}).err, ENOTCONN);
+  EXPECT_NE(pvm.state(s) & MW_ST_CLOSED, 0u);
+}
+
 TEST(Ins, WhatIsShutOnBothSidesIsClosedWhenTheCallReturns) {
   FakePvm pvm;
   pvm.begin();
