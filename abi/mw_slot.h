@@ -6,7 +6,8 @@
 #include "abi/mw_types.h"
 
 #define MW_INDEX_START 0xfffff000u
-#define MW_MAX_WATCHES 4u
+#define MW_MAX_WATCHES 16u
+#define MW_WATCHES_IN_WORD 4u
 
 /* want: set by the PVM before it sleeps, cleared by the INS when it acts. */
 #define MW_WANT_TOKEN_IN 1u  /* put a token on the placeholder when input or state changes */
@@ -44,12 +45,12 @@ struct mw_slot {
   uint32_t rx_head;
   uint32_t want;
   uint32_t accept_flags; /* MW_ACCEPT_*: what the last accept on this listener asked for */
-  uint64_t watches; /* four 16-bit numbers, each 0 or 1 + a group that wants this socket's news */
   uint32_t
       closed; /* accepted connection: its gen, once it is closed though its placeholder is not */
   uint32_t bound; /* of the placeholder with this number: 1 + the slot that it serves, or served */
   uint64_t claim; /* accepted connection: gen << 32 | MW_CLAIM_* or 1 + its placeholder's number */
-  uint8_t pad0[24];
+  /* 16-bit numbers, each 0 or 1 + a group that wants this socket's news; none twice */
+  uint64_t watches[MW_MAX_WATCHES / MW_WATCHES_IN_WORD];
   /* The INS's line. */
   uint32_t rx_tail;
   uint32_t tx_head;

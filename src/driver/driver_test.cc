@@ -608,19 +608,25 @@ TEST_F(DriverTest, LeavesNothingOfADeadGroup) {
   Peer shim = attach();
   Group g = open_group(shim);
   Group other = open_group(shim);
-  SessionSlot& s = memory_->session().slot(900);
-  s.watches[0] = {1 + other.id, 5, EPOLLIN, 0, 0, 55};
-  s.watches[1] = {1 + g.id, 6, EPOLLIN, 0, 0, 66};
-  memory_->channel().slot(900).watches =
-      uint64_t{1 + other.id} | uint64_t{1 + g.id} << 16 | uint64_t{1 + g.id} << 48;
+  memory_->session().slot(900).watch_end = MW_MAX_WATCHES;
+  const SessionWatches s = memory_->session().watches(900);
+  constexpr uint32_t kLast = MW_MAX_WATCHES - 1;
+  s[0] = {1 + other.id, 5, EPOLLIN, 0, 0, 55};
+  s[1] = {1 + g.id, 6, EPOLLIN, 0, 0, 66};
+  s[kLast] = {1 + g.id, 7, EPOLLIN, 0, 0, 77};
+  uint64_t(&watches)[4] = memory_->channel().slot(900).watches;
+  watches[0] = uint64_t{1 + other.id} | uint64_t{1 + g.id} << 16;
+  watches[3] = uint64_t{1 + g.id} << 48;
   memory_->channel().group_news(g.id).add(900);
   EXPECT_TRUE(memory_->channel().group_news(g.id).prepare_sleep() == false);
   memory_->channel().group_news(g.id).add(901);
   g.life.reset();
   EXPECT_TRUE(until([&] { return memory_->session().group(g.id).in_use == 0; }));
-  EXPECT_EQ(s.watches[0].group, 1 + other.id);
-  EXPECT_EQ(s.watches[1].group, 0u);
-  EXPECT_EQ(memory_->channel().slot(900).watches, uint64_t{1 + other.id});
+  EXPECT_EQ(s[0].group, 1 + other.id);
+  EXPECT_EQ(s[1].group, 0u);
+  EXPECT_EQ(s[kLast].group, 0u);
+  EXPECT_EQ(watches[0], uint64_t{1 + other.id});
+  EXPECT_EQ(watches[3], 0u);
   EXPECT_TRUE(memory_->channel().group_news(g.id).empty());
 }
 
@@ -716,10 +722,15 @@ TEST_F(DriverTest, ResetsTheSessionWhenTheInsDies) {
   c.call(1).ret = 3;
   c.sock_news(1).add(17);
   c.call_news(0).add(0);
-  memory_->session().slot(17).watches[2] = {1 + g.id, 9, EPOLLIN, 0, 0, 0};
-  memory_->session().slot(1023).watches[0] = {1 + g.id, 9, EPOLLIN, 0, 0, 0};
-  memory_->session().slot(18).watches[0].group = 4000000;  // no such group
-  c.slot(17).gen = 1 + (3u << 24);                         // it made very many sockets
+  const auto register_in = [&](uint32_t slot, uint32_t watch, uint32_t group) {
+    memory_->session().slot(slot).watch_end = static_cast<uint16_t>(watch + 1);
+    memory_->session().watches(slot)[watch] = {group, 9, EPOLLIN, 0, 0, 0};
+  };
+  register_in(17, 9, 1 + g.id);
+  register_in(1023, 0, 1 + g.id);
+  register_in(18, 0, 4000000);                        // no such group
+  memory_->session().slot(1022).watch_end = 0xffff;  // nor as many
+  c.slot(17).gen = 1 + (3u << 24);                    // it made very many sockets
 
   ins.socket.reset();
   EXPECT_TRUE(until([&] { return header().state == kSessionDown; }));

@@ -146,8 +146,8 @@ void SessionMemory::ins_lost(const std::function<void()>& ring_all) {
     reset(channel_.call_news(w));
   }
   answer_pending_calls();
-  each_touched_session_slot([&](uint32_t i, SessionSlot& slot) {
-    for (SessionWatch& watch : slot.watches) {
+  each_touched_session_slot([&](uint32_t i, SessionSlot&) {
+    for (SessionWatch& watch : session_.watches(i)) {
       const uint32_t group = StdAtomics::load_acquire(watch.group);
       if (group != 0 && group <= geometry().groups) channel_.group_news(group - 1).put_back(i);
     }
@@ -169,21 +169,23 @@ uint16_t SessionMemory::group_serial(uint32_t group) {
 void SessionMemory::clear_group(uint32_t group) {
   // Processes that share a socket with the dead ones may hold its locks; an entry of a dead group
   // is changed by nobody but us, so a compare-and-exchange is enough.
-  each_touched_session_slot([&](uint32_t, SessionSlot& slot) {
-    for (SessionWatch& watch : slot.watches) {
+  each_touched_session_slot([&](uint32_t i, SessionSlot&) {
+    for (SessionWatch& watch : session_.watches(i)) {
       uint32_t expected = group + 1;
       std::atomic_ref(watch.group).compare_exchange_strong(expected, 0u);
     }
   });
   each_touched_slot([&](uint32_t, mw_slot& slot) {
-    std::atomic_ref watches(slot.watches);
-    uint64_t old = watches.load();
-    for (;;) {
-      uint64_t cleaned = old;
-      for (unsigned shift = 0; shift < 64; shift += 16) {
-        if ((old >> shift & 0xffff) == group + 1) cleaned &= ~(uint64_t{0xffff} << shift);
+    for (uint64_t& word : slot.watches) {
+      std::atomic_ref watches(word);
+      uint64_t old = watches.load();
+      for (;;) {
+        uint64_t cleaned = old;
+        for (unsigned shift = 0; shift < 64; shift += 16) {
+          if ((old >> shift & 0xffff) == group + 1) cleaned &= ~(uint64_t{0xffff} << shift);
+        }
+        if (cleaned == old || watches.compare_exchange_weak(old, cleaned)) break;
       }
-      if (cleaned == old || watches.compare_exchange_weak(old, cleaned)) break;
     }
   });
   const uint64_t at = channel_.layout().group_news + channel_.layout().group_news_stride * group;

@@ -441,7 +441,7 @@ TEST(Ins, TokensAndGroupNewsAreSentOnceForEachWish) {
   const UniqueFd bell{::eventfd(0, EFD_NONBLOCK)};
   pvm.tell(ControlType::group_open, 2, 0, bell.get());
   A::fetch_or(shared.want, MW_WANT_TOKEN_IN);
-  A::store_relaxed(shared.watches, uint64_t{3});
+  A::store_relaxed(shared.watches[3], uint64_t{3} << 32);
   ReadySet group = pvm.ch.group_news(2);
   ASSERT_TRUE(group.prepare_sleep());
   write_all(peer.get(), "a");

@@ -93,7 +93,7 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_relaxed(shared.rx_head, MW_INDEX_START);
   A::store_relaxed(shared.want, 0u);
   A::store_relaxed(shared.accept_flags, 0u);
-  A::store_relaxed(shared.watches, uint64_t{0});
+  for (uint64_t& word : shared.watches) A::store_relaxed(word, uint64_t{0});
   A::store_relaxed(shared.closed, 0u);
   A::store_relaxed(shared.claim, mw_claim(s.gen, MW_CLAIM_NOBODY));
   A::store_relaxed(shared.rx_tail, MW_INDEX_START);

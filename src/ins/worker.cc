@@ -400,11 +400,12 @@ void Worker::announce(uint32_t i, uint32_t news) {
   bool out = (news & kNewsOut) != 0;
   if ((news & kNewsIn) != 0 || (want & MW_WANT_OUT_EVENT) != 0) {
     if (out && (want & MW_WANT_OUT_EVENT) != 0) A::fetch_and(shared.want, ~MW_WANT_OUT_EVENT);
-    uint64_t watches = A::load_relaxed(shared.watches);
-    for (; watches != 0; watches >>= 16) {
-      const uint32_t group = static_cast<uint32_t>(watches & 0xffff);
-      if (group == 0 || group > ch_.geometry().groups) continue;
-      if (ch_.group_news(group - 1).add(i)) rings_due_.push_back(group - 1);
+    for (const uint64_t& word : shared.watches) {
+      for (uint64_t watches = A::load_relaxed(word); watches != 0; watches >>= 16) {
+        const uint32_t group = static_cast<uint32_t>(watches & 0xffff);
+        if (group == 0 || group > ch_.geometry().groups) continue;
+        if (ch_.group_news(group - 1).add(i)) rings_due_.push_back(group - 1);
+      }
     }
   }
   const uint32_t tokens =

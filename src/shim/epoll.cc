@@ -36,12 +36,33 @@ bool is_of(const SessionWatch& w, uint32_t group) {
   return w.group == group + 1 && is_live(w);
 }
 
+SessionWatches watches_of(const Sock& s) {
+  return process.session.watches(s.index);
+}
+
 void publish_watches(const Sock& s) {
-  uint64_t packed = 0;
-  for (unsigned i = 0; i < MW_MAX_WATCHES; ++i)
-    if (is_live(s.mine.watches[i]))
-      packed |= static_cast<uint64_t>(s.mine.watches[i].group & 0xffff) << (16 * i);
-  A::exchange(s.slot.watches, packed);
+  constexpr uint32_t kWords = MW_MAX_WATCHES / MW_WATCHES_IN_WORD;
+  uint64_t packed[kWords] = {};
+  uint32_t i = 0;
+  for (const SessionWatch& w : watches_of(s)) {
+    const uint32_t shift = 16 * (i % MW_WATCHES_IN_WORD);
+    if (is_live(w)) packed[i / MW_WATCHES_IN_WORD] |= uint64_t{w.group & 0xffff} << shift;
+    ++i;
+  }
+  for (uint32_t word = 0; word < kWords; ++word)
+    if (A::load_relaxed(s.slot.watches[word]) != packed[word])
+      A::exchange(s.slot.watches[word], packed[word]);
+  A::fence();  // pairs with the INS's fence between publication and its look at watches
+}
+
+// Room for one more registration, or null.
+SessionWatch* free_watch(const Sock& s) {
+  const SessionWatches all = watches_of(s);
+  uint32_t i = 0;
+  while (i < all.size() && is_live(all[i])) ++i;
+  if (i == MW_MAX_WATCHES) return nullptr;
+  if (i == all.size()) A::store_relaxed(s.mine.watch_end, static_cast<uint16_t>(i + 1));
+  return &all[i];
 }
 
 void add_news(uint32_t group, uint32_t slot) {
@@ -63,7 +84,7 @@ uint32_t events_of(const Sock& s, uint32_t wanted) {
 }
 
 SessionWatch* find_watch(const Sock& s, uint32_t group, int fd) {
-  for (SessionWatch& w : s.mine.watches)
+  for (SessionWatch& w : watches_of(s))
     if (is_of(w, group) && w.fd == fd) return &w;
   return nullptr;
 }
@@ -74,8 +95,7 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
     SessionWatch* w = find_watch(s, group, fd);
     if (op == EPOLL_CTL_ADD) {
       if (w != nullptr) return -EEXIST;
-      for (SessionWatch& free : s.mine.watches)
-        if (!is_live(free)) w = &free;
+      w = free_watch(s);
       if (w == nullptr) return -ENOSPC;
     } else if (w == nullptr) {
       return -ENOENT;
@@ -146,8 +166,9 @@ bool is_open(const Sock& s) {
 }
 
 void remove_watches(const Sock& s) {
-  for (SessionWatch& w : s.mine.watches) w = SessionWatch{};
+  for (SessionWatch& w : watches_of(s)) w = SessionWatch{};
   publish_watches(s);
+  A::store_relaxed(s.mine.watch_end, uint16_t{0});
 }
 
 // Calls visit(watch, events) for each registration in the group of the socket at `index` that has
@@ -157,7 +178,7 @@ void each_ready(uint32_t group, uint32_t index, Visit&& visit) {
   SessionSlot& mine = process.session.slot(index);
   const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
   SharedLock lock(mine.watch_lock);
-  for (SessionWatch& w : mine.watches) {
+  for (SessionWatch& w : watches_of(s)) {
     if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
     const uint32_t events = events_of(s, w.events);
     if (events == 0) continue;
@@ -357,7 +378,7 @@ void epoll_wake(uint32_t group) {
 
 void epoll_add_news(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
-  for (const SessionWatch& w : s.mine.watches)
+  for (const SessionWatch& w : watches_of(s))
     if (is_live(w)) add_news(w.group - 1, s.index);
 }
 
@@ -367,7 +388,7 @@ void epoll_last_close(int fd, const Entry& e) {
   SharedLock lock(s.mine.watch_lock);
   bool any = false;
   bool used_here = false;
-  for (const SessionWatch& w : s.mine.watches) {
+  for (const SessionWatch& w : watches_of(s)) {
     if (!is_live(w)) continue;
     any = true;
     used_here |= instances[w.group - 1].used_here;
@@ -385,7 +406,7 @@ void epoll_closed(int epfd, const Entry& e) {
 void epoll_socket_became_listener(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
   bool changed = false;
-  for (SessionWatch& w : s.mine.watches) {
+  for (SessionWatch& w : watches_of(s)) {
     if (!is_live(w) || instances[w.group - 1].epfd < 0) continue;
     epoll_event e{w.events & ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND),
                   {.u64 = w.data}};

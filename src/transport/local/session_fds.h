@@ -24,7 +24,7 @@ namespace mw {
 constexpr mw_geometry kDefaultGeometry{.slots = 131072,
                                        .rx_ring = 256 * 1024,
                                        .tx_ring = 512 * 1024,
-                                       .groups = 256,
+                                       .groups = 1024,
                                        .workers = 1,
                                        .calls = 1024,
                                        .reserved = {0, 0}};

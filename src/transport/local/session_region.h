@@ -14,6 +14,7 @@
 // THREADS     Words are accessed through std::atomic_ref (StdAtomics); locks are SharedLock.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
@@ -52,13 +53,18 @@ struct SessionWatch {
   uint64_t data;
 };
 constexpr uint16_t kWatchFired = 1;  // EPOLLONESHOT: reported, silent until MOD
+// What stands in the slot itself. Few sockets are in more instances: theirs stand apart.
+constexpr uint32_t kNearWatches = 4;
+struct SessionFarWatches {
+  SessionWatch watches[MW_MAX_WATCHES - kNearWatches];
+};
 
 struct alignas(64) SessionSlot {
   uint32_t gen;
   uint16_t domain;
   uint16_t type;
   uint16_t protocol;
-  uint16_t reserved0;
+  uint16_t watch_end;  // under watch_lock: registrations from this one on are free
   uint32_t flags;  // kSlot*
   uint32_t rx_lock;
   uint32_t tx_lock;
@@ -73,7 +79,7 @@ struct alignas(64) SessionSlot {
   uint32_t posted;  // 0, or 1 + the cell of the last call that nobody waited for
   uint32_t taker;   // the thread that takes the tokens (src/shim/taker.h)
   mw_addr local;    // len 0: not known
-  SessionWatch watches[MW_MAX_WATCHES];
+  SessionWatch watches[kNearWatches];
   uint32_t
       sndbuf;  // SO_SNDBUF if the program set it: the send ring takes no more than that; 0: not set
   uint32_t owner;  // pid of the process that made or accepted it
@@ -169,7 +175,7 @@ constexpr uint16_t bell_serial(uint64_t data) {
 static_assert(MW_MAX_GROUPS <= 0xffff);
 
 struct SessionLayout {
-  uint64_t slots, calls, groups, bytes;
+  uint64_t slots, calls, groups, far_watches, bytes;
 };
 
 inline SessionLayout session_layout_of(const mw_geometry& g) {
@@ -178,9 +184,46 @@ inline SessionLayout session_layout_of(const mw_geometry& g) {
   l.groups = l.calls + sizeof(SessionCall) * uint64_t{g.calls};
   l.slots =
       (l.groups + sizeof(SessionGroup) * uint64_t{g.groups} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
-  l.bytes = (l.slots + sizeof(SessionSlot) * uint64_t{g.slots} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
+  l.far_watches = l.slots + sizeof(SessionSlot) * uint64_t{g.slots};
+  l.bytes = (l.far_watches + sizeof(SessionFarWatches) * uint64_t{g.slots} + MW_PAGE - 1) /
+            MW_PAGE * MW_PAGE;
   return l;
 }
+
+// The registrations of a socket that may be in use.
+class SessionWatches {
+ public:
+  class Iterator {
+   public:
+    Iterator(const SessionWatches& all, uint32_t i) : all_(all), i_(i) {}
+    SessionWatch& operator*() const { return all_[i_]; }
+    Iterator& operator++() {
+      ++i_;
+      return *this;
+    }
+    bool operator!=(const Iterator& other) const { return i_ != other.i_; }
+
+   private:
+    const SessionWatches& all_;
+    uint32_t i_;
+  };
+  SessionWatches(SessionSlot& slot, SessionFarWatches& far)
+      : near_(slot.watches),
+        far_(far.watches),
+        end_(std::min<uint32_t>(std::atomic_ref(slot.watch_end).load(std::memory_order_relaxed),
+                                MW_MAX_WATCHES)) {}
+  SessionWatch& operator[](uint32_t i) const {
+    return i < kNearWatches ? near_[i] : far_[i - kNearWatches];
+  }
+  uint32_t size() const { return end_; }
+  Iterator begin() const { return {*this, 0}; }
+  Iterator end() const { return {*this, end_}; }
+
+ private:
+  SessionWatch* near_;
+  SessionWatch* far_;
+  uint32_t end_;
+};
 
 // Typed access to a mapped session region; indexes are range-checked by the caller.
 class SessionRegion {
@@ -189,6 +232,9 @@ class SessionRegion {
   SessionRegion(std::byte* base, const mw_geometry& g) : base_(base), l_(session_layout_of(g)) {}
   SessionHeader& header() const { return *at<SessionHeader>(0); }
   SessionSlot& slot(uint32_t i) const { return at<SessionSlot>(l_.slots)[i]; }
+  SessionWatches watches(uint32_t i) const {
+    return {slot(i), at<SessionFarWatches>(l_.far_watches)[i]};
+  }
   SessionCall& call(uint32_t i) const { return at<SessionCall>(l_.calls)[i]; }
   SessionGroup& group(uint32_t i) const { return at<SessionGroup>(l_.groups)[i]; }
   std::byte* base() const { return base_; }
