@@ -728,9 +728,9 @@ TEST_F(DriverTest, ResetsTheSessionWhenTheInsDies) {
   };
   register_in(17, 9, 1 + g.id);
   register_in(1023, 0, 1 + g.id);
-  register_in(18, 0, 4000000);                        // no such group
+  register_in(18, 0, 4000000);                       // no such group
   memory_->session().slot(1022).watch_end = 0xffff;  // nor as many
-  c.slot(17).gen = 1 + (3u << 24);                    // it made very many sockets
+  c.slot(17).gen = 1 + (3u << 24);                   // it made very many sockets
 
   ins.socket.reset();
   EXPECT_TRUE(until([&] { return header().state == kSessionDown; }));

@@ -275,7 +275,7 @@ int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
     return rc;
   }
   const Sock s = sock_of(fd, e);
-  if (op != EPOLL_CTL_DEL && reinterpret_cast<uintptr_t>(event) < MW_PAGE) return -EFAULT;
+  if (op != EPOLL_CTL_DEL && !is_buffer(event, sizeof *event)) return -EFAULT;
   if ((A::load_relaxed(s.mine.flags) & kSlotListener) != 0) {
     epoll_event changed{};
     if (op != EPOLL_CTL_DEL) {

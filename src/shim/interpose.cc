@@ -54,7 +54,7 @@ ssize_t read_socket(const Sock& s, void* data, size_t n) {
   return receive_from(s, data, n, 0, nullptr, nullptr);
 }
 
-ssize_t vector_call(const Sock& s, const iovec* iov, int count, bool sending) {
+ssize_t vector_call(const Sock& s, const iovec* iov, int count, bool sending, int flags = 0) {
   if (count < 0 || count > IOV_MAX) return -EINVAL;
   if (!is_buffer(iov, static_cast<size_t>(count) * sizeof *iov)) return -EFAULT;
   size_t total = 0;
@@ -66,7 +66,17 @@ ssize_t vector_call(const Sock& s, const iovec* iov, int count, bool sending) {
   m.msg_iov = const_cast<iovec*>(iov);
   m.msg_iovlen = static_cast<size_t>(count);
   if (!sending && total == 0) return 0;
-  return sending ? sock_sendmsg(s, &m, 0) : sock_recvmsg(s, &m, 0);
+  return sending ? sock_sendmsg(s, &m, flags) : sock_recvmsg(s, &m, flags);
+}
+
+// What preadv2() and pwritev2() say about a socket, which has no offsets: 0 or the errno.
+int fault_of(off_t offset, int flags) {
+  constexpr int kKnown = RWF_HIPRI | RWF_DSYNC | RWF_SYNC | RWF_NOWAIT | RWF_APPEND;
+  if (offset != -1) return offset < 0 ? EINVAL : ESPIPE;
+  return (flags & ~kKnown) != 0 ? EOPNOTSUPP : 0;
+}
+int message_flags(int flags) {
+  return (flags & RWF_NOWAIT) != 0 ? MSG_DONTWAIT : 0;
 }
 
 // Sockets that came in by SCM_RIGHTS are looked at when they are used.
@@ -99,6 +109,28 @@ MW_EXPORT ssize_t writev(int fd, const iovec* iov, int count) {
   return dispatch(
       fd, [&] { return libc.writev(fd, iov, count); },
       [&](const Sock& s) { return vector_call(s, iov, count, true); });
+}
+MW_EXPORT ssize_t preadv2(int fd, const iovec* iov, int count, off_t offset, int flags) {
+  return dispatch(
+      fd, [&] { return libc.preadv2(fd, iov, count, offset, flags); },
+      [&](const Sock& s) -> ssize_t {
+        if (const int error = fault_of(offset, flags); error != 0) return -error;
+        return vector_call(s, iov, count, false, message_flags(flags));
+      });
+}
+MW_EXPORT ssize_t preadv64v2(int fd, const iovec* iov, int count, off64_t offset, int flags) {
+  return preadv2(fd, iov, count, offset, flags);
+}
+MW_EXPORT ssize_t pwritev2(int fd, const iovec* iov, int count, off_t offset, int flags) {
+  return dispatch(
+      fd, [&] { return libc.pwritev2(fd, iov, count, offset, flags); },
+      [&](const Sock& s) -> ssize_t {
+        if (const int error = fault_of(offset, flags); error != 0) return -error;
+        return vector_call(s, iov, count, true, message_flags(flags));
+      });
+}
+MW_EXPORT ssize_t pwritev64v2(int fd, const iovec* iov, int count, off64_t offset, int flags) {
+  return pwritev2(fd, iov, count, offset, flags);
 }
 MW_EXPORT ssize_t recv(int fd, void* p, size_t n, int flags) {
   return dispatch(
@@ -153,7 +185,11 @@ MW_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec* time
           if (k < 0) return got > 0 ? static_cast<int>(got) : static_cast<int>(k);
           v[got++].msg_len = static_cast<unsigned>(k);
           // As in the kernel the time is looked at after each message only.
-          if (deadline != 0 && mw::monotonic_ns() >= deadline) break;
+          if (deadline == 0) continue;
+          const int64_t left = std::max<int64_t>(0, deadline - mw::monotonic_ns());
+          if (!is_room(timeout, sizeof *timeout)) return -EFAULT;
+          *timeout = {left / 1'000'000'000, left % 1'000'000'000};
+          if (left == 0) break;
         }
         return static_cast<int>(got);
       });

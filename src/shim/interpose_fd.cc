@@ -43,7 +43,8 @@ int dup_onto(int old, int fresh, int flags, bool three) {
     errno = EBADF;
     return -1;
   }
-  // Something of ours sits where the program wants its copy: move it away.
+  // Something of ours sits where the program wants its copy. The kernel may say so too, to a program
+  // whose threads open descriptors meanwhile.
   if (is_hidden(fresh)) {
     errno = EBUSY;
     return -1;

@@ -46,3 +46,7 @@ MW_EXPORT int mprotect(void* at, size_t n, int protection) noexcept {
   forget_pages(at, n);
   return static_cast<int>(rc);
 }
+MW_EXPORT int mlockall(int flags) noexcept {
+  attach();  // what is locked from now on must not be the session's
+  return lock_all(flags);
+}

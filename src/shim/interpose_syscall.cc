@@ -18,6 +18,13 @@
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 
+namespace {
+long failed(int error) {
+  errno = error;
+  return -1;
+}
+}  // namespace
+
 MW_EXPORT long syscall(long number, ...) noexcept {
   va_list ap;
   va_start(ap, number);
@@ -35,6 +42,13 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return readv(fd, static_cast<iovec*>(pointer(1)), static_cast<int>(a[2]));
     case SYS_writev:
       return writev(fd, static_cast<iovec*>(pointer(1)), static_cast<int>(a[2]));
+    // The second half of the offset is nothing here.
+    case SYS_preadv2:
+      return preadv2(fd, static_cast<iovec*>(pointer(1)), static_cast<int>(a[2]), a[3],
+                     static_cast<int>(a[5]));
+    case SYS_pwritev2:
+      return pwritev2(fd, static_cast<iovec*>(pointer(1)), static_cast<int>(a[2]), a[3],
+                      static_cast<int>(a[5]));
     case SYS_recvfrom:
       return recvfrom(fd, pointer(1), static_cast<size_t>(a[2]), static_cast<int>(a[3]),
                       static_cast<sockaddr*>(pointer(4)), static_cast<socklen_t*>(pointer(5)));
@@ -103,6 +117,16 @@ MW_EXPORT long syscall(long number, ...) noexcept {
     case SYS_select:
       return select(fd, static_cast<fd_set*>(pointer(1)), static_cast<fd_set*>(pointer(2)),
                     static_cast<fd_set*>(pointer(3)), static_cast<timeval*>(pointer(4)));
+    case SYS_pselect6: {
+      // The signal mask and its size stand in a pair of words.
+      sigset_t* mask = nullptr;
+      if (a[5] != 0) {
+        if (!is_memory(pointer(5), sizeof mask)) return failed(EFAULT);
+        std::memcpy(&mask, pointer(5), sizeof mask);
+      }
+      return pselect(fd, static_cast<fd_set*>(pointer(1)), static_cast<fd_set*>(pointer(2)),
+                     static_cast<fd_set*>(pointer(3)), static_cast<timespec*>(pointer(4)), mask);
+    }
     case SYS_epoll_create:
       return epoll_create(fd);
     case SYS_epoll_create1:
@@ -143,9 +167,15 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return munmap(pointer(0), static_cast<size_t>(a[1]));
     case SYS_mprotect:
       return mprotect(pointer(0), static_cast<size_t>(a[1]), static_cast<int>(a[2]));
+    case SYS_mlockall:
+      return mlockall(fd);
     case SYS_execve:
       return execve(reinterpret_cast<const char*>(a[0]), static_cast<char* const*>(pointer(1)),
                     static_cast<char* const*>(pointer(2)));
+    case SYS_execveat:
+      return execveat(fd, static_cast<const char*>(pointer(1)),
+                      static_cast<char* const*>(pointer(2)), static_cast<char* const*>(pointer(3)),
+                      static_cast<int>(a[4]));
     case SYS_fork:
       return _Fork();
     case SYS_clone:

@@ -30,6 +30,13 @@ int raw_ioctl(int fd, unsigned long request, ...) {
   va_end(ap);
   return static_cast<int>(raw_syscall(SYS_ioctl, fd, request, arg));
 }
+// The kernel takes the offset in two halves, of which this one holds all of it.
+ssize_t raw_preadv2(int fd, const iovec* iov, int count, off_t offset, int flags) {
+  return raw_syscall(SYS_preadv2, fd, iov, count, offset, 0, flags);
+}
+ssize_t raw_pwritev2(int fd, const iovec* iov, int count, off_t offset, int flags) {
+  return raw_syscall(SYS_pwritev2, fd, iov, count, offset, 0, flags);
+}
 ssize_t raw_recv(int fd, void* p, size_t n, int f) {
   return raw_syscall(SYS_recvfrom, fd, p, n, f);
 }
@@ -58,6 +65,8 @@ constinit LibcCalls libc = {
     MW_RAW(write, SYS_write),
     MW_RAW(readv, SYS_readv),
     MW_RAW(writev, SYS_writev),
+    .preadv2 = raw_preadv2,
+    .pwritev2 = raw_pwritev2,
     .recv = raw_recv,
     MW_RAW(recvfrom, SYS_recvfrom),
     MW_RAW(recvmsg, SYS_recvmsg),
@@ -118,6 +127,8 @@ void resolve_libc_calls() {
   MW_FIND(write);
   MW_FIND(readv);
   MW_FIND(writev);
+  MW_FIND(preadv2);
+  MW_FIND(pwritev2);
   MW_FIND(recv);
   MW_FIND(recvfrom);
   MW_FIND(recvmsg);

@@ -1,10 +1,14 @@
 #include "shim/memory.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 
+#include <cstring>
 #include <iterator>
 
 #include "shim/process.h"
@@ -113,6 +117,77 @@ void forget_pages(const void* p, size_t n) {
   } else {
     for (uint64_t page = first; page < first + count; ++page) forget_in(good_pages_of(page));
   }
+}
+
+namespace {
+
+struct MapsLine {
+  uint64_t first, end;
+  bool own_data;  // private and writable: it can be locked, unless a limit forbids it
+};
+
+// "FIRST-END rwxp ...", in hexadecimal.
+MapsLine parse_maps_line(const char* text) {
+  MapsLine line{};
+  char* at = nullptr;
+  line.first = ::strtoull(text, &at, 16);
+  line.end = *at == '-' ? ::strtoull(at + 1, &at, 16) : 0;
+  line.own_data = std::strncmp(at, " rw", 3) == 0 && at[4] == 'p';
+  return line;
+}
+
+bool is_region(uint64_t address) {
+  if (!process.attached) return false;
+  const auto within = [address](const std::byte* base, uint64_t bytes) {
+    return address - reinterpret_cast<uintptr_t>(base) < bytes;
+  };
+  const Channel& c = process.channel;
+  return within(c.base(), c.layout().bytes) ||
+         within(process.session.base(), session_layout_of(c.geometry()).bytes);
+}
+
+// 0, or the errno that mlockall() would give. What cannot be locked, as a page behind the end of its
+// file, it passes over too.
+int lock_mapping(const MapsLine& line, unsigned how) {
+  if (line.end <= line.first || is_region(line.first)) return 0;
+  if (libc.syscall(SYS_mlock2, line.first, line.end - line.first, how) == 0) return 0;
+  return errno == EPERM || (errno == ENOMEM && line.own_data) ? errno : 0;
+}
+
+int lock_current(unsigned how) {
+  const long maps = libc.syscall(SYS_openat, AT_FDCWD, "/proc/self/maps", O_RDONLY | O_CLOEXEC);
+  if (maps < 0) return errno;
+  char text[2 * PATH_MAX];
+  size_t held = 0;
+  int error = 0;
+  long n = 0;
+  while (error == 0 &&
+         (n = libc.syscall(SYS_read, maps, text + held, sizeof text - 1 - held)) > 0) {
+    held += static_cast<size_t>(n);
+    text[held] = 0;
+    char* line = text;
+    for (char* end = nullptr; error == 0 && (end = std::strchr(line, '\n')) != nullptr;
+         line = end + 1)
+      error = lock_mapping(parse_maps_line(line), how);
+    held -= static_cast<size_t>(line - text);
+    std::memmove(text, line, held);
+  }
+  libc.syscall(SYS_close, maps);
+  return error;
+}
+
+}  // namespace
+
+int lock_all(int flags) {
+  constexpr int kAll = MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT;
+  const bool known = (flags & ~kAll) == 0 && (flags & (MCL_CURRENT | MCL_FUTURE)) != 0;
+  if (!known || (flags & MCL_CURRENT) == 0)
+    return static_cast<int>(libc.syscall(SYS_mlockall, flags));
+  if ((flags & MCL_FUTURE) != 0 && libc.syscall(SYS_mlockall, flags & ~MCL_CURRENT) != 0) return -1;
+  const int saved = errno;
+  const int error = lock_current((flags & MCL_ONFAULT) != 0 ? MLOCK_ONFAULT : 0);
+  errno = error != 0 ? error : saved;
+  return error != 0 ? -1 : 0;
 }
 
 void note_mapping(void* p, size_t n, int protection, int flags) {

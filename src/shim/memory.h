@@ -20,6 +20,10 @@ bool is_room(void* p, size_t n);
 // good part.
 constexpr uint32_t kCopyUnit = 32768;
 
+// mlockall(), but for the session's regions: they have room for very many connections, and to lock
+// them would fill it. What is touched of them may be swapped out. errno is set on failure.
+int lock_all(int flags);
+
 // The program has changed, or is about to change, what is mapped there.
 void forget_pages(const void* p, size_t n);
 // The program has mapped memory there, with what it gave to mmap().

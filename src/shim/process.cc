@@ -165,8 +165,8 @@ bool attach_locked() {
     complain("the driver refused this process; network sockets fail with ENETDOWN.");
     return false;
   }
-  auto region_a = map_sealed(answer->fds[0].get());
-  auto region_b = map_sealed(answer->fds[1].get());
+  auto region_a = map_sealed(answer->fds[0].get(), true);
+  auto region_b = map_sealed(answer->fds[1].get(), true);
   if (!region_a || !region_b || region_b->bytes() < session_layout_of(reply.geometry).bytes) {
     unhide_and_close(fd);
     complain("the session's memory cannot be mapped; network sockets fail with ENETDOWN.");

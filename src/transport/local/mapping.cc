@@ -27,19 +27,23 @@ Result<UniqueFd> make_sealed_memfd(const char* name, uint64_t bytes) {
   return fd;
 }
 
-Result<Mapping> map_sealed(int fd) {
+Result<Mapping> map_sealed(int fd, bool never_locked) {
   const int seals = ::fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & kSeals) != kSeals)
     return Error{Fault::peer, 0, "the region's memory is not sealed"};
   struct stat st {};
   if (::fstat(fd, &st) < 0) return Error{Fault::sys, errno, "fstat of a region"};
   const auto bytes = static_cast<uint64_t>(st.st_size);
-  void* base = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0);
+  constexpr int kBoth = PROT_READ | PROT_WRITE;
+  void* base =
+      ::mmap(nullptr, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE, fd, 0);
   if (base == MAP_FAILED) return Error{Fault::sys, errno, "mmap of a region"};
-  if (::madvise(base, bytes, MADV_DONTDUMP) < 0) {
+  const bool unlocked =
+      !never_locked || (::munlock(base, bytes) == 0 && ::mprotect(base, bytes, kBoth) == 0);
+  if (!unlocked || ::madvise(base, bytes, MADV_DONTDUMP) < 0) {
     const int err = errno;
     ::munmap(base, bytes);
-    return Error{Fault::sys, err, "madvise of a region"};
+    return Error{Fault::sys, err, "preparing a region"};
   }
   return Mapping{static_cast<std::byte*>(base), bytes};
 }

@@ -38,7 +38,8 @@ class [[nodiscard]] Mapping {
 Result<UniqueFd> make_sealed_memfd(const char* name, uint64_t bytes);
 
 // Maps a received memfd after checking its seals. The mapping is left out of core dumps.
+// never_locked: not even in a process that has called mlockall(), where the kernel would fill it.
 // Errors: peer (not sealed, or no memfd), sys.
-Result<Mapping> map_sealed(int fd);
+Result<Mapping> map_sealed(int fd, bool never_locked = false);
 
 }  // namespace mw

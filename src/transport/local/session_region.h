@@ -65,7 +65,7 @@ struct alignas(64) SessionSlot {
   uint16_t type;
   uint16_t protocol;
   uint16_t watch_end;  // under watch_lock: registrations from this one on are free
-  uint32_t flags;  // kSlot*
+  uint32_t flags;      // kSlot*
   uint32_t rx_lock;
   uint32_t tx_lock;
   uint32_t watch_lock;
