@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -342,14 +343,24 @@ void NetflowService::on_allow(const Asked& a) {
   const bool on = r.value0 == 1;
   if (on && allowed_.size() >= kMaxAllowed) return answer(a, ENOSPC);
   if (!ins_) return answer(a, ENETDOWN);
-  if (on)
-    allowed_.insert(key);
-  else
-    allowed_.erase(key);
-  const auto last = [this, a, on, key] {
-    if (!ins_) return answer(a, ENETDOWN);
-    ins_->ask(about_peer(InsOp::allow, key, on),
-              [this, a, on](const InsReply& reply) { answer(a, reply.status, on ? 1 : 0); });
+  const bool was = allowed_.count(key) != 0;
+  const auto set = [this, key](bool allow) {
+    if (allow)
+      allowed_.insert(key);
+    else
+      allowed_.erase(key);
+  };
+  set(on);
+  const auto last = [this, a, on, was, key, set] {
+    const auto failed = [this, a, was, set](uint32_t status) {
+      set(was);
+      answer(a, status, was ? 1 : 0);
+    };
+    if (!ins_) return failed(ENETDOWN);
+    ins_->ask(about_peer(InsOp::allow, key, on), [this, a, on, failed](const InsReply& reply) {
+      if (reply.status != 0) return failed(reply.status);
+      answer(a, 0, on ? 1 : 0);
+    });
   };
   // What is against it ends first, so that nothing of it is left when this is answered.
   const auto ends = on ? rules_.against(netflow::unmapped(*peer)) : std::vector<uint32_t>{};
@@ -372,11 +383,18 @@ void NetflowService::on_peer_cap(const Asked& a) {
   if (!ins_) return answer(a, ENETDOWN);
   const auto cap = static_cast<uint32_t>(r.value0);
   if (cap != 0 && held == caps_.end() && caps_.size() >= kMaxAllowed) return answer(a, ENOSPC);
-  if (cap == 0)
-    caps_.erase(key);
-  else
-    caps_[key] = cap;
-  ask_cap(key, cap, [this, a, cap](uint32_t status) { answer(a, status, cap); });
+  const uint32_t was = held == caps_.end() ? 0 : held->second;
+  const auto set = [this, key](uint32_t value) {
+    if (value == 0)
+      caps_.erase(key);
+    else
+      caps_[key] = value;
+  };
+  set(cap);
+  ask_cap(key, cap, [this, a, cap, was, set](uint32_t status) {
+    if (status != 0) set(was);
+    answer(a, status, status != 0 ? was : cap);
+  });
 }
 
 // First new connections count, then those that were there are counted.
@@ -400,9 +418,10 @@ void NetflowService::on_default_rate(const Asked& a) {
   Rules::Values& held = f == Feature::min_rate_out ? min_rate_out_ : min_rate_in_;
   if (!r.write()) return answer(a, 0, held.value0, held.value1);
   if (!ins_) return answer(a, ENETDOWN);
-  held = {r.value0, r.value1};
-  ins_->ask(rate_request(f, true, held), [this, a, f](const InsReply& reply) {
-    const Rules::Values& now = f == Feature::min_rate_out ? min_rate_out_ : min_rate_in_;
+  const Rules::Values was = std::exchange(held, {r.value0, r.value1});
+  ins_->ask(rate_request(f, true, held), [this, a, f, was](const InsReply& reply) {
+    Rules::Values& now = f == Feature::min_rate_out ? min_rate_out_ : min_rate_in_;
+    if (reply.status != 0) now = was;
     answer(a, reply.status, now.value0, now.value1);
   });
 }

@@ -1,11 +1,13 @@
 """What engines change, as rules: the effect on the peer and on the application, and how it ends."""
 
 import asyncio
+import concurrent.futures
 import contextlib
 import errno
 import json
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -529,6 +531,29 @@ def test_a_block_in_a_namespace_of_its_own_expires(serve, free_port) -> None:
         os.kill(before, 9)
         proc.wait_for(lambda: one.session.pid("driver") not in (before, 0), SECONDS, "another driver")
         proc.wait_for(lambda: is_served(one, "127.0.0.1"), SECONDS, "the peer is let in again")
+
+
+def test_what_a_stack_did_not_take_is_not_in_force(served) -> None:
+    asked = [(Feature.ALLOW, 1, {"peer": "127.0.0.9"}), (Feature.PEER_CAP, 7, {"peer": "127.0.0.8"}),
+             (Feature.PEER_CAP, 8, {}), (Feature.MIN_RATE_IN, MinRate(900, 5), {})]
+    with contextlib.ExitStack() as stack:
+        engines = [stack.enter_context(served.engine()) for _ in asked]
+        looker = stack.enter_context(served.engine())
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(len(asked)))
+        before = [looker.get(feature, **about) for feature, _, about in asked]
+        ins = served.session.pid("ins")
+        os.kill(ins, signal.SIGSTOP)
+        try:
+            answers = [pool.submit(engine.change, feature, value, **about)
+                       for engine, (feature, value, about) in zip(engines, asked)]
+            for feature, value, about in asked:
+                proc.wait_for(lambda: looker.get(feature, **about) == value, SECONDS, f"the driver has {feature.name}")
+        finally:
+            os.kill(ins, signal.SIGKILL)
+        for answer in answers:
+            with pytest.raises(RequestError):
+                answer.result(SECONDS)
+        assert [looker.get(feature, **about) for feature, _, about in asked] == before
 
 
 def test_the_commands_about_rules(served, mw) -> None:
