@@ -233,6 +233,12 @@ Status Guard::act(Client& client, bool* more) {
 }
 
 Status Guard::carry_out(Client& client, const Decision& d) {
+  if (d.held_back) {
+    say(line_of(this_moment(), d, !task_.act, 0, 0),
+        "the cap on the share of connections forbids: " + std::string(to_string(d.act)) + " " +
+            peer_text(d) + ": " + reason_of(d));
+    return Ok{};
+  }
   auto answer = client.ask(request_of(d, !task_.act));
   if (!answer) return answer.error();
   const Moment now = this_moment();

@@ -52,7 +52,8 @@ Moment this_moment() {
 
 std::string line_of(const Moment& when, const Decision& d, bool dry_run, uint32_t status,
                     uint64_t id) {
-  Json line = begin(when, to_string(d.act));
+  Json line = begin(when, d.held_back ? "held" : to_string(d.act));
+  if (d.held_back) line["act"] = to_string(d.act);
   if (d.act == Act::close) {
     const auto socket = netflow::decode_socket(d.socket);
     line["socket"] =
@@ -65,6 +66,7 @@ std::string line_of(const Moment& when, const Decision& d, bool dry_run, uint32_
   line["rule"] = d.rule;
   line["measured"] = object(d.measured);
   line["limits"] = object(d.limits);
+  if (d.held_back) return text(line);
   line["ttl_s"] = d.ttl_s;
   line["dry_run"] = dry_run;
   line["result"] = status == 0 ? "done" : std::strerror(static_cast<int>(status));

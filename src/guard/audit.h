@@ -17,7 +17,7 @@ struct Moment {
 Moment this_moment();
 
 // The lines, without a newline. `status` is the session's answer: 0 or an errno; `id` the number of
-// the rule that it made of it, 0 if none.
+// the rule that it made of it, 0 if none. Both of what was held back mean nothing.
 std::string line_of(const Moment& when, const Decision& d, bool dry_run, uint32_t status,
                     uint64_t id);
 std::string line_of(const Moment& when, const Availability& service);

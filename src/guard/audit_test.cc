@@ -46,6 +46,17 @@ TEST(Audit, ABlockNamesThePeerAlone) {
   EXPECT_FALSE(line.contains("id"));
 }
 
+TEST(Audit, WhatWasHeldBackIsNoActAndHasNoResult) {
+  Decision d = some_decision();
+  d.held_back = true;
+  const auto line = nlohmann::json::parse(line_of({}, d, false, 0, 0));
+  EXPECT_EQ(line["what"], "held");
+  EXPECT_EQ(line["act"], "close");
+  EXPECT_EQ(line["socket"], "1:104");
+  EXPECT_EQ(line["measured"]["bytes"], 87);
+  for (const char* none : {"result", "status", "ttl_s"}) EXPECT_FALSE(line.contains(none));
+}
+
 TEST(Audit, TheSessionIsToldTheSameAndThatItEndsWithUs) {
   Decision d = some_decision();
   d.act = Act::cap;

@@ -66,6 +66,9 @@ class Connection {
 
   // What was decided about it last, so that nothing is decided twice.
   int64_t judged_ns = 0;
+  // When it was counted as one that was cut, and when it was told that it may not be.
+  int64_t counted_ns = 0;
+  int64_t held_back_ns = 0;
 
  private:
   static double seconds(int64_t now_ns, int64_t since_ns) {

@@ -33,6 +33,8 @@ struct Decision {
   uint32_t ttl_s = 0;      // a closed connection stays closed: 0
   std::vector<Value> measured;
   std::vector<Value> limits;
+  // The cap on the share of connections forbids it: it is only to be told.
+  bool held_back = false;
 };
 
 // One line for people, which the session keeps with the rule as well:

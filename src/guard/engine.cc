@@ -36,6 +36,11 @@ bool is_half(uint64_t count, uint64_t limit) {
   return limit > 0 && count * 2 >= limit;
 }
 
+// Within the last minute; 0: never.
+bool within_minute(int64_t when_ns, int64_t now_ns) {
+  return when_ns != 0 && now_ns - when_ns <= kMinute;
+}
+
 }  // namespace
 
 // ---- what is there ----
@@ -106,7 +111,8 @@ void Engine::forget(int64_t now_ns, bool complete) {
     Peer& p = it->second;
     while (!p.cuts.empty() && now_ns - p.cuts.front() > kMinute) p.cuts.pop_front();
     if (p.blocks > 0 && now_ns - p.last_block_ns > 2 * memory) p.blocks = 0;
-    const bool worth = p.blocks > 0 || !p.cuts.empty() || p.quiet_until_ns > now_ns;
+    const bool worth = p.blocks > 0 || !p.cuts.empty() || p.quiet_until_ns > now_ns ||
+                       within_minute(p.held_back_ns, now_ns);
     const bool gone = peers_.size() > kMaxPeers || served_lately(p, now_ns) < 0.05;
     it = !worth && gone ? peers_.erase(it) : std::next(it);
   }
@@ -132,6 +138,7 @@ Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us, uint32_t* con
     Tally& t = all[key_of(s.remote.address)];
     t.address = s.remote.address;
     ++t.connections;
+    t.all.push_back(&c);
     t.worker_us += s.worker_us;
     t.bytes += s.bytes_in + s.bytes_out;
     if (c.moves_well(now_ns, rules_)) ++t.moving;
@@ -146,11 +153,51 @@ Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us, uint32_t* con
   return all;
 }
 
+// ---- the share of connections that may be cut ----
+
+void Engine::count_shares(int64_t now_ns) {
+  while (!cut_.empty() && now_ns - cut_.front() > kMinute) cut_.pop_front();
+  uncut_count_ = static_cast<size_t>(std::count_if(
+      connections_.begin(), connections_.end(),
+      [&](const auto& one) { return !within_minute(one.second.counted_ns, now_ns); }));
+}
+
+bool Engine::within_share(std::span<Connection* const> more, int64_t now_ns) const {
+  const auto fresh = std::count_if(more.begin(), more.end(), [&](const Connection* c) {
+    return !within_minute(c->counted_ns, now_ns);
+  });
+  const size_t cut = cut_.size() + static_cast<size_t>(fresh);
+  return fresh == 0 || 100 * cut <= rules_.most_share_percent * (cut_.size() + uncut_count_);
+}
+
+// Each once, however often it takes to cut it.
+void Engine::count_cut(std::span<Connection* const> cut, int64_t now_ns) {
+  for (Connection* c : cut) {
+    if (within_minute(c->counted_ns, now_ns)) continue;
+    c->counted_ns = now_ns;
+    cut_.push_back(now_ns);
+    --uncut_count_;
+  }
+}
+
+// Told once a minute for each connection and each peer.
+void Engine::hold_back(Decision d, int64_t* told_ns, int64_t now_ns,
+                       std::vector<Decision>& out) const {
+  if (within_minute(*told_ns, now_ns)) return;
+  *told_ns = now_ns;
+  d.held_back = true;
+  d.measured.push_back({"cut_lately", double(cut_.size())});
+  d.measured.push_back({"open", double(uncut_count_)});
+  d.limits.push_back({"most_share_percent", double(rules_.most_share_percent)});
+  out.push_back(std::move(d));
+}
+
 // ---- what is to be done ----
 
 std::vector<Decision> Engine::decide(int64_t now_ns, Service service) {
   std::vector<Decision> out;
   if (service == Service::served && !rules_.always) return out;
+  count_shares(now_ns);
   uint64_t worker_us = 0;
   uint32_t connections = 0;
   Tallies tallies = tally(now_ns, &worker_us, &connections);
@@ -334,10 +381,13 @@ bool Engine::spend(std::deque<int64_t>& spent, uint32_t most, int64_t now_ns) {
 }
 
 void Engine::block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out) {
-  if (!spend(blocks_, rules_.blocks_per_minute, now_ns)) return;
-  const uint64_t ttl = uint64_t{rules_.ttl_s} << std::min(t.peer->blocks, 16u);
   d.act = Act::block;
   d.peer = {t.address, 0};
+  if (!within_share(t.all, now_ns))
+    return hold_back(std::move(d), &t.peer->held_back_ns, now_ns, out);
+  if (!spend(blocks_, rules_.blocks_per_minute, now_ns)) return;
+  count_cut(t.all, now_ns);
+  const uint64_t ttl = uint64_t{rules_.ttl_s} << std::min(t.peer->blocks, 16u);
   d.ttl_s = static_cast<uint32_t>(std::min<uint64_t>(ttl, rules_.ttl_max_s));
   ++t.peer->blocks;
   t.peer->last_block_ns = now_ns;
@@ -360,13 +410,16 @@ bool Engine::judged(const Connection& c, int64_t now_ns) const {
 
 void Engine::close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t now_ns,
                    std::vector<Decision>& out) {
-  if (judged(c, now_ns) || (doubtful && !spend(doubtful_, rules_.doubtful_per_minute, now_ns)))
-    return;
-  c.judged_ns = now_ns;
+  if (judged(c, now_ns)) return;
   d.act = Act::close;
   d.socket = c.sample().socket;
   d.peer = c.sample().remote;
   d.ttl_s = 0;
+  Connection* const one[] = {&c};
+  if (!within_share(one, now_ns)) return hold_back(std::move(d), &c.held_back_ns, now_ns, out);
+  if (doubtful && !spend(doubtful_, rules_.doubtful_per_minute, now_ns)) return;
+  count_cut(one, now_ns);
+  c.judged_ns = now_ns;
   p.cuts.push_back(now_ns);
   if (p.cuts.size() > std::max(1u, rules_.repeat_cuts)) p.cuts.pop_front();
   out.push_back(std::move(d));

@@ -55,6 +55,7 @@ class Engine {
     int64_t blocked_until_ns = 0;
     uint32_t blocks = 0;  // so far: each lasts twice as long as the one before
     int64_t last_block_ns = 0;
+    int64_t held_back_ns = 0;  // when it was told that it may not be blocked
   };
   // What a peer's connections are at, now.
   struct Tally {
@@ -65,6 +66,7 @@ class Engine {
     uint32_t moving = 0;
     uint64_t worker_us = 0;
     uint64_t bytes = 0;
+    std::vector<Connection*> all;
     std::vector<Connection*> held;
     std::vector<Connection*> idle;
   };
@@ -73,6 +75,7 @@ class Engine {
   bool nearly_broken(int64_t now_ns) const;
   void forget(int64_t now_ns, bool complete);
   Tallies tally(int64_t now_ns, uint64_t* worker_us, uint32_t* connections);
+  void count_shares(int64_t now_ns);
   static double served_lately(const Peer& p, int64_t now_ns);
   bool untouchable(const Connection& c) const;
 
@@ -89,6 +92,9 @@ class Engine {
   void cap(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out);
   void close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t now_ns,
              std::vector<Decision>& out);
+  bool within_share(std::span<Connection* const> more, int64_t now_ns) const;
+  void count_cut(std::span<Connection* const> cut, int64_t now_ns);
+  void hold_back(Decision d, int64_t* told_ns, int64_t now_ns, std::vector<Decision>& out) const;
   bool judged(const Connection& c, int64_t now_ns) const;
   static bool spend(std::deque<int64_t>& spent, uint32_t most, int64_t now_ns);
 
@@ -98,6 +104,8 @@ class Engine {
   std::map<Key, Peer> peers_;
   std::deque<int64_t> doubtful_;
   std::deque<int64_t> blocks_;
+  std::deque<int64_t> cut_;  // connections, within the last minute
+  size_t uncut_count_ = 0;   // of those that are open
   int64_t last_round_ns_ = 0;
   bool pressed_ = false;
   bool suspicious_ = false;

@@ -490,6 +490,61 @@ TEST_F(World, APeerThatWasServedLatelyIsCutForAHardFloorOnlyAndSoManyAMinute) {
   EXPECT_EQ(found.size(), rules_.doubtful_per_minute);
 }
 
+// ---- the cap on the share of connections ----
+
+TEST_F(World, ABlockThatWouldCutMoreThanTheShareIsHeldBackAndToldOnceAMinute) {
+  rules_.most_share_percent = 50;
+  rules_.request.min_rate = rules_.unfinished_s = 0;
+  make();
+  for (int k = 0; k < 30; ++k) connect(kEvil).sends(200, now_);
+  for (int k = 0; k < 29; ++k) whole_exchange(connect("198.51.100." + std::to_string(k + 1)));
+  const auto found = pass(55, Service::denied);
+  ASSERT_EQ(rules_of(found), "block crowd");
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_TRUE(found.front().held_back);
+  EXPECT_EQ(value(found.front().measured, "cut_lately"), 0);
+  EXPECT_EQ(value(found.front().measured, "open"), 59);
+  EXPECT_EQ(value(found.front().limits, "most_share_percent"), 50);
+  EXPECT_EQ(pass(10, Service::denied).size(), 1u);
+  // One more honest client, and the attack is no more than half.
+  whole_exchange(connect(kHonest));
+  const auto then = pass(1, Service::denied);
+  ASSERT_EQ(then.size(), 1u);
+  EXPECT_FALSE(then.front().held_back);
+}
+
+TEST_F(World, WhatWasCutCountsForAMinuteAlthoughItIsGone) {
+  rules_.most_share_percent = 20;
+  rules_.repeat_cuts = rules_.unfinished_s = rules_.crowd_connections = 0;
+  make();
+  const auto cut = [](const std::vector<Decision>& found) {
+    return std::count_if(found.begin(), found.end(), [](auto& d) { return !d.held_back; });
+  };
+  for (int k = 0; k < 40; ++k) whole_exchange(connect("198.51.100." + std::to_string(k + 1)));
+  std::vector<int64_t> slow;
+  for (int k = 0; k < 20; ++k) {
+    Client& c = connect("203.0.113." + std::to_string(k + 1));
+    c.sends(200, now_);
+    slow.push_back(c.s.socket);
+  }
+  const auto found = pass(7, Service::denied);
+  EXPECT_EQ(cut(found), 12);  // a fifth of 60
+  EXPECT_EQ(found.size(), 20u);
+  for (const Decision& d : found)
+    if (!d.held_back) clients_.erase(d.socket);
+  EXPECT_EQ(cut(pass(50, Service::denied)), 0);
+  // A minute later the eight that are left are less than a fifth of 48.
+  EXPECT_EQ(cut(pass(10, Service::denied)), 8);
+}
+
+TEST_F(World, WithoutACapAnAttackOfNearlyAllConnectionsIsCut) {
+  whole_exchange(connect(kHonest));
+  for (int k = 0; k < 1000; ++k) connect(kEvil).sends(200, now_);
+  const auto found = pass(1, Service::denied);
+  ASSERT_EQ(found.size(), 1u);
+  EXPECT_FALSE(found.front().held_back);
+}
+
 TEST_F(World, WhatIsOnlyWatchedIsToldOnce) {
   dry_run_ = true;
   make();

@@ -136,7 +136,8 @@ class Reader : private netflow::TomlReader {
     numbers(root, "repeat", {{"cuts", 0, kMost, r.repeat_cuts}});
     numbers(root, "mistakes",
             {{"doubtful_per_minute", 0, kMost, r.doubtful_per_minute},
-             {"blocks_per_minute", 0, kMost, r.blocks_per_minute}});
+             {"blocks_per_minute", 0, kMost, r.blocks_per_minute},
+             {"most_share_percent", 0, 100, r.most_share_percent}});
   }
 
   RulesReading out_;

@@ -86,6 +86,9 @@ struct Rules {
   // Against mistakes.
   uint32_t doubtful_per_minute = 10;  // cuts of connections or peers that showed progress
   uint32_t blocks_per_minute = 100;
+  // Of the connections that are open or were cut within the last minute: those that were cut by a
+  // close or by a block. 100: no cap, because an attack may be all but a few of them.
+  uint32_t most_share_percent = 100;
 
   bool operator==(const Rules&) const = default;
 };
