@@ -1,8 +1,8 @@
 #include "cli/changes.h"
 
 #include <algorithm>
+#include <charconv>
 #include <cinttypes>
-#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -97,14 +97,27 @@ bool take_rate(const std::string& text, Request& r) {
   return whole && text[0] >= '0' && text[0] <= '9';
 }
 
-bool take_number(const std::string& text, Form form, Request& r) {
-  char* end = nullptr;
-  const double value = std::strtod(text.c_str(), &end);
-  if (text.empty() || *end != 0 || !std::isfinite(value) || std::fabs(value) > 1e15) return false;
-  r.value0 = static_cast<uint64_t>(static_cast<int64_t>(value));
-  if (form == Form::seconds)
-    r.value1 = static_cast<uint64_t>(std::fmod(std::fabs(value), 1.0) * 1e6);
+// Digits, with a sign where the value is a difference. A fraction of a second where it is a time.
+bool take_number(const std::string& text, const Named& named, Request& r) {
+  const bool negative = named.feature == Feature::delack_ticks && text.starts_with('-');
+  const char* const end = text.data() + text.size();
+  uint64_t whole = 0;
+  const auto [at, wrong] = std::from_chars(text.data() + (negative ? 1 : 0), end, whole);
+  if (wrong != std::errc() || whole > INT64_MAX) return false;
+  r.value0 = negative ? ~whole + 1 : whole;
+  if (at == end) return true;
+  if (named.form != Form::seconds || *at != '.' || at + 1 == end) return false;
+  uint64_t unit = 100'000;
+  for (const char* c = at + 1; c < end; ++c, unit /= 10) {
+    if (*c < '0' || *c > '9') return false;
+    r.value1 += unit * static_cast<uint64_t>(*c - '0');
+  }
   return true;
+}
+
+std::string not_a(const Named& named) {
+  if (named.form == Form::rate) return "not RATE/GRACE: ";
+  return named.form == Form::seconds ? "not a number of seconds: " : "not a whole number: ";
 }
 
 const char* state_name(uint16_t state) {
@@ -221,9 +234,11 @@ ChangeCommands::ChangeCommands(CLI::App& app) {
   undo_->add_option("rule", rule_, "Its number, as `mw rules` shows it")->required();
 }
 
-bool ChangeCommands::given() const {
-  return *close_ || *get_ || *set_ || *block_ || *unblock_ || *allow_ || *pause_ || *resume_ ||
-         *rules_ || *undo_;
+const CLI::App* ChangeCommands::given_command() const {
+  for (const CLI::App* sub :
+       {close_, get_, set_, block_, unblock_, allow_, pause_, resume_, rules_, undo_})
+    if (*sub) return sub;
+  return nullptr;
 }
 
 int ChangeCommands::run() {
@@ -292,11 +307,9 @@ std::optional<ChangeCommands::Asking> ChangeCommands::asking(std::string* wrong)
   r.name = static_cast<uint16_t>(a.named->feature);
   if (*block_ || (*allow_ && !off_)) r.value0 = 1;
   if (*pause_) r.value0 = 3;
-  const bool taken =
-      !*set_ ||
-      (a.named->form == Form::rate ? take_rate(value_, r) : take_number(value_, a.named->form, r));
-  if (!taken)
-    *wrong = (a.named->form == Form::rate ? "not RATE/GRACE: " : "not a number: ") + value_;
+  const bool taken = !*set_ || (a.named->form == Form::rate ? take_rate(value_, r)
+                                                            : take_number(value_, *a.named, r));
+  if (!taken) *wrong = not_a(*a.named) + value_;
   if (!taken || !take_target(a, wrong)) return std::nullopt;
   return a;
 }
@@ -304,7 +317,7 @@ std::optional<ChangeCommands::Asking> ChangeCommands::asking(std::string* wrong)
 int ChangeCommands::act() const {
   std::string wrong;
   const auto a = asking(&wrong);
-  if (!a) return fail(options_.json, ExitStatus::usage, wrong);
+  if (!a) return usage_fault(*given_command(), options_.json, wrong);
   int exit = 0;
   auto engine = connect(options_, &exit);
   if (!engine) return exit;

@@ -18,12 +18,13 @@ class ChangeCommands {
  public:
   explicit ChangeCommands(CLI::App& app);
   // True if one of them was given.
-  bool given() const;
+  bool given() const { return given_command() != nullptr; }
   int run();
 
  private:
   // A feature as it is read or written here.
   struct Asking;
+  const CLI::App* given_command() const;
   CLI::App* add_change(CLI::App& app, const char* name, const char* text);
   std::optional<Asking> asking(std::string* wrong) const;
   bool take_target(Asking& a, std::string* wrong) const;

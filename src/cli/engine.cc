@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <nlohmann/json.hpp>
 
 #include "base/log.h"
 #include "frontend/session.h"
@@ -53,12 +54,8 @@ double seconds(const Timestamp& t) {
 }
 
 std::string quoted(const std::string& text) {
-  std::string out = "\"";
-  for (const char c : text) {
-    if (c == '"' || c == '\\') out += '\\';
-    out += c < ' ' ? '?' : c;
-  }
-  return out + "\"";
+  using Json = nlohmann::json;
+  return Json(text).dump(-1, ' ', false, Json::error_handler_t::replace);
 }
 
 std::string number(double value) {
@@ -72,6 +69,17 @@ int fail(bool json, ExitStatus exit, const std::string& text) {
   log_line("mw", "%s", text.c_str());
   if (json) std::printf("{\"error\":%s,\"status\":%d}\n", quoted(text).c_str(), status);
   return status;
+}
+
+int print_usage(const CLI::App& command) {
+  const bool sub = command.get_parent() != nullptr;
+  std::fputs(command.help(sub ? "mw " + command.get_name() : "mw").c_str(), stderr);
+  return static_cast<int>(ExitStatus::usage);
+}
+
+int usage_fault(const CLI::App& command, bool json, const std::string& text) {
+  fail(json, ExitStatus::usage, text);
+  return print_usage(command);
 }
 
 int fail(bool json, const Error& e) {

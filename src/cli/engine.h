@@ -31,12 +31,15 @@ std::string process_text(uint32_t pid, const std::array<char, 16>& command);
 // listen, tcp or udp.
 const char* type_text(uint16_t type, bool listener);
 double seconds(const netflow::Timestamp& t);
-// As JSON has strings and numbers.
+// As JSON has strings and numbers. Bytes that are no UTF-8 become U+FFFD.
 std::string quoted(const std::string& text);
 std::string number(double value);
 
 // Each says what went wrong, in JSON too if that was wanted, and returns the exit status.
 int fail(bool json, ExitStatus exit, const std::string& text);
+// The command line is wrong: how the command is used, on standard error; and before it, why.
+int print_usage(const CLI::App& command);
+int usage_fault(const CLI::App& command, bool json, const std::string& text);
 int fail(bool json, const Error& e);
 int refusal(bool json, uint32_t status);
 

@@ -144,7 +144,7 @@ int FlowCommands::run() const {
   FlowFilter filter;
   std::string why;
   const bool json = options_.json;
-  if (!filter.parse(filter_, &why)) return fail(json, ExitStatus::usage, "not a filter: " + why);
+  if (!filter.parse(filter_, &why)) return usage_fault(*flows_, json, "not a filter: " + why);
   int exit = 0;
   auto engine = connect(options_, &exit);
   if (!engine) return exit;

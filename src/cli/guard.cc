@@ -317,27 +317,29 @@ GuardCommand::GuardCommand(CLI::App& app)
 int GuardCommand::run() const {
   const auto check = [this](const std::string& path) {
     auto reading = read_rules(path);
-    if (!reading) return report_unreadable(path, reading.error(), json_);
-    return report_faults(path, reading->faults, json_);
+    return static_cast<int>(reading ? report_faults(path, reading->faults, json_)
+                                    : report_unreadable(path, reading.error(), json_));
   };
-  if (!check_.empty()) return static_cast<int>(check(check_));
+  if (!check_.empty()) return check(check_);
   Task task;
   task.act = act_;
   task.json = json_;
   const std::string path = rules_file_.empty() ? installed_rules() : rules_file_;
   if (!path.empty()) {
     auto reading = read_rules(path);
-    if (!reading || !reading->faults.empty()) return static_cast<int>(check(path));
+    if (!reading) return check(path);
+    if (!reading->faults.empty()) return check(path), print_usage(*guard_);
     task.rules = reading->rules;
   }
   if (!probe_.empty()) task.rules.probe.target = probe_;
   const std::string& target = task.rules.probe.target;
   if (target != "auto" && target != "none" && !parse_target(target))
-    return fail(json_, ExitStatus::usage, "not something to probe: " + target);
+    return usage_fault(*guard_, json_, "not something to probe: " + target);
   if (target == "none" && !task.rules.always)
-    return fail(json_, ExitStatus::usage,
-                "without a probe nothing tells when to act: name one, or say when = \"always\" in "
-                "the rules");
+    return usage_fault(
+        *guard_, json_,
+        "without a probe nothing tells when to act: name one, or say when = \"always\" in "
+        "the rules");
   std::string why;
   const auto socket = find_session(session_, &why);
   if (!socket) return fail(json_, ExitStatus::unreachable, why);

@@ -6,15 +6,16 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
-#include <iostream>
 
 #include "base/log.h"
 #include "cli/changes.h"
 #include "cli/check_config.h"
 #include "cli/doctor.h"
+#include "cli/engine.h"
 #include "cli/exit_status.h"
 #include "cli/flows.h"
 #include "cli/guard.h"
@@ -22,6 +23,7 @@
 #include "cli/top.h"
 #include "frontend/run.h"
 #include "frontend/session.h"
+#include "netflow/socket_address.h"
 #include "transport/local/session_fds.h"
 
 namespace {
@@ -133,10 +135,20 @@ Outcome<mw::SessionDescriptors> ask_for_descriptors(const std::string& folder) {
   return described(std::move(taken->fds), taken->token);
 }
 
-int usage_error(const CLI::App& app, const std::string& text) {
-  const bool sub = app.get_parent() != nullptr;
-  std::cerr << "mw: " << text << "\n" << app.help(sub ? "mw " + app.get_name() : "mw");
-  return mw::kExitUsage;
+// Was JSON asked for? Also of a command line that cannot be read.
+bool wants_json(const CLI::App& command, const std::vector<std::string>& words) {
+  if (command.get_parent() != nullptr && command.get_option_no_throw("--json") == nullptr)
+    return false;
+  return std::any_of(words.begin(), words.end(), [](const std::string& word) {
+    const bool flags =
+        word.size() > 1 && word[0] == '-' && word.find_first_not_of("bjw", 1) == std::string::npos;
+    return word == "--json" || (flags && word.find('j') != std::string::npos);
+  });
+}
+
+int usage_error(const CLI::App& command, const std::string& text,
+                const std::vector<std::string>& words = {}) {
+  return mw::usage_fault(command, wants_json(command, words), text);
 }
 
 struct RunArguments {
@@ -221,7 +233,12 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
   }
   if (!args.config.empty()) {
     if (const auto wrong = mw::check_config(args.config, false); wrong != mw::ExitStatus::ok)
-      return mw::kExitUsage;
+      return mw::print_usage(run);
+  }
+  if (!args.netflow.empty() && args.netflow != "none") {
+    const auto address = mw::netflow::parse_socket_address(args.netflow);
+    if (!address || address->family() == AF_UNIX)
+      return usage_error(run, "--netflow: not ADDRESS:PORT, and not none: " + args.netflow);
   }
   request.command = std::move(command);
   request.workers = args.workers;
@@ -256,6 +273,19 @@ int ps_command(const std::string& only, bool json) {
               : mw::print_sessions(base, only);
 }
 
+int clean_command(const std::string& session, bool json) {
+  std::vector<std::string> removed;
+  const int status = mw::clean_sessions(mw::default_base(), session, &removed);
+  if (status != 0) return status;
+  std::string list;
+  for (const std::string& name : removed) {
+    if (!json) std::printf("removed %s\n", name.c_str());
+    list += (list.empty() ? "" : ", ") + mw::quoted(name);
+  }
+  if (json) std::printf("{\"schema\": 1, \"removed\": [%s]}\n", list.c_str());
+  return 0;
+}
+
 int adopt_command(const std::string& session) {
   return mw::adopt_session({session, mw::default_base(), programs(), ask_for_descriptors});
 }
@@ -271,17 +301,17 @@ int main(int argc, char** argv) {
   std::string only;
   ps->add_option("session", only, "Only this one");
   bool json = false;
-  ps->add_flag("--json", json, "One JSON document");
+  ps->add_flag("-j,--json", json, "One JSON document");
   CLI::App* doctor =
       app.add_subcommand("doctor", "Would mw run work here, and could it cover this program?");
-  doctor->add_flag("--json", json, "One JSON document");
+  doctor->add_flag("-j,--json", json, "One JSON document");
   doctor->prefix_command();
   doctor->footer("mw doctor [--json] [--] [PROGRAM [ARG]...]");
   CLI::App* check =
       app.add_subcommand("check-config", "Is this configuration file right, all of it?");
   std::string file;
   check->add_option("file", file, "See mwcomms.toml(5)")->required();
-  check->add_flag("--json", json, "One JSON document");
+  check->add_flag("-j,--json", json, "One JSON document");
   CLI::App* adopt =
       app.add_subcommand("adopt", "Go on with a session that runs without its mw run");
   std::string orphan;
@@ -294,6 +324,7 @@ int main(int argc, char** argv) {
   const mw::SampleCommands samples(app);
   const mw::GuardCommand guard(app);
   CLI::App* version = app.add_subcommand("version", "Print the version");
+  for (CLI::App* sub : {clean, version}) sub->add_flag("-j,--json", json, "One JSON document");
 
   // What stands behind the first "--" is the command's, whatever it looks like.
   const std::vector<std::string> words(argv + 1, argv + argc);
@@ -306,27 +337,28 @@ int main(int argc, char** argv) {
     return app.exit(help);
   } catch (const CLI::ParseError& error) {
     const auto chosen = app.get_subcommands();
-    return usage_error(chosen.empty() ? app : *chosen[0], error.what());
+    return usage_error(chosen.empty() ? app : *chosen[0], error.what(), ours);
   }
   for (const CLI::App* takes_command : {run, doctor}) {
     if (!*takes_command) continue;
     std::vector<std::string> command = takes_command->remaining();
     if (!command.empty() && command[0][0] == '-') {
-      return usage_error(*takes_command, "unknown option " + command[0]);
+      return usage_error(*takes_command, "unknown option " + command[0], ours);
     }
     const auto rest = command.empty() && dashes != words.end() ? dashes + 1 : dashes;
     command.insert(command.end(), rest, words.end());
     return *run ? run_command(*run, args, command) : doctor_command(command, json);
   }
-  if (dashes != words.end()) return usage_error(app, "only run and doctor take a command");
+  if (dashes != words.end()) return usage_error(app, "only run and doctor take a command", ours);
   if (*ps) return ps_command(only, json);
   if (*check) return static_cast<int>(mw::check_config(file, json));
   if (*adopt) return adopt_command(orphan);
-  if (*clean) return mw::clean_sessions(mw::default_base(), ended);
+  if (*clean) return clean_command(ended, json);
   if (flows.given()) return flows.run();
   if (changes.given()) return changes.run();
   if (samples.given()) return samples.run();
   if (guard.given()) return guard.run();
-  if (*version) std::puts("mw " MW_VERSION);
+  if (*version)
+    std::puts(json ? R"({"schema": 1, "version": ")" MW_VERSION R"("})" : "mw " MW_VERSION);
   return 0;
 }

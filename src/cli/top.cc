@@ -168,15 +168,15 @@ SampleCommands::SampleCommands(CLI::App& app) {
 int SampleCommands::show_all() const {
   TopView view;
   const auto sort = TopView::find_column(sort_);
-  if (!sort) return fail(options_.json, ExitStatus::usage, "no column " + sort_);
+  if (!sort) return usage_fault(*top_, options_.json, "no column " + sort_);
   view.set_sort(*sort);
   std::string filter;
   for (const std::string& word : filter_) filter += (filter.empty() ? "" : " ") + word;
   view.set_filter(filter);
   const bool once = batch_ || options_.json;
   if (!once && (::isatty(STDIN_FILENO) == 0 || ::isatty(STDOUT_FILENO) == 0))
-    return fail(options_.json, ExitStatus::usage,
-                "this is no terminal: -b prints one round, --json too");
+    return usage_fault(*top_, options_.json,
+                       "this is no terminal: -b prints one round, --json too");
   int exit = 0;
   std::string session;
   auto engine = connect_for_samples(options_, seconds_, &exit, &session);
@@ -195,8 +195,7 @@ int SampleCommands::show_all() const {
 int SampleCommands::show_one() const {
   const auto socket = parse_socket(socket_);
   if (!socket)
-    return fail(options_.json, ExitStatus::usage,
-                "not a socket as `mw flows` shows it: " + socket_);
+    return usage_fault(*why_, options_.json, "not a socket as `mw flows` shows it: " + socket_);
   int exit = 0;
   auto engine = connect_for_samples(options_, 1, &exit, nullptr);
   if (!engine) return exit;

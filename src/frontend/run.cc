@@ -382,7 +382,8 @@ int print_sessions(const std::string& base, const std::string& only) {
   return kExitUnreachable;
 }
 
-int clean_sessions(const std::string& base, const std::string& named) {
+int clean_sessions(const std::string& base, const std::string& named,
+                   std::vector<std::string>* removed) {
   auto lock = BaseLock::acquire(base);
   if (!lock) return fail(lock.failure(), kExitFailed);
   if (!named.empty()) {
@@ -398,7 +399,7 @@ int clean_sessions(const std::string& base, const std::string& named) {
   }
   auto buried = sweep(base);
   if (!buried) return fail(buried.failure(), kExitFailed);
-  for (const std::string& name : *buried) std::printf("removed %s\n", name.c_str());
+  *removed = std::move(*buried);
   return 0;
 }
 

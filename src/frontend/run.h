@@ -75,7 +75,8 @@ int adopt_session(const AdoptRequest& request);
 int print_sessions(const std::string& base, const std::string& only);
 
 // `mw clean`: removes what dead sessions left behind. One that is named is ended first if it runs
-// without a front end.
-int clean_sessions(const std::string& base, const std::string& named);
+// without a front end. `removed`: their names.
+int clean_sessions(const std::string& base, const std::string& named,
+                   std::vector<std::string>* removed);
 
 }  // namespace mw

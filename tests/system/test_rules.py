@@ -580,6 +580,9 @@ def test_the_commands_about_rules(served, mw) -> None:
         assert not select.select([peer], [], [], 0.2)[0] and says("get", socket_name, "pause") == "3\n"
         says("resume", socket_name)
         assert receive(peer, 5) == b"ping\n"
+        told = json.loads(says("allow", "192.0.2.1", "--reason", 'Prüfung "日本"', "-j"))["rule"]
+        assert [r["reason"] for r in json.loads(says("rules", "-j")) if r["rule"] == told] == ['Prüfung "日本"']
+        assert says("set", socket_name, "sndtimeo", "2.25") == "2.250000\n"
         assert says("set", socket_name, "min-rate-in", "500/20") == "500/20\n"
         assert says("get", socket_name, "min-rate-in") == "500/20\n"
         assert json.loads(says("set", "all", "min-rate-out", "700", "-j")) == {"value": "700/0"}
