@@ -143,9 +143,16 @@ USAGE = {
                  ["--bell-fds", "x"]],
 }
 SCRIPTS = {
-    "dev": [["bogus"], ["build", "bogus"], ["build", "a", "b"], ["demo", "--bogus"], ["demo", "--"],
-            ["demo", "-p", "x"], ["test", "bogus"], ["test", "a", "b"]],
+    "dev": [["bogus"], ["help", "x"], ["build", "bogus"], ["build", ""], ["build", "a", "b"], ["demo", "--bogus"],
+            ["demo", "--"], ["demo", "-p"], ["demo", "-p", "x"], ["demo", "-p", "0"], ["demo", "-p", "80:65536"],
+            ["demo", "-p", "1:2:3"], ["test", "bogus"], ["test", "a", "b"], ["bench", "--bogus"],
+            ["bench", "--only"], ["bench", "--only", "bogus"], ["attack", "--bogus"], ["attack", "--only", "bogus"],
+            ["attack", "--defence", "bogus"], ["attack", "--server", "bogus"], ["attack", "--connections", "15001"],
+            ["attack", "--seconds", "4"], ["fuzz", "bogus"], ["fuzz", "--seconds", "0"], ["kills", "0"],
+            ["kills", "x"], ["kills", "1", "2"],
+            *([verb, "x"] for verb in ("format", "lint", "clean", "install-deps"))],
     "bench/bench.py": [["--bogus"], ["--only", "bogus"]],
+    "bench/attack/attack.py": [["--bogus"], ["--seconds", "4"]],
     "tests/differential/native.py": [[]],
 }
 
@@ -170,3 +177,47 @@ def test_wrong_arguments(mw, unchanged, program, arguments):
 def test_wrong_arguments_of_a_script(script, arguments):
     words = [build.ROOT / script, *arguments]
     check_usage(["/usr/bin/python3", *words] if script.endswith(".py") else words)
+
+
+@pytest.fixture
+def clone(tmp_path) -> Path:
+    """./dev alone, where it can break nothing, with a build/ to lose."""
+    shutil.copy(build.ROOT / "dev", tmp_path / "dev")
+    (tmp_path / "build").mkdir()
+    yield tmp_path
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["build", "dev"], "nothing was done"
+
+
+@pytest.mark.parametrize("arguments", SCRIPTS["dev"], ids=" ".join)
+def test_wrong_arguments_are_found_before_anything_is_done(clone, arguments):
+    """Also by somebody who may not do it, on a machine that has none of the packages."""
+    tools = clone.parent / "tools"
+    tools.mkdir(exist_ok=True)
+    for name in ("bash", "awk", "cat", "dirname", "readlink"):
+        (tools / name).unlink(missing_ok=True)
+        (tools / name).symlink_to(shutil.which(name))
+    done = proc.run([tools / "bash", clone / "dev", *arguments], SECONDS, check=False, env={"PATH": str(tools)})
+    assert done.returncode == 2, done.stderr.decode()
+    assert done.stdout == b"" and re.search(rb"^usage: \./dev", done.stderr, re.M)
+
+
+DEV_COMMANDS = re.findall(r"^  ([a-z-]+)", proc.run([build.ROOT / "dev"], SECONDS).stdout.decode(), re.M)
+
+
+@pytest.mark.parametrize("verb", DEV_COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help_of_a_command_of_dev(clone, verb, option):
+    done = proc.run([clone / "dev", verb, option], SECONDS)
+    assert done.stdout.startswith(f"usage: ./dev {verb} ".encode()) and done.stderr == b""
+
+
+@pytest.mark.parametrize(("script", "lists"), [
+    ("bench/bench.py", {"only": "BENCH_WORKLOADS"}),
+    ("bench/attack/attack.py", {"only": "ATTACKS", "defence": "ATTACK_DEFENCES", "server": "ATTACK_SERVERS"})])
+def test_dev_knows_what_the_scripts_know(script, lists):
+    text = (build.ROOT / "dev").read_text()
+    helped = proc.run(["/usr/bin/python3", build.ROOT / script, "--help"], SECONDS).stdout.decode()
+    for option, name in lists.items():
+        mine = re.search(rf'^readonly {name}="(.*)"$', text, re.M)[1].split()
+        choices = re.search(rf"--{option} \{{([^}}]*)\}}", helped.partition("options:")[2])[1]
+        assert mine == re.sub(r"\s", "", choices).split(",")

@@ -1,6 +1,6 @@
 """kill -9 of application, INS and driver at random points under load: service comes back, nothing is left over.
 
-MW_KILLS says how many; the seed is printed, and MW_SEED repeats a run.
+MW_KILLS says how many (`./dev kills` asks for 200); the seed is printed, and MW_SEED repeats a run.
 """
 
 import http.client
@@ -73,6 +73,12 @@ def open_sockets(session) -> int:
     return int(fields[1], 16) if len(fields) > 1 else 0
 
 
+def descriptors(session) -> dict:
+    """Open descriptors of the processes that serve, by their part."""
+    session.refresh()
+    return {who: len(os.listdir(f"/proc/{session.pid(who)}/fd")) for who in ("owner", "driver", "ins")}
+
+
 def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     seed = int(os.environ.get("MW_SEED", random.randrange(1 << 32)))
     print(f"MW_SEED={seed}")
@@ -81,6 +87,8 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     command = f"while :; do {' '.join(server)} 80 victim; done"
     session = start("-p", f"{PORT}:80", "--", "bash", "-c", command)
     proc.wait_for(served, 60, "the first answer", session.background)
+    proc.wait_for(lambda: open_sockets(session) == 1, 60, "only the listener is left", session.background)
+    print("descriptors before", descriptors(session))
     load = [Load() for _ in range(4)]
     for one in load:
         one.start()
@@ -92,6 +100,7 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
                 pids = descendants(session.pid("application"))
             else:
                 pids = [session.pid(who) for who in victim.split()]
+            print(f"kill {number + 1} of {KILLS}: {victim} {pids}", flush=True)
             for pid in pids:
                 if pid:
                     os.kill(pid, signal.SIGKILL)
@@ -110,6 +119,7 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     session.refresh()
     proc.wait_for(lambda: open_sockets(session) in (1, 2), 60, "the INS closes what is over", session.background)
     assert len(os.listdir(f"/run/mwcomms/{session.name}/mw")) == 2, "pvm and one INS"
+    print("descriptors after", descriptors(session), open_sockets(session))
     owner = session.pid("owner")
     proc.wait_for(lambda: len(descendants(owner)) == 4, 60, "there are driver, INS, shell and server",
                   session.background)
