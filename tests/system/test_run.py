@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import socket
@@ -302,6 +303,42 @@ def test_without_root_the_hosts_network_is_used(mw, unchanged, tmp_path):
     assert b"host's own network" in done.stderr and b"only root" in done.stderr
     refused = proc.run([*user, program, "run", "--net", "isolated", "--", "true"], 120, check=False)
     assert refused.returncode == 2
+
+
+def test_without_root_bytes_are_carried(mw, unchanged, tmp_path, namespace):
+    """A server of somebody who is nobody, with a stack that may do no more than its user."""
+    program = copy_of_the_build(mw, tmp_path / "tree")
+    for path in (tmp_path, *tmp_path.parents):
+        if path == type(path)("/tmp"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    (tmp_path / "pages").mkdir()
+    content = os.urandom(1 << 20)
+    (tmp_path / "pages/bytes").write_bytes(content)
+    registry = tmp_path / "registry"
+    registry.mkdir(mode=0o700)
+    os.chown(registry, 65534, 65534)
+    words = namespace.wrap(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", program, "run", "-v", "--net", "host",
+                            "--", "/usr/bin/python3", "-m", "http.server", "-d", tmp_path / "pages", "8000"])
+    with proc.Background(words, tmp_path / "log", env={"PATH": os.environ["PATH"], "XDG_RUNTIME_DIR": str(registry)}) as background:
+        def fetch() -> bytes:
+            with namespace.entered():
+                try:
+                    with urllib.request.urlopen("http://127.0.0.1:8000/bytes", timeout=60) as answer:
+                        return answer.read()
+                except urllib.error.URLError as error:
+                    assert isinstance(error.reason, ConnectionRefusedError), error
+                    return b""  # not there yet
+        assert proc.wait_for(fetch, 60, "the page", background) == content
+        stack = int(re.search(r"mwins pid (\d+)", background.log.read_text())[1])
+        with open(f"/proc/{stack}/status") as file:
+            status = dict(line.rstrip("\n").split(":\t", 1) for line in file)
+        assert status["Name"] == "mwins" and status["Seccomp"].strip() == "2"
+        assert status["Uid"].split() == ["65534"] * 4 and int(status["CapEff"], 16) == 0
+        # It is the stack that listens, not the application.
+        listener = proc.run(namespace.wrap(["ss", "-Hltnp", "sport = :8000"]), 60).stdout.decode()
+        assert f"pid={stack}," in listener
+    assert not any(registry.rglob("owner")), "the session is removed"
 
 
 def test_installed_tree_works(mw, unchanged, tmp_path):
