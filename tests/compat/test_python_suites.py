@@ -2,8 +2,8 @@
 
 purpose     Debian's libpython3.11-testsuite is run with and without protection in namespaces made
             alike, and the results compared test by test.
-cost        The native results are kept in build/python-suites, keyed by the package's version and the
-            kernel, since they do not depend on this project. MW_SUITES="test_select test_poll" runs
+cost        The native results are kept in build/native-suites, keyed by the package's version and the
+            kernel, since they do not depend on this project; those of a run that did not come to its end are not. MW_SUITES="test_select test_poll" runs
             only those suites.
 """
 
@@ -69,7 +69,8 @@ def _parse(report: Path, output: str) -> dict:
     return results
 
 
-def _run(mode: str, suite: str, directory: Path, only: list = None) -> dict:
+def _run(mode: str, suite: str, directory: Path, only: list = None) -> tuple:
+    """The results, and whether these are all: a suite that hangs or crashes writes no report."""
     name = f"{suite}-{mode}{'-again' if only else ''}"
     report = directory / f"{name}.xml"
     report.unlink(missing_ok=True)
@@ -89,18 +90,24 @@ def _run(mode: str, suite: str, directory: Path, only: list = None) -> dict:
                 pass  # what is missing from the report counts as failed
             finally:
                 proc.end_group(process)
-    return _parse(report, log.read_text(errors="replace"))
+    complete = report.exists() and process.returncode >= 0
+    return _parse(report, log.read_text(errors="replace")), complete
+
+
+def _protected(suite: str, directory: Path) -> dict:
+    return _run("mw", suite, directory)[0]
 
 
 def _native(suite: str, directory: Path) -> dict:
     version = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "libpython3.11-testsuite"],
                              capture_output=True, text=True, timeout=20, check=True).stdout
-    kept = build.ROOT / "build" / "python-suites" / f"{suite}-{version}-{platform.release()}.json"
+    kept = build.ROOT / "build" / "native-suites" / f"{suite}-{version}-{platform.release()}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    results = _run("native", suite, directory)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(results, indent=1))
+    results, complete = _run("native", suite, directory)
+    if complete:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(results, indent=1))
     return results
 
 
@@ -112,7 +119,7 @@ def runs(tmp_path_factory):
         one.chmod(0o755)
 
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        answers = {suite: (pool.submit(_native, suite, directory), pool.submit(_run, "mw", suite, directory))
+        answers = {suite: (pool.submit(_native, suite, directory), pool.submit(_protected, suite, directory))
                    for suite in CHOSEN}
         yield directory, answers
         for pair in answers.values():
@@ -131,7 +138,7 @@ def test_suite(suite, runs):
         by_time = [name for name in missing if name in BY_TIME]
         if not by_time:
             break
-        again = _run("mw", suite, directory, sorted({name.rpartition(".")[2] for name in by_time}))
+        again, _ = _run("mw", suite, directory, sorted({name.rpartition(".")[2] for name in by_time}))
         missing = [name for name in missing if name not in by_time or again.get(name) != PASSED]
     log = (directory / f"{suite}-mw.log").read_text(errors="replace")
     lines = "\n".join(f"  {name}: {ours.get(name, 'no result')}" for name in missing)
