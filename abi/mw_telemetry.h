@@ -31,7 +31,7 @@ struct mw_telemetry_header {
 MW_STATIC_ASSERT(sizeof(struct mw_telemetry_header) == 192, "frozen since protocol 1");
 
 /* Kinds. 1 to 7 are the NetFlow interface's observations. */
-#define MW_TEL_TOTALS 0u /* the running totals of a socket, unasked */
+#define MW_TEL_TOTALS 0u /* the running totals of a socket and its `conn`, unasked */
 #define MW_TEL_CREATE 1u
 #define MW_TEL_BIND 2u
 #define MW_TEL_ACCEPT \
@@ -53,6 +53,16 @@ MW_STATIC_ASSERT(sizeof(struct mw_telemetry_header) == 192, "frozen since protoc
 #define MW_TEL_WHO_DATAGRAM 1u
 #define MW_TEL_WHO_LISTENER 2u
 
+/* How a connection stands, in every record of an event: what is known to have happened to it. */
+#define MW_CONN_INBOUND 1u /* it was accepted */
+#define MW_CONN_ESTABLISHED 2u
+#define MW_CONN_PEER_FIN 4u
+#define MW_CONN_OUR_FIN 8u
+#define MW_CONN_PEER_RST 16u /* without ESTABLISHED: the attempt was refused */
+#define MW_CONN_OUR_RST 32u
+#define MW_CONN_CUT 64u /* by the INS, and not by the application */
+#define MW_CONN_ALL 127u
+
 struct mw_telemetry_endpoint {
   uint16_t family; /* AF_INET, AF_INET6 */
   uint16_t port;   /* host byte order */
@@ -69,7 +79,8 @@ struct mw_telemetry_record {
     struct {
       uint64_t bytes_in;
       uint64_t bytes_out;
-      uint8_t pad[24];
+      uint32_t conn; /* MW_CONN_* */
+      uint8_t pad[20];
     } event;
     struct {
       struct mw_telemetry_endpoint local;

@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 namespace mw {
 namespace {
@@ -75,9 +76,20 @@ const Flow* FlowTable::find(uint32_t number, uint32_t* slot) const {
   return &flows_[it->second];
 }
 
-netflow::Observation FlowTable::observation(const Flow& flow, uint32_t kind,
-                                            uint64_t now_ns) const {
-  netflow::Observation o;
+uint16_t wire_flags(const Flow& flow) {
+  static_assert(MW_CONN_INBOUND << netflow::kConnShift == netflow::kConnInbound &&
+                MW_CONN_CUT << netflow::kConnShift == netflow::kConnCut);
+  const uint32_t listener = (flow.bits & MW_TEL_WHO_LISTENER) != 0 ? netflow::kFlowListener : 0;
+  return static_cast<uint16_t>(listener | flow.conn << netflow::kConnShift);
+}
+
+Seen FlowTable::observation(uint32_t slot, uint32_t kind, uint64_t now_ns) const {
+  const Flow& flow = flows_[slot];
+  Seen o;
+  o.slot = slot;
+  o.number = flow.gen;
+  o.type = (flow.bits & MW_TEL_WHO_DATAGRAM) != 0 ? 2 : 1;
+  o.flags = wire_flags(flow);
   o.kind = static_cast<netflow::ObservationKind>(kind);
   o.session_start = netflow::timestamp_of(flow.made_ns);
   o.now = netflow::timestamp_of(now_ns);
@@ -87,6 +99,19 @@ netflow::Observation FlowTable::observation(const Flow& flow, uint32_t kind,
   o.bytes_in = flow.bytes_in;
   o.bytes_out = flow.bytes_out;
   return o;
+}
+
+// An accept is told of the listener, with the new connection's endpoints, start and state.
+void FlowTable::accepted(Seen& o, uint32_t slot) {
+  Flow& fresh = flows_[slot];
+  fresh.conn |= MW_CONN_INBOUND | MW_CONN_ESTABLISHED;
+  o.session_start = netflow::timestamp_of(fresh.made_ns);
+  o.local = fresh.local;
+  o.remote = fresh.remote;
+  o.extra = static_cast<uint64_t>(number_of(fresh));
+  o.flags = wire_flags(fresh);
+  o.listener_slot = std::exchange(o.slot, slot);
+  o.number = fresh.gen;
 }
 
 }  // namespace mw

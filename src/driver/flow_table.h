@@ -24,6 +24,7 @@ namespace mw {
 struct Flow {
   uint32_t gen;   // 0: none
   uint32_t bits;  // MW_TEL_WHO_*
+  uint32_t conn;  // MW_CONN_*
   uint64_t made_ns;
   uint64_t last_ns;  // of its last record
   uint64_t bytes_in;
@@ -32,11 +33,22 @@ struct Flow {
   netflow::Endpoint remote;
 };
 
+// What an observation of version 2 says of them beside; who holds it is not known here.
+uint16_t wire_flags(const Flow& flow);
+
+// An observation, and where the session keeps what it is about. kind none: a connection stands
+// differently now, which no call told.
+struct Seen : netflow::ExtendedObservation {
+  uint32_t slot = 0;  // of an accept: the new connection's
+  uint32_t number = 0;
+  uint32_t listener_slot = 0;  // of an accept
+};
+
 class FlowTable {
  public:
   FlowTable(uint32_t slots, uint32_t workers, uint16_t ins);
 
-  // Takes one record; calls out(observation) for each that follows from it.
+  // Takes one record; calls out(Seen) for each observation that follows from it.
   // Errors: peer (it cannot be).
   template <class Out>
   Status take(const mw_telemetry_record& r, Out&& out) {
@@ -89,17 +101,15 @@ class FlowTable {
     if (r.u.event.bytes_in > flow.bytes_in) flow.bytes_in = r.u.event.bytes_in;
     if (r.u.event.bytes_out > flow.bytes_out) flow.bytes_out = r.u.event.bytes_out;
     flow.last_ns = r.now;
-    if (r.kind == MW_TEL_TOTALS) return Ok{};
-    netflow::Observation o = observation(flow, r.kind, r.now);
+    const bool changed = flow.conn != (r.u.event.conn & MW_CONN_ALL);
+    flow.conn = r.u.event.conn & MW_CONN_ALL;
+    if (r.kind == MW_TEL_TOTALS && !changed) return Ok{};
+    Seen o = observation(r.slot, r.kind, r.now);
     if (r.kind == MW_TEL_ACCEPT) {
       uint32_t slot = 0;
-      const Flow* fresh = find(r.extra, &slot);
-      if (fresh == nullptr)
+      if (find(r.extra, &slot) == nullptr)
         return Ok{};  // closed already: its worker's ring was read before this one
-      o.session_start = netflow::timestamp_of(fresh->made_ns);
-      o.local = fresh->local;
-      o.remote = fresh->remote;
-      o.extra = static_cast<uint64_t>(number_of(*fresh));
+      accepted(o, slot);
     }
     if (r.kind == MW_TEL_CLOSE) {
       cut_ = r.extra;
@@ -111,8 +121,9 @@ class FlowTable {
   }
   template <class Out>
   void close(uint32_t slot, uint64_t now_ns, Out&& out) {
-    netflow::Observation o = observation(flows_[slot], MW_TEL_CLOSE, now_ns);
+    Seen o = observation(slot, MW_TEL_CLOSE, now_ns);
     o.extra = static_cast<uint64_t>(o.socket);
+    o.flags |= netflow::kCloseUnseen;
     cut_ = 0;
     erase(slot);
     out(o);
@@ -120,7 +131,8 @@ class FlowTable {
   Status introduce(const mw_telemetry_record& r);
   void erase(uint32_t slot);
   int64_t number_of(const Flow& flow) const { return netflow::encode({ins_, flow.gen}); }
-  netflow::Observation observation(const Flow& flow, uint32_t kind, uint64_t now_ns) const;
+  Seen observation(uint32_t slot, uint32_t kind, uint64_t now_ns) const;
+  void accepted(Seen& o, uint32_t slot);
 
   struct Freed {
     void operator()(Flow* p) const;

@@ -17,7 +17,7 @@ using netflow::ObservationKind;
 class FlowTableTest : public testing::Test {
  protected:
   bool take(const mw_telemetry_record& r) {
-    return static_cast<bool>(table_.take(r, [this](const Observation& o) { seen_.push_back(o); }));
+    return static_cast<bool>(table_.take(r, [this](const Seen& o) { seen_.push_back(o); }));
   }
   static mw_telemetry_record who(uint32_t slot, uint32_t gen, uint16_t port = 80) {
     mw_telemetry_record r{};
@@ -43,7 +43,7 @@ class FlowTableTest : public testing::Test {
   }
 
   FlowTable table_{16, 1, 7};
-  std::vector<Observation> seen_;
+  std::vector<Seen> seen_;
 };
 
 TEST_F(FlowTableTest, ASocketsLife) {
@@ -70,6 +70,34 @@ TEST_F(FlowTableTest, ASocketsLife) {
   EXPECT_EQ(slot, 1u);
 }
 
+TEST_F(FlowTableTest, HowAConnectionStandsIsToldWhenItChanges) {
+  using namespace netflow;
+  const auto stands = [](uint32_t kind, uint32_t conn) {
+    mw_telemetry_record r = event(kind, 2, 101);
+    r.u.event.conn = conn;
+    return r;
+  };
+  ASSERT_TRUE(take(who(1, 100)));
+  ASSERT_TRUE(take(who(2, 101, 81)));
+  ASSERT_TRUE(take(event(MW_TEL_ACCEPT, 1, 100, 0, 0, 101)));
+  ASSERT_TRUE(take(stands(MW_TEL_TOTALS, MW_CONN_INBOUND | MW_CONN_ESTABLISHED)));
+  ASSERT_EQ(seen_.size(), 1u);
+  EXPECT_EQ(seen_[0].flags, kConnInbound | kConnEstablished);
+  EXPECT_EQ(seen_[0].slot, 2u);
+  EXPECT_EQ(seen_[0].number, 101u);
+  EXPECT_EQ(seen_[0].listener_slot, 1u);
+  constexpr uint32_t kHalf = MW_CONN_INBOUND | MW_CONN_ESTABLISHED | MW_CONN_PEER_FIN;
+  ASSERT_TRUE(take(stands(MW_TEL_TOTALS, kHalf)));
+  ASSERT_TRUE(take(stands(MW_TEL_TOTALS, kHalf)));
+  ASSERT_TRUE(take(stands(MW_TEL_CLOSE, kHalf | MW_CONN_OUR_RST | 0xffffff80)));
+  ASSERT_EQ(seen_.size(), 3u);
+  EXPECT_EQ(seen_[1].kind, ObservationKind::none);
+  EXPECT_EQ(seen_[1].flags, kConnInbound | kConnEstablished | kConnPeerFin);
+  EXPECT_EQ(seen_[2].kind, ObservationKind::close);
+  EXPECT_EQ(seen_[2].flags, kConnInbound | kConnEstablished | kConnPeerFin | kConnOurRst);
+  EXPECT_EQ(seen_[2].slot, 2u);
+}
+
 TEST_F(FlowTableTest, ACloseThatWasLostIsMadeUpFor) {
   ASSERT_TRUE(take(who(1, 100)));
   ASSERT_TRUE(take(event(MW_TEL_CREATE, 1, 100)));
@@ -77,7 +105,8 @@ TEST_F(FlowTableTest, ACloseThatWasLostIsMadeUpFor) {
   ASSERT_EQ(seen_.size(), 2u);
   EXPECT_EQ(seen_[1].kind, ObservationKind::close);
   EXPECT_EQ(seen_[1].socket, netflow::encode({7, 100}));
-  table_.close_all(9, [this](const Observation& o) { seen_.push_back(o); });
+  EXPECT_EQ(seen_[1].flags, netflow::kCloseUnseen);
+  table_.close_all(9, [this](const Seen& o) { seen_.push_back(o); });
   ASSERT_EQ(seen_.size(), 3u);
   EXPECT_EQ(seen_[2].socket, netflow::encode({7, 102}));
   EXPECT_EQ(table_.size(), 0u);

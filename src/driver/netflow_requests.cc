@@ -413,7 +413,7 @@ bool NetflowService::on_list(const Asked& a, bool may_wait) {
     f.sequence = ++flow_sequence_;
     f.socket = netflow::encode({ins_->flows().ins(), flow.gen});
     f.type = (flow.bits & MW_TEL_WHO_DATAGRAM) != 0 ? 2 : 1;
-    f.flags = (flow.bits & MW_TEL_WHO_LISTENER) != 0 ? netflow::kFlowListener : 0;
+    f.flags = wire_flags(flow);
     f.session_start = netflow::timestamp_of(flow.made_ns);
     f.last = netflow::timestamp_of(flow.last_ns);
     f.local = flow.local;

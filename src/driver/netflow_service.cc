@@ -36,6 +36,20 @@ UniqueFd foreign_netns(uint32_t pid) {
   return fd;
 }
 
+// True: the batch is full.
+template <size_t N>
+bool append(std::shared_ptr<netflow::Batch>& batch, const netflow::ExtendedObservation& o) {
+  if (batch == nullptr) {
+    batch = std::make_shared<netflow::Batch>();
+    batch->each = N;
+    batch->bytes.reserve(kObservationsPerBatch * N);
+  }
+  const size_t at = batch->bytes.size();
+  batch->bytes.resize(at + N);
+  netflow::encode(o, std::span<uint8_t, N>(batch->bytes.data() + at, N));
+  return ++batch->messages == kObservationsPerBatch;
+}
+
 }  // namespace
 
 Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::ServerOptions& options,
@@ -267,7 +281,7 @@ void NetflowService::drop_ins(const char* why) {
     log_line(kWho, "NetFlow: nothing more is taken from INS %u: %s", ins_->id(), why);
   const std::unique_ptr<InsTelemetry> gone = std::move(ins_);
   gone->fail_all(ECONNRESET);
-  gone->flows().close_all(realtime_ns(), [this](const netflow::Observation& o) { put(o); });
+  gone->flows().close_all(realtime_ns(), [this](const Seen& o) { put(o); });
   send_batch();
   if (exporter_) exporter_->end_all();
   reading_ = false;
@@ -298,7 +312,7 @@ void NetflowService::follow_engines() {
 }
 
 void NetflowService::drain() {
-  auto records = ins_->drain([this](const netflow::Observation& o) { put(o); });
+  auto records = ins_->drain([this](const Seen& o) { put(o); });
   send_batch();
   if (!records) return drop_ins(records.error().where);
   if (const uint64_t lost = ins_->newly_dropped(); lost != 0) {
@@ -309,39 +323,27 @@ void NetflowService::drain() {
   if (*records == 0) reading_ = !ins_->prepare_sleep();
 }
 
-netflow::Protocol NetflowService::protocol_of(const netflow::Observation& o) const {
-  const auto id = netflow::decode_socket(o.socket);
-  uint32_t slot = 0;
-  const auto* flow = id && ins_ ? ins_->flows().find(id->number, &slot) : nullptr;
-  const bool datagram = flow != nullptr && (flow->bits & MW_TEL_WHO_DATAGRAM) != 0;
-  return datagram ? netflow::Protocol::udp : netflow::Protocol::tcp;
-}
-
-void NetflowService::put(const netflow::Observation& o) {
+void NetflowService::put(Seen o) {
   if (o.kind == netflow::ObservationKind::close) on_closed(o);
-  if (exporter_) {
-    exported_.push_back({o, protocol_of(o)});
-    if (exported_.size() == kObservationsPerBatch) send_batch();
-  }
   // Nobody would get it: it is not made.
-  if (server_->listening() == 0) return;
-  if (batch_ == nullptr) {
-    batch_ = std::make_shared<netflow::Batch>();
-    batch_->bytes.reserve(kObservationsPerBatch * netflow::kObservationBytes);
-  }
-  const size_t at = batch_->bytes.size();
-  batch_->bytes.resize(at + netflow::kObservationBytes);
-  netflow::encode(o, std::span<uint8_t, netflow::kObservationBytes>(batch_->bytes.data() + at,
-                                                                    netflow::kObservationBytes));
-  if (++batch_->messages == kObservationsPerBatch) send_batch();
+  const bool extended = server_->anyone_wants(2);
+  if (extended || exporter_) sampling_.add_holder(o);
+  if (exporter_) exported_.push_back(o);
+  bool full = exported_.size() == kObservationsPerBatch;
+  if (extended) full |= append<netflow::kExtendedObservationBytes>(extended_batch_, o);
+  // Version 1 knows calls only.
+  if (o.kind != netflow::ObservationKind::none && server_->anyone_wants(1))
+    full |= append<netflow::kObservationBytes>(batch_, o);
+  if (full) send_batch();
 }
 
 void NetflowService::send_batch() {
   if (!exported_.empty()) exporter_->offer(exported_);
   exported_.clear();
-  if (batch_ == nullptr || batch_->messages == 0) return;
-  server_->broadcast(batch_);
+  if (batch_ != nullptr) server_->broadcast(batch_);
+  if (extended_batch_ != nullptr) server_->broadcast(extended_batch_);
   batch_.reset();
+  extended_batch_.reset();
 }
 
 void NetflowService::retry_deferred() {

@@ -107,8 +107,7 @@ class NetflowService {
   void drop_ins(const char* why);
   void follow_engines();
   void drain();
-  void put(const netflow::Observation& o);
-  netflow::Protocol protocol_of(const netflow::Observation& o) const;
+  void put(Seen o);
   void send_batch();
   void retry_deferred();
   void follow_rounds();
@@ -181,7 +180,8 @@ class NetflowService {
   bool reading_ = false;  // the rings are read by time, not by doorbell
   int64_t next_drain_ms_ = 0;
   std::shared_ptr<netflow::Batch> batch_;
-  std::vector<netflow::ExportedObservation> exported_;
+  std::shared_ptr<netflow::Batch> extended_batch_;
+  std::vector<netflow::ExtendedObservation> exported_;
   std::vector<Deferred> deferred_;
   AddressBlocks blocks_;
   Sampling sampling_;

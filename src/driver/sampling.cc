@@ -66,15 +66,16 @@ void append(netflow::SampledBatches& out, const Message& m) {
 
 }  // namespace
 
-void Sampling::Freed::operator()(History* p) const {
+void Sampling::Freed::operator()(void* p) const {
   std::free(p);
 }
 
 Sampling::Sampling(SessionMemory& memory, std::function<bool(uint32_t)> belongs)
     : memory_(memory),
       belongs_(std::move(belongs)),
-      history_(static_cast<History*>(std::calloc(memory.geometry().slots, sizeof(History)))) {
-  if (history_ == nullptr) std::abort();
+      history_(static_cast<History*>(std::calloc(memory.geometry().slots, sizeof(History)))),
+      identities_(static_cast<Identity*>(std::calloc(memory.geometry().slots, sizeof(Identity)))) {
+  if (history_ == nullptr || identities_ == nullptr) std::abort();
 }
 
 void Sampling::process_came(uint32_t pid) {
@@ -180,6 +181,45 @@ void Sampling::add_holder(netflow::Sample& s, SessionSlot& mine, History& h, con
   s.waiting = wait.since_ms;
   if (wait.total_us < kImpossibleUs) h.worker_us = std::max(h.worker_us, wait.total_us);
   s.worker_us = h.worker_us;
+}
+
+// As the session names the holder now, or as it was known last.
+Sampling::Identity& Sampling::identify(uint32_t slot, uint32_t gen, int64_t now_ns) {
+  using A = StdAtomics;
+  Identity& known = identities_[slot];
+  if (known.gen != gen) {
+    known = {};
+    known.gen = gen;
+  }
+  SessionOwner& named = memory_.session().owner(gen);
+  if (A::load_acquire(named.gen) != gen) return known;
+  const uint32_t owner = A::load_relaxed(named.pid);
+  const auto cached = holders_.find(owner);
+  // The application may name others for every socket: what that costs us is bounded.
+  if ((cached == holders_.end() || cached->second.until_ns < now_ns) && looks_left_ == 0)
+    return known;
+  if (const Holder& who = holder(owner, now_ns); who.ours)
+    known = {gen, owner, who.uid, 0, who.command};
+  return known;
+}
+
+void Sampling::add_holder(Seen& o) {
+  const int64_t now = monotonic_ns();
+  if (now >= looks_until_ns_) {
+    looks_until_ns_ = now + kProcNs;
+    looks_left_ = kLooksPerRound;
+    std::erase_if(holders_, [now](const auto& h) { return h.second.until_ns < now; });
+  }
+  Identity& known = identify(o.slot, o.number, now);
+  if (o.kind == netflow::ObservationKind::accept && known.pid == 0) {
+    const auto listener = netflow::decode_socket(o.socket);
+    const Identity& its = identify(o.listener_slot, listener ? listener->number : 0, now);
+    known = {o.number, its.pid, its.uid, 1, its.command};
+  }
+  o.pid = known.pid;
+  o.uid = known.uid;
+  o.command = known.command;
+  if (known.pid != 0 && known.of_listener != 0) o.flags |= netflow::kListenersHolder;
 }
 
 // Bytes a second, those of the last seconds weighing most. The first sample has the mean of the

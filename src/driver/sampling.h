@@ -38,6 +38,9 @@ class Sampling {
   // All of a round that is not an engine's own, of the sockets whose rows are of one of these two
   // rounds of the INS. ins: null if none serves.
   netflow::SampledBatches collect(InsTelemetry* ins, uint32_t row_round, uint32_t other);
+  // Says in an observation who holds its socket. One that was taken by nobody yet has the process of
+  // its listener, and says so. What was once known of a socket holds until it is closed.
+  void add_holder(Seen& o);
   // What the INS uses; no older than a second.
   const std::optional<ProcessUse>& use_of_ins(uint32_t pid);
 
@@ -60,6 +63,14 @@ class Sampling {
     uint32_t uid = 0;
     std::array<char, 16> command{};
   };
+  // Who held the socket in a slot when it was observed last.
+  struct Identity {
+    uint32_t gen;
+    uint32_t pid;
+    uint32_t uid;
+    uint32_t of_listener;
+    std::array<char, 16> command;
+  };
   struct Process {
     int64_t until_ns = 0;
     uint32_t attached = 0;  // connections
@@ -74,17 +85,21 @@ class Sampling {
   void add_holder(netflow::Sample& s, SessionSlot& mine, History& h, const Now& now);
   void add_rates(netflow::Sample& s, History& h, const Now& now) const;
   const Holder& holder(uint32_t pid, int64_t now_ns);
+  Identity& identify(uint32_t slot, uint32_t gen, int64_t now_ns);
   static void look_at(uint32_t pid, Process& p, int64_t now_ns);
   void add_processes(netflow::SampledBatches& out, const Now& now);
 
   SessionMemory& memory_;
   std::function<bool(uint32_t)> belongs_;
   struct Freed {
-    void operator()(History* p) const;
+    void operator()(void* p) const;
   };
-  std::unique_ptr<History[], Freed> history_;  // by slot; what was never used costs nothing
+  // By slot; what was never used costs nothing.
+  std::unique_ptr<History[], Freed> history_;
+  std::unique_ptr<Identity[], Freed> identities_;
   std::map<uint32_t, Holder> holders_;
-  uint32_t looks_left_ = 0;  // at processes that nobody knows, in this round
+  uint32_t looks_left_ = 0;     // at processes that nobody knows, in this round
+  int64_t looks_until_ns_ = 0;  // when observations may have more of them
   std::mutex lock_;
   std::map<uint32_t, Process> processes_;  // by pid
   Process ins_;

@@ -79,6 +79,42 @@ class SamplingTest : public testing::Test {
   std::unique_ptr<Sampling> sampling_;
 };
 
+TEST_F(SamplingTest, WhoMadeASocketIsKnownAlsoWhenItsSlotServesAnother) {
+  const auto me = static_cast<uint32_t>(::getpid());
+  const auto owned = [&](uint32_t gen, uint32_t pid) {
+    memory_->session().owner(gen).gen = gen;
+    memory_->session().owner(gen).pid = pid;
+  };
+  const auto seen = [&](uint32_t number, netflow::ObservationKind kind) {
+    Seen o;
+    o.kind = kind;
+    o.slot = 3;
+    o.number = number;
+    sampling_->add_holder(o);
+    return o;
+  };
+  using Kind = netflow::ObservationKind;
+  owned(5, me);
+  owned(6, me);
+  hold(3, 6);
+  EXPECT_EQ(seen(5, Kind::close).pid, me);
+  EXPECT_EQ(seen(5, Kind::close).uid, ::getuid());
+  EXPECT_NE(seen(6, Kind::recv).command[0], 0);
+  EXPECT_EQ(seen(7, Kind::recv).pid, 0u);
+  owned(8, 1);  // none of this session
+  EXPECT_EQ(seen(8, Kind::recv).pid, 0u);
+  // A connection is its listener's until somebody takes it.
+  Seen accept;
+  accept.kind = Kind::accept;
+  accept.socket = netflow::encode(netflow::SocketId{7, 5});
+  accept.slot = 4;
+  accept.number = 9;
+  accept.listener_slot = 2;
+  sampling_->add_holder(accept);
+  EXPECT_EQ(accept.pid, me);
+  EXPECT_EQ(accept.flags, netflow::kListenersHolder);
+}
+
 TEST_F(SamplingTest, ARoundIsOverWhenEveryWorkerSaysSo) {
   ins_->want_round(1);
   EXPECT_EQ(writers_[0].due(), 1u);

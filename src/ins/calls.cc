@@ -121,7 +121,14 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   do {
     result(a, ::connect(s.fd, address_of(r), r.in_len));
   } while (a.ret < 0 && a.err == EINTR);
-  if (a.ret == 0 || a.err == EINPROGRESS) telemetry_.event(MW_TEL_CONNECT, i, s);
+  if (a.ret == 0 || a.err == EINPROGRESS) {
+    note_connect(i, s, a.ret == 0 && !unspec, unspec);
+    telemetry_.connecting(MW_TEL_CONNECT, i, s, address_of(r), r.in_len);
+  } else if (a.err == ECONNREFUSED && s.kind == SockKind::stream) {
+    // By a peer that is so near that its answer was there before the call returned.
+    s.conn = MW_CONN_PEER_RST;
+    telemetry_.connecting(MW_TEL_TOTALS, i, s, address_of(r), r.in_len);
+  }
   if (s.kind == SockKind::dgram) {
     if (a.ret == 0)
       set_state(i, s, unspec ? s.state & ~MW_ST_CONNECTED : s.state | MW_ST_CONNECTED);
@@ -150,6 +157,18 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   // After the attempt: a socket that never tried polls as hung up.
   if (!watch_real(i, s)) failure(a, ENOMEM);
+}
+
+// A connect() did something: what is known of the connection is what is known of a new one.
+void Worker::note_connect(uint32_t i, Sock& s, bool established, bool dissolved) {
+  if (s.kind != SockKind::stream) return;
+  if (dissolved) {
+    note_end(s, MW_CONN_OUR_RST);
+    telemetry_.changed(i, s);
+  }
+  // One that collects the outcome of an earlier one finds it known.
+  if (established && (s.conn & MW_CONN_ESTABLISHED) != 0) return;
+  s.conn = established ? MW_CONN_ESTABLISHED : 0;
 }
 
 // connect() with AF_UNSPEC, or shutdown() while it was connecting, made a new socket of it.
@@ -187,6 +206,10 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
     if (how == SHUT_RDWR) result(a, ::shutdown(s.fd, SHUT_RD));
   } else {
     result(a, ::shutdown(s.fd, how));
+    if (a.ret == 0 && writing && connection) {
+      note_end(s, MW_CONN_OUR_FIN);
+      telemetry_.changed(i, s);
+    }
   }
   // The kernel shuts what is not connected all the same.
   const bool refused = a.ret < 0;

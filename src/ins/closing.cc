@@ -59,6 +59,31 @@ void Worker::last_close(uint32_t i, Sock& s) {
     ::setsockopt(s.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kLingerTimeoutMs, sizeof kLingerTimeoutMs);
 }
 
+// What this end of a connection does now, unless the connection is over already.
+void Worker::note_end(Sock& s, uint8_t what) {
+  constexpr uint8_t kBothFins = MW_CONN_PEER_FIN | MW_CONN_OUR_FIN;
+  const bool over = (s.conn & (MW_CONN_PEER_RST | MW_CONN_OUR_RST)) != 0 ||
+                    (s.conn & kBothFins) == kBothFins || (s.state & MW_ST_CLOSED) != 0;
+  if ((s.conn & MW_CONN_ESTABLISHED) != 0 && !over) s.conn |= what;
+}
+
+// As close() will end it: with a reset if there are bytes that nobody has read.
+void Worker::note_close(Sock& s) {
+  int unread = 0;
+  const bool reset = s.linger == LingerMode::reset ||
+                     (telemetry_.on() && ::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0);
+  note_end(s, reset ? MW_CONN_OUR_RST : MW_CONN_OUR_FIN);
+}
+
+// For somebody else than the application.
+void Worker::cut_off(uint32_t i, Sock& s) {
+  s.conn |= MW_CONN_CUT;
+  if ((s.flags & kLingering) != 0)
+    reset_and_free(i, s);
+  else
+    abort_socket(i, s);
+}
+
 void Worker::reset_at_close(int fd) {
   const linger now{1, 0};
   ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
@@ -68,6 +93,7 @@ void Worker::reset_at_close(int fd) {
 void Worker::abort_socket(uint32_t i, Sock& s) {
   if (s.listener != nullptr || s.fd < 0) return;
   reset_at_close(s.fd);
+  note_end(s, MW_CONN_OUR_RST);
   telemetry_.event(MW_TEL_CLOSE, i, s);
   ::close(s.fd);
   s.fd = -1;
@@ -82,10 +108,12 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
 
 void Worker::reset_and_free(uint32_t i, Sock& s) {
   if (s.fd >= 0) reset_at_close(s.fd);
+  note_end(s, MW_CONN_OUR_RST);
   free_slot(i, s);
 }
 
 void Worker::finish_close(uint32_t i, Sock& s) {
+  if (s.fd >= 0) note_close(s);
   if (s.fd >= 0 && s.linger == LingerMode::wait) {
     // The kernel would wait in our close(). The application's close() has long returned.
     const linger off{0, 0};
@@ -108,6 +136,7 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED);
   const uint32_t keep = s.flags & kWarm;
   s.flags = keep;
+  s.conn = 0;
   s.error_seq = 0;
   s.oob_mark = 0;
   s.rcvlowat = 1;

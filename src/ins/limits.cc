@@ -150,10 +150,7 @@ void Worker::limit_due(uint32_t i, Sock& s, int64_t now) {
 
 void Worker::cut(uint32_t i, Sock& s, uint32_t why) {
   s.limits->cut = why;
-  if ((s.flags & kLingering) != 0)
-    reset_and_free(i, s);
-  else
-    abort_socket(i, s);
+  cut_off(i, s);
 }
 
 // ---- what the driver asks for ----

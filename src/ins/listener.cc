@@ -228,6 +228,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   c.rx_limit = s.rx_limit;
   c.state = MW_ST_OPEN | MW_ST_CONNECTED;
   c.flags |= kAccepted;
+  c.conn = MW_CONN_INBOUND | MW_CONN_ESTABLISHED;
   c.handed.store(false, std::memory_order_relaxed);
   init_shared_slot(n, c);
   telemetry_.accepted(i, s, n, c, record.local, record.peer);

@@ -54,10 +54,8 @@ void Worker::on_request(const InsRequest& r) {
         announce(r.slot, kNewsAll);
       else if (s->listener != nullptr)
         reply = failed(r, EOPNOTSUPP);
-      else if ((s->flags & kLingering) != 0)
-        reset_and_free(r.slot, *s);
       else
-        abort_socket(r.slot, *s);
+        cut_off(r.slot, *s);
       break;
     }
     case InsOp::cut_peer:
@@ -142,8 +140,7 @@ void Worker::cut_peer(const InsRequest& r, InsReply& reply) {
         ::getpeername(s.fd, name, &len) < 0 || peer_address_of(name, len) != peer)
       return;
     ++cut;
-    if ((s.flags & kLingering) != 0) return reset_and_free(i, s);
-    abort_socket(i, s);
+    cut_off(i, s);
   });
   reply.len = sizeof cut;
   std::memcpy(reply.value, &cut, sizeof cut);

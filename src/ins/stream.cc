@@ -22,6 +22,11 @@ constexpr size_t kEnoughForOnePiece = 4096;
 // we empty the other. Receiving has no such limit: waking a reader costs more than it waits.
 constexpr uint32_t kChunk = 256 * 1024;
 
+// The kernel says EPIPE of a reset that came after the peer's end.
+bool is_reset(int err) {
+  return err == ECONNRESET || err == EPIPE;
+}
+
 }  // namespace
 
 // events: EPOLL* bits, or 0 for work left over from the last turn.
@@ -30,7 +35,11 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if ((s.flags & kLimited) != 0) arm(s);
   if ((s.flags & kLingering) != 0) {
     int unread = 0;
-    if ((events & (EPOLLERR | EPOLLHUP)) != 0) return free_slot(i, s);
+    if ((events & (EPOLLERR | EPOLLHUP)) != 0) {
+      take_reset(s);
+      return free_slot(i, s);
+    }
+    if ((events & EPOLLRDHUP) != 0) s.conn |= MW_CONN_PEER_FIN;
     // Bytes that nobody will read: the kernel answers them with a reset after close().
     if ((events & EPOLLIN) != 0 && ::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0)
       return reset_and_free(i, s);
@@ -63,9 +72,9 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if ((events & EPOLLPRI) != 0) state |= MW_ST_PRI;
   if ((events & EPOLLERR) != 0 && s.fd >= 0) {
     // recv() tells most errors; what it left is either pending or in the error queue.
-    int err = 0;
-    socklen_t len = sizeof err;
-    if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0) {
+    const uint8_t before = s.conn;
+    if (const int err = take_reset(s); err != 0) {
+      if (s.conn != before) telemetry_.changed(i, s);
       publish_error(i, s, err);
       news |= kNewsAll;
     } else {
@@ -81,6 +90,15 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
     news |= kNewsAll;
   }
   if (news != 0) announce(i, news);
+}
+
+// The error that is pending, which is taken; if it is the peer's reset, that is noted.
+int Worker::take_reset(Sock& s) {
+  int err = 0;
+  socklen_t len = sizeof err;
+  if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0) return 0;
+  if (is_reset(err)) s.conn |= MW_CONN_PEER_RST;
+  return err;
 }
 
 // Asks for news of `need` bytes of room in the receive ring. True: there is room already, try
@@ -122,6 +140,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   }
   if (is_paused(s, kPauseIn)) return 0;
   const bool waited = (s.flags & kRxWait) != 0;
+  const uint8_t conn = s.conn;
   for (;;) {
     auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
     if (!room) {
@@ -172,6 +191,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     }
     if (n < 0) {
       const int err = errno;
+      if (is_reset(err)) s.conn |= MW_CONN_PEER_RST;
       publish_error(i, s, err);
       news |= kNewsAll;
       set_state(i, s, s.state | end_bits(s));
@@ -182,6 +202,7 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     }
     s.flags &= ~kToEnd;
     if ((s.state & MW_ST_EOF) == 0) {
+      s.conn |= MW_CONN_PEER_FIN;
       set_state(i, s, s.state | MW_ST_EOF | MW_ST_RCV_SHUT);
       news |= kNewsAll;
     }
@@ -195,6 +216,8 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     touch(i, s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
                             std::memory_order_relaxed);
+  } else if (s.conn != conn) {
+    telemetry_.changed(i, s);
   }
   return news;
 }
@@ -268,6 +291,8 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s, int flags) {
   if (left == 0 && (s.flags & kFinPending) != 0) {
     s.flags &= ~kFinPending;
     ::shutdown(s.fd, SHUT_WR);
+    note_end(s, MW_CONN_OUR_FIN);
+    telemetry_.changed(i, s);
   }
   return news;
 }
@@ -284,6 +309,10 @@ uint32_t Worker::end_bits(const Sock& s) const {
 
 void Worker::stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail) {
   const uint32_t bits = end_bits(s);
+  if (is_reset(err) && (s.state & MW_ST_CLOSED) == 0 && (s.conn & MW_CONN_OUR_FIN) == 0) {
+    s.conn |= MW_CONN_PEER_RST;
+    telemetry_.changed(i, s);
+  }
   if (err != EPIPE && (bits & MW_ST_CLOSED) == 0 && (s.state & MW_ST_CONNECTED) != 0) {
     // A passing error (ICMP, no memory): the kernel reports it once and the bytes stay to be sent.
     publish_error(i, s, err);
@@ -312,8 +341,14 @@ void Worker::finish_connect(uint32_t i, Sock& s) {
       (void)::connect(s.fd, reinterpret_cast<const sockaddr*>(&any), sizeof any);
     }
     s.flags &= ~kBlockingConnect;
+    s.conn |= MW_CONN_ESTABLISHED;
+    telemetry_.changed(i, s);
     set_state(i, s, rest | MW_ST_CONNECTED);
     return;
+  }
+  if (err == ECONNREFUSED) {
+    s.conn |= MW_CONN_PEER_RST;
+    telemetry_.changed(i, s);
   }
   publish_error(i, s, err);
   uint32_t bits = end_bits(s) | MW_ST_CLOSED;

@@ -62,12 +62,13 @@ bool Telemetry::push_event(uint32_t kind, uint32_t slot, const Sock& s, uint32_t
   r.now = realtime_ns();
   r.u.event.bytes_in = s.bytes_in;
   r.u.event.bytes_out = s.bytes_out;
+  r.u.event.conn = s.conn;
   std::memset(r.u.event.pad, 0, sizeof r.u.event.pad);
   return writer_.push(r);
 }
 
-// Says who the socket is, as the kernel says it now.
-bool Telemetry::introduce(uint32_t slot, Sock& s, uint32_t epoch) {
+// Says who the socket is, as the kernel says it now; while it connects, `to` is its peer.
+bool Telemetry::introduce(uint32_t slot, Sock& s, uint32_t epoch, const mw_telemetry_endpoint* to) {
   sockaddr_storage local{};
   sockaddr_storage remote{};
   socklen_t local_len = sizeof local;
@@ -78,7 +79,8 @@ bool Telemetry::introduce(uint32_t slot, Sock& s, uint32_t epoch) {
     remote_len = 0;
   const auto l = telemetry_endpoint_of(reinterpret_cast<sockaddr*>(&local), local_len, s.domain);
   auto r = telemetry_endpoint_of(reinterpret_cast<sockaddr*>(&remote), remote_len, s.domain);
-  if (remote_len == 0) r.family = l.family;
+  if (remote_len == 0 && to != nullptr) r = *to;
+  if (remote_len == 0 && to == nullptr) r.family = l.family;
   if (!push_who(slot, s, l, r)) return false;
   s.told = epoch;
   return true;
@@ -97,8 +99,7 @@ void Telemetry::report(uint32_t kind, uint32_t slot, Sock& s) {
     writer_.drop();
     return;
   }
-  // An endpoint changed.
-  if (kind == MW_TEL_BIND || kind == MW_TEL_CONNECT) s.told = s.sampled.named = 0;
+  if (kind == MW_TEL_BIND) s.told = s.sampled.named = 0;  // an endpoint changed
   if (s.told != epoch && !introduce(slot, s, epoch)) {
     writer_.drop();
     return;
@@ -106,6 +107,16 @@ void Telemetry::report(uint32_t kind, uint32_t slot, Sock& s) {
   push_event(kind, slot, s, kind == MW_TEL_CLOSE && s.limits != nullptr ? s.limits->cut : 0);
   // Another worker's ring may be read before ours: it introduces the socket again.
   if (slot % workers_ != worker_) s.told = 0;
+}
+
+void Telemetry::report_connecting(uint32_t kind, uint32_t slot, Sock& s, const sockaddr* to,
+                                  socklen_t len) {
+  const auto peer = telemetry_endpoint_of(to, len, s.domain);
+  s.sampled.named = 0;
+  if (introduce(slot, s, writer_.epoch(), &peer))
+    push_event(kind, slot, s, 0);
+  else
+    writer_.drop();
 }
 
 void Telemetry::report_accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s,

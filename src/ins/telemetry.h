@@ -45,6 +45,17 @@ class Telemetry {
     if (on()) [[unlikely]]
       report(kind, slot, s);
   }
+  // Something happened to its connection (Sock::conn) that no call tells.
+  void changed(uint32_t slot, Sock& s) {
+    if (on()) [[unlikely]]
+      report(MW_TEL_TOTALS, slot, s);
+  }
+  // connect() was called, with this address. kind: MW_TEL_CONNECT, or MW_TEL_TOTALS if it failed in
+  // a way that only `conn` tells.
+  void connecting(uint32_t kind, uint32_t slot, Sock& s, const sockaddr* to, socklen_t len) {
+    if (on()) [[unlikely]]
+      report_connecting(kind, slot, s, to, len);
+  }
   // A listener's new connection, not yet handed to its worker.
   void accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s, const mw_addr& local,
                 const mw_addr& peer) {
@@ -64,7 +75,8 @@ class Telemetry {
   void report(uint32_t kind, uint32_t slot, Sock& s);
   void report_accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s, const mw_addr& local,
                        const mw_addr& peer);
-  bool introduce(uint32_t slot, Sock& s, uint32_t epoch);
+  void report_connecting(uint32_t kind, uint32_t slot, Sock& s, const sockaddr* to, socklen_t len);
+  bool introduce(uint32_t slot, Sock& s, uint32_t epoch, const mw_telemetry_endpoint* to = nullptr);
   bool push_who(uint32_t slot, Sock& s, const mw_telemetry_endpoint& local,
                 const mw_telemetry_endpoint& remote);
   bool push_event(uint32_t kind, uint32_t slot, const Sock& s, uint32_t extra);

@@ -89,6 +89,9 @@ class Worker {
   void close_marked();
   void last_close(uint32_t i, Sock& s);
   static void reset_at_close(int fd);
+  static void note_end(Sock& s, uint8_t what);
+  void note_close(Sock& s);
+  void cut_off(uint32_t i, Sock& s);
   void abort_socket(uint32_t i, Sock& s);
   void reset_and_free(uint32_t i, Sock& s);
   void finish_close(uint32_t i, Sock& s);
@@ -105,6 +108,7 @@ class Worker {
   // stream.cc
   void on_stream_event(uint32_t i, Sock& s, uint32_t events);
   uint32_t stream_rx(uint32_t i, Sock& s);
+  static int take_reset(Sock& s);
   uint32_t stream_tx(uint32_t i, Sock& s, int flags = 0);
   bool has_unsent(uint32_t i, const Sock& s) const;
   void stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail);
@@ -196,6 +200,7 @@ class Worker {
   void call_bind(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_listen(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_connect(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void note_connect(uint32_t i, Sock& s, bool established, bool dissolved);
   void dissolved(uint32_t i, Sock& s);
   void call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_getsockopt(Sock& s, const Request& r, Answer& a);

@@ -46,8 +46,14 @@ Result<Client> Client::connect(const std::string& path, int timeout_ms) {
 // A message that is complete.
 Status Client::take(uint16_t sig, std::span<const uint8_t> message) {
   switch (sig) {
-    case kSigObservation:
-      return keep(decode_observation(message.first<kObservationBytes>()), observations_);
+    case kSigObservation: {
+      auto plain = decode_observation(message.first<kObservationBytes>());
+      if (!plain) return plain.error();
+      observations_.push_back({*plain});
+      return Ok{};
+    }
+    case kSigExtendedObservation:
+      return keep(decode_extended_observation(message), observations_);
     case kSigResponse:
       return keep(decode_response(message.first<kResponseBytes>()), responses_);
     case kSigFlow:
@@ -98,10 +104,10 @@ Status Client::read(int timeout_ms) {
   return decode();
 }
 
-Result<Observation> Client::next(int timeout_ms) {
+Result<ExtendedObservation> Client::next(int timeout_ms) {
   while (observations_.empty())
     if (const Status got = read(timeout_ms); !got) return got.error();
-  const Observation first = observations_.front();
+  const ExtendedObservation first = observations_.front();
   observations_.pop_front();
   return first;
 }

@@ -39,9 +39,9 @@ class Client {
   // Errors: limit (the path is too long), sys.
   static Result<Client> connect(const std::string& path, int timeout_ms);
 
-  // The next observation. Errors: would_block (none came in time), shutdown (the server is gone),
+  // The next observation; of version 2 once Feature::observations was asked for. Errors: would_block (none came in time), shutdown (the server is gone),
   // peer (it does not speak this protocol), sys.
-  Result<Observation> next(int timeout_ms);
+  Result<ExtendedObservation> next(int timeout_ms);
   // Sends the request with an id of its own and waits for its answer; what is observed meanwhile is
   // kept for next(). Errors: as next().
   Result<Response> ask(Request request);
@@ -67,7 +67,7 @@ class Client {
   UniqueFd socket_;
   int timeout_ms_;
   std::vector<uint8_t> pending_;
-  std::deque<Observation> observations_;
+  std::deque<ExtendedObservation> observations_;
   std::deque<Response> responses_;
   std::vector<Flow> flows_;
   SampledRound sampling_;  // as far as it came

@@ -1,7 +1,7 @@
-// mw_export_feed - a test's way to an Exporter: observations on stdin as the wire has them, exports
+// mw_export_feed - a test's way to an Exporter: observations of version 2 on stdin, exports
 // as a configuration file says. Ends with its input, or with a wrong observation.
 //
-// usage: mw_export_feed CONFIG [udp]
+// usage: mw_export_feed CONFIG
 #include <unistd.h>
 
 #include <cerrno>
@@ -39,12 +39,11 @@ int main(int argc, char** argv) {
   }
   std::printf("%s\n", (*exporter)->prometheus_address().c_str());
   std::fflush(stdout);
-  const Protocol protocol = argc > 2 ? Protocol::udp : Protocol::tcp;
-  uint8_t bytes[kObservationBytes];
+  uint8_t bytes[kExtendedObservationBytes];
   while (read_whole(bytes)) {
-    auto observation = decode_observation(bytes);
+    auto observation = decode_extended_observation(bytes);
     if (!observation) return 1;
-    const ExportedObservation one[] = {{*observation, protocol}};
+    const ExtendedObservation one[] = {*observation};
     (*exporter)->offer(one);
   }
   return 0;

@@ -62,7 +62,7 @@ void Exporter::ring() {
   (void)!::write(bell_.get(), &one, sizeof one);  // a full counter wakes as well
 }
 
-void Exporter::offer(std::span<const ExportedObservation> observations) {
+void Exporter::offer(std::span<const ExtendedObservation> observations) {
   bool wake = false;
   {
     const std::lock_guard hold(lock_);
@@ -115,7 +115,7 @@ void Exporter::take_queue() {
     taken_.swap(queue_);
     ended = std::exchange(ended_, false);
   }
-  for (const ExportedObservation& o : taken_) cache_.take(o.observation, o.protocol);
+  for (const ExtendedObservation& o : taken_) cache_.take(o);
   observations_ += taken_.size();
   taken_.clear();
   if (ended) cache_.end_all(realtime_ns());

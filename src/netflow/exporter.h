@@ -23,11 +23,6 @@
 
 namespace mw::netflow {
 
-struct ExportedObservation {
-  Observation observation;
-  Protocol protocol = Protocol::tcp;
-};
-
 class Exporter {
  public:
   static constexpr size_t kQueue = 65536;  // observations
@@ -39,7 +34,7 @@ class Exporter {
   Exporter(const Exporter&) = delete;
   Exporter& operator=(const Exporter&) = delete;
 
-  void offer(std::span<const ExportedObservation> observations);
+  void offer(std::span<const ExtendedObservation> observations);
   // Observations that were lost before they came here.
   void count_missed(uint64_t observations) { missed_ += observations; }
   // The INS and all its sockets are gone.
@@ -63,7 +58,7 @@ class Exporter {
 
   UniqueFd bell_;
   std::mutex lock_;
-  std::vector<ExportedObservation> queue_;
+  std::vector<ExtendedObservation> queue_;
   bool ended_ = false;  // under lock_: the sockets of what stands in queue_ are gone
   std::atomic<uint64_t> missed_{0};
   std::atomic<uint64_t> dropped_{0};
@@ -74,7 +69,7 @@ class Exporter {
   uint64_t observations_ = 0;
   MetricsText::Histogram durations_;
   uint64_t flushed_ns_ = 0;
-  std::vector<ExportedObservation> taken_;
+  std::vector<ExtendedObservation> taken_;
   std::thread thread_;  // last: everything above is there when it starts
 };
 

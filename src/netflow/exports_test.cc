@@ -38,9 +38,12 @@ Endpoint v6(uint8_t last, uint16_t port) {
   return e;
 }
 
-Observation observe(ObservationKind kind, int64_t socket, uint64_t now_ns, uint64_t in = 0,
-                    uint64_t out = 0) {
-  Observation o;
+constexpr uint16_t kAccepted = kConnInbound | kConnEstablished;
+
+ExtendedObservation observe(ObservationKind kind, int64_t socket, uint64_t now_ns, uint64_t in = 0,
+                            uint64_t out = 0, uint16_t flags = kAccepted) {
+  ExtendedObservation o;
+  o.flags = flags;
   o.kind = kind;
   o.socket = socket;
   o.session_start = timestamp_of(kStart);
@@ -52,8 +55,8 @@ Observation observe(ObservationKind kind, int64_t socket, uint64_t now_ns, uint6
   return o;
 }
 
-Observation accepted(int64_t socket, uint64_t now_ns) {
-  Observation o = observe(ObservationKind::accept, 1, now_ns);
+ExtendedObservation accepted(int64_t socket, uint64_t now_ns) {
+  ExtendedObservation o = observe(ObservationKind::accept, 1, now_ns);
   o.extra = static_cast<uint64_t>(socket);
   return o;
 }
@@ -68,12 +71,13 @@ class Flows : public ::testing::Test {
 };
 
 TEST_F(Flows, AConnectionIsOneRecordWithBothDirections) {
-  cache_.take(accepted(7, kStart), Protocol::tcp);
-  cache_.take(observe(ObservationKind::recv, 7, kStart + kSecond, 100, 0), Protocol::tcp);
-  cache_.take(observe(ObservationKind::send, 7, kStart + 2 * kSecond, 100, 5000), Protocol::tcp);
-  cache_.take(observe(ObservationKind::recv, 7, kStart + 3 * kSecond, 130, 5000), Protocol::tcp);
+  cache_.take(accepted(7, kStart));
+  cache_.take(observe(ObservationKind::recv, 7, kStart + kSecond, 100, 0));
+  cache_.take(observe(ObservationKind::send, 7, kStart + 2 * kSecond, 100, 5000));
+  cache_.take(observe(ObservationKind::recv, 7, kStart + 3 * kSecond, 130, 5000));
   EXPECT_TRUE(told_.empty());
-  cache_.take(observe(ObservationKind::close, 7, kStart + 4 * kSecond, 130, 5000), Protocol::tcp);
+  cache_.take(observe(ObservationKind::close, 7, kStart + 4 * kSecond, 130, 5000,
+                      kAccepted | kConnPeerFin | kConnOurFin));
   ASSERT_EQ(told_.size(), 1u);
   const FlowRecord& r = told_[0];
   EXPECT_EQ(r.socket, 7);
@@ -88,26 +92,160 @@ TEST_F(Flows, AConnectionIsOneRecordWithBothDirections) {
   EXPECT_EQ(r.start_ns, kStart);
   EXPECT_EQ(r.end_ns, kStart + 4 * kSecond);
   EXPECT_EQ(r.last_bytes_ns, kStart + 3 * kSecond);
-  EXPECT_EQ(r.history, "ShADdf");
+  EXPECT_EQ(r.history, "ShADdFf");
+  EXPECT_STREQ(state_of(r), "SF");
   EXPECT_EQ(cache_.size(), 0u);
 }
 
 TEST_F(Flows, TheOneWhoConnectsIsTheOriginator) {
-  cache_.take(observe(ObservationKind::connect, 7, kStart), Protocol::tcp);
-  cache_.take(observe(ObservationKind::send, 7, kStart, 0, 10), Protocol::tcp);
-  cache_.take(observe(ObservationKind::recv, 7, kStart, 20, 10), Protocol::tcp);
-  cache_.take(observe(ObservationKind::close, 7, kStart, 20, 10), Protocol::tcp);
+  constexpr uint16_t kConnected = kConnEstablished;
+  cache_.take(observe(ObservationKind::connect, 7, kStart, 0, 0, 0));
+  cache_.take(observe(ObservationKind::send, 7, kStart, 0, 10, kConnected));
+  cache_.take(observe(ObservationKind::recv, 7, kStart, 20, 10, kConnected));
+  cache_.take(observe(ObservationKind::close, 7, kStart, 20, 10, kConnected | kConnOurFin));
   ASSERT_EQ(told_.size(), 1u);
   EXPECT_FALSE(told_[0].inbound);
   EXPECT_EQ(told_[0].originator(), v4(1, 80));
   EXPECT_EQ(told_[0].history, "ShADdF");
+  EXPECT_STREQ(state_of(told_[0]), "S2");  // what the peer did then, nobody saw
+}
+
+// One attempt or connection, from what is known of it when it is closed.
+struct Ended {
+  bool inbound;
+  uint16_t flags;
+  const char* state;
+  const char* history;
+};
+
+class Ends : public ::testing::TestWithParam<Ended> {};
+
+TEST_P(Ends, HaveZeeksState) {
+  std::vector<FlowRecord> told;
+  FlowCache cache({.active_s = 60, .idle_s = 15}, [&](const FlowRecord& r) { told.push_back(r); });
+  const Ended& e = GetParam();
+  cache.take(e.inbound ? accepted(7, kStart)
+                       : observe(ObservationKind::connect, 7, kStart, 0, 0, 0));
+  cache.take(observe(ObservationKind::close, 7, kStart + 1, 0, 0, e.flags));
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_STREQ(state_of(told[0]), e.state);
+  EXPECT_EQ(told[0].history, e.history);
+  EXPECT_EQ(told[0].fresh & kConnBits, e.flags & kConnBits);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Flows, Ends,
+    ::testing::Values(Ended{false, 0, "S0", "S"}, Ended{false, kConnPeerRst, "REJ", "Sr"},
+                      Ended{false, kConnEstablished, "S1", "ShA"},
+                      Ended{false, kConnEstablished | kConnOurFin, "S2", "ShAF"},
+                      Ended{false, kConnEstablished | kConnPeerFin, "S3", "ShAf"},
+                      Ended{false, kConnEstablished | kConnPeerFin | kConnOurFin, "SF", "ShAfF"},
+                      Ended{false, kConnEstablished | kConnOurRst, "RSTO", "ShAR"},
+                      Ended{false, kConnEstablished | kConnPeerRst, "RSTR", "ShAr"},
+                      Ended{true, kAccepted, "S1", "ShA"},
+                      Ended{true, kAccepted | kConnPeerFin, "S2", "ShAF"},
+                      Ended{true, kAccepted | kConnOurFin, "S3", "ShAf"},
+                      Ended{true, kAccepted | kConnPeerFin | kConnOurFin, "SF", "ShAFf"},
+                      Ended{true, kAccepted | kConnPeerRst, "RSTO", "ShAR"},
+                      Ended{true, kAccepted | kConnOurRst | kConnCut, "RSTR", "ShAr"}));
+
+TEST_F(Flows, ASecondAttemptIsAnotherFlowAndItsOutcomeIsNone) {
+  cache_.take(observe(ObservationKind::connect, 7, kStart, 0, 0, 0));
+  cache_.take(observe(ObservationKind::none, 7, kStart + 1, 0, 0, kConnPeerRst));
+  cache_.take(observe(ObservationKind::connect, 7, kStart + 2, 0, 0, 0));
+  ASSERT_EQ(told_.size(), 1u);
+  EXPECT_STREQ(state_of(told_[0]), "REJ");
+  cache_.take(observe(ObservationKind::none, 7, kStart + 3, 0, 0, kConnEstablished));
+  cache_.take(observe(ObservationKind::connect, 7, kStart + 4, 0, 0, kConnEstablished));
+  EXPECT_EQ(told_.size(), 1u);
+  cache_.end_all(kStart + 5);
+  ASSERT_EQ(told_.size(), 2u);
+  EXPECT_STREQ(state_of(told_[1]), "S1");
+  EXPECT_EQ(told_[1].history, "ShA");
+}
+
+TEST_F(Flows, AnAttemptThatWasRefusedAtOnceIsAFlow) {
+  cache_.take(observe(ObservationKind::none, 7, kStart, 0, 0, kConnPeerRst));
+  cache_.take(observe(ObservationKind::close, 7, kStart + 1, 0, 0, kConnPeerRst));
+  ASSERT_EQ(told_.size(), 1u);
+  EXPECT_STREQ(state_of(told_[0]), "REJ");
+  EXPECT_EQ(told_[0].history, "Sr");
+}
+
+TEST_F(Flows, ADissolvedConnectionHasEnded) {
+  cache_.take(accepted(7, kStart));
+  cache_.take(observe(ObservationKind::none, 7, kStart, 0, 0, kAccepted | kConnOurRst));
+  ExtendedObservation dissolved = observe(ObservationKind::connect, 7, kStart, 0, 0, 0);
+  dissolved.remote = {};
+  cache_.take(dissolved);
+  EXPECT_EQ(cache_.size(), 0u);
+  ASSERT_EQ(told_.size(), 1u);
+  EXPECT_STREQ(state_of(told_[0]), "RSTR");
+}
+
+TEST_F(Flows, ACloseThatNobodySawIsNoEnd) {
+  cache_.take(accepted(7, kStart));
+  cache_.take(observe(ObservationKind::close, 7, kStart, 0, 0, kAccepted | kCloseUnseen));
+  ASSERT_EQ(told_.size(), 1u);
+  EXPECT_EQ(told_[0].reason, FlowEnd::forced_end);
+  EXPECT_STREQ(state_of(told_[0]), "S1");
+}
+
+TEST_F(Flows, WhoHoldsItIsWhoTookItLast) {
+  ExtendedObservation o = accepted(7, kStart);
+  o.pid = 10;
+  o.command = {'m', 'a', 's', 't', 'e', 'r'};
+  o.flags |= kListenersHolder;
+  cache_.take(o);
+  o = observe(ObservationKind::recv, 7, kStart, 1, 0);
+  o.pid = 11;
+  o.uid = 33;
+  o.command = {'w', 'o', 'r', 'k', 'e', 'r'};
+  cache_.take(o);
+  cache_.take(observe(ObservationKind::close, 7, kStart, 1, 0));  // and it is gone already
+  ASSERT_EQ(told_.size(), 1u);
+  EXPECT_EQ(told_[0].pid, 11u);
+  EXPECT_EQ(told_[0].uid, 33u);
+  EXPECT_STREQ(told_[0].command.data(), "worker");
+}
+
+TEST(FlowsFollowed, AreToldFromTheirBeginning) {
+  std::vector<FlowRecord> told;
+  FlowCache cache({.active_s = 5, .idle_s = 5, .tell_beginning = true},
+                  [&](const FlowRecord& r) { told.push_back(r); });
+  Flow there;
+  there.socket = 7;
+  there.flags = kAccepted;
+  there.session_start = there.last = timestamp_of(kStart - 100 * kSecond);
+  there.local = v4(1, 80);
+  there.remote = v4(9, 40000);
+  there.bytes_in = 10;
+  cache.open(there, kStart);
+  cache.take(accepted(7, kStart));  // was under way
+  ASSERT_EQ(told.size(), 1u);
+  EXPECT_EQ(told[0].reason, FlowEnd::begun);
+  EXPECT_FALSE(told[0].final());
+  EXPECT_TRUE(told[0].inbound);
+  EXPECT_EQ(told[0].total_in, 10u);
+  EXPECT_STREQ(state_of(told[0]), "S1");
+  cache.take(accepted(8, kStart));
+  ASSERT_EQ(told.size(), 2u);
+  cache.expire(kStart + 5 * kSecond);
+  EXPECT_EQ(told.size(), 4u);  // both, although they are silent
+  cache.expire(kStart + 10 * kSecond);
+  ASSERT_EQ(told.size(), 6u);
+  EXPECT_FALSE(told[5].final());
+  cache.take(observe(ObservationKind::close, 7, kStart + 11 * kSecond, 12, 0, kAccepted));
+  ASSERT_EQ(told.size(), 7u);
+  EXPECT_TRUE(told[6].final());
+  EXPECT_EQ(told[6].bytes_in, 2u);
 }
 
 TEST_F(Flows, ActiveTimeoutTellsWhatCameSinceTheLast) {
-  cache_.take(accepted(7, kStart), Protocol::tcp);
+  cache_.take(accepted(7, kStart));
   for (uint64_t s = 1; s <= 130; ++s) {
     cache_.expire(kStart + s * kSecond);
-    cache_.take(observe(ObservationKind::recv, 7, kStart + s * kSecond, s * 10, 0), Protocol::tcp);
+    cache_.take(observe(ObservationKind::recv, 7, kStart + s * kSecond, s * 10, 0));
   }
   ASSERT_EQ(told_.size(), 2u);
   EXPECT_EQ(told_[0].reason, FlowEnd::active_timeout);
@@ -123,8 +261,8 @@ TEST_F(Flows, ActiveTimeoutTellsWhatCameSinceTheLast) {
 }
 
 TEST_F(Flows, IdleTimeoutIsHonouredAlsoAfterTheFlowWokeUp) {
-  cache_.take(accepted(7, kStart), Protocol::tcp);
-  cache_.take(observe(ObservationKind::recv, 7, kStart + 5 * kSecond, 10, 0), Protocol::tcp);
+  cache_.take(accepted(7, kStart));
+  cache_.take(observe(ObservationKind::recv, 7, kStart + 5 * kSecond, 10, 0));
   cache_.expire(kStart + 19 * kSecond);
   EXPECT_TRUE(told_.empty());
   cache_.expire(kStart + 20 * kSecond);
@@ -139,7 +277,7 @@ TEST_F(Flows, IdleTimeoutIsHonouredAlsoAfterTheFlowWokeUp) {
   EXPECT_EQ(told_[1].reason, FlowEnd::idle_timeout);
   EXPECT_EQ(told_[1].bytes_in, 0u);
   // Awake for one call: idle again 15 s later, with what that call carried.
-  cache_.take(observe(ObservationKind::recv, 7, kStart + 90 * kSecond, 11, 0), Protocol::tcp);
+  cache_.take(observe(ObservationKind::recv, 7, kStart + 90 * kSecond, 11, 0));
   cache_.expire(kStart + 104 * kSecond);
   EXPECT_EQ(told_.size(), 2u);
   cache_.expire(kStart + 105 * kSecond);
@@ -151,11 +289,11 @@ TEST_F(Flows, IdleTimeoutIsHonouredAlsoAfterTheFlowWokeUp) {
 
 TEST_F(Flows, RecordsAddUpToTheTotals) {
   uint64_t in = 0;
-  cache_.take(accepted(7, kStart), Protocol::tcp);
+  cache_.take(accepted(7, kStart));
   for (uint64_t s = 0; s < 500; s += 1 + s % 37) {
     cache_.expire(kStart + s * kSecond);
     in += s;
-    cache_.take(observe(ObservationKind::recv, 7, kStart + s * kSecond, in, in / 2), Protocol::tcp);
+    cache_.take(observe(ObservationKind::recv, 7, kStart + s * kSecond, in, in / 2));
   }
   cache_.end_all(kStart + 500 * kSecond);
   uint64_t sum_in = 0;
@@ -172,31 +310,39 @@ TEST_F(Flows, RecordsAddUpToTheTotals) {
 }
 
 TEST_F(Flows, WhatWasThereBeforeStartsWithItsBytes) {
-  cache_.take(observe(ObservationKind::close, 5, kStart, 3, 3), Protocol::tcp);
+  cache_.take(observe(ObservationKind::close, 5, kStart, 3, 3));
   EXPECT_TRUE(told_.empty());
-  cache_.take(observe(ObservationKind::send, 6, kStart, 3, 4), Protocol::tcp);
-  cache_.take(observe(ObservationKind::close, 6, kStart, 3, 4), Protocol::tcp);
+  cache_.take(observe(ObservationKind::send, 6, kStart, 3, 4));
+  cache_.take(observe(ObservationKind::close, 6, kStart, 3, 4));
   ASSERT_EQ(told_.size(), 1u);
-  EXPECT_FALSE(told_[0].inbound);
+  EXPECT_TRUE(told_[0].inbound);  // the INS says so, whoever speaks first
   EXPECT_EQ(told_[0].bytes_out, 4u);
-  EXPECT_EQ(told_[0].history[0], 'd');
+  EXPECT_EQ(told_[0].history[0], 'D');
+  ExtendedObservation datagram = observe(ObservationKind::send, 8, kStart, 0, 4, 0);
+  datagram.type = 2;
+  cache_.take(datagram);
+  cache_.end_all(kStart);
+  ASSERT_EQ(told_.size(), 2u);
+  EXPECT_EQ(told_[1].protocol, Protocol::udp);
+  EXPECT_FALSE(told_[1].inbound);
+  EXPECT_EQ(told_[1].history, "D");
+  EXPECT_STREQ(state_of(told_[1]), "OTH");
 }
 
 TEST_F(Flows, LiesCarryNothing) {
-  cache_.take(accepted(7, kStart), Protocol::tcp);
-  cache_.take(observe(ObservationKind::recv, 7, kStart, 100, 0), Protocol::tcp);
-  cache_.take(observe(ObservationKind::recv, 7, 0, 10, 0), Protocol::tcp);  // less, and earlier
-  cache_.take(accepted(7, kStart), Protocol::tcp);                          // again
-  cache_.take(observe(static_cast<ObservationKind>(99), 7, kStart, 200, 0), Protocol::tcp);
+  cache_.take(accepted(7, kStart));
+  cache_.take(observe(ObservationKind::recv, 7, kStart, 100, 0));
+  cache_.take(observe(ObservationKind::recv, 7, 0, 10, 0));  // less, and earlier
+  cache_.take(accepted(7, kStart));                          // again
+  cache_.take(observe(static_cast<ObservationKind>(99), 7, kStart, 200, 0));
   cache_.end_all(kStart);
-  ASSERT_EQ(told_.size(), 2u);
+  ASSERT_EQ(told_.size(), 1u);
   EXPECT_EQ(told_[0].bytes_in, 100u);
-  EXPECT_EQ(told_[1].bytes_in, 0u);
 }
 
 TEST_F(Flows, TheTableIsBounded) {
   for (int64_t socket = 1; socket <= 100; ++socket) {
-    cache_.take(accepted(socket, kStart + static_cast<uint64_t>(socket) * kSecond), Protocol::tcp);
+    cache_.take(accepted(socket, kStart + static_cast<uint64_t>(socket) * kSecond));
     EXPECT_LE(cache_.size(), 4u);
   }
   EXPECT_EQ(told_.size(), 96u);
@@ -228,7 +374,8 @@ FlowRecord record() {
   r.bytes_out = 0x2233;
   r.calls_in = 2;
   r.calls_out = 3;
-  r.history = "ShADdf";
+  r.history = "ShADdFf";
+  r.conn = r.fresh = kAccepted | kConnPeerFin | kConnOurFin;
   return r;
 }
 
@@ -288,6 +435,7 @@ TEST(Ipfix, ADirectionOfItsOwnForConnectionsOutAndV6) {
   r.remote = v6(9, 40000);
   r.inbound = false;
   r.number = 1;
+  r.fresh = 0;
   r.reason = FlowEnd::active_timeout;
   ASSERT_TRUE(e.add(r));
   EXPECT_EQ(hex(e.take(0x65000000).bytes),
@@ -304,6 +452,24 @@ TEST(Ipfix, ADirectionOfItsOwnForConnectionsOutAndV6) {
             "18"
             "02"
             "01");
+}
+
+TEST(Ipfix, ControlBitsTellResetsAndAttempts) {
+  const auto bits = [](uint16_t conn, const char* history) {
+    FlowRecord r = record();
+    r.inbound = (conn & kConnInbound) != 0;
+    r.conn = r.fresh = conn;
+    r.history = history;
+    r.bytes_in = r.bytes_out = 0;
+    IpfixEncoder e(1, 1400);
+    EXPECT_TRUE(e.add(r));
+    return hex(e.take(0).bytes).substr(2 * (20 + 69), 2);
+  };
+  EXPECT_EQ(bits(kAccepted | kConnPeerRst, "ShAR"), "16");  // SYN, RST, ACK
+  EXPECT_EQ(bits(kAccepted | kConnPeerFin | kConnOurRst, "ShAFr"), "17");
+  EXPECT_EQ(bits(kConnPeerRst, "Sr"), "16");
+  EXPECT_EQ(bits(0, "S"), "02");
+  EXPECT_EQ(bits(kAccepted, "ShA"), "12");  // unobserved: no end was seen
 }
 
 TEST(Ipfix, MappedAddressesAreIpv4AndMixedOnesIpv6) {
@@ -477,6 +643,9 @@ TEST_F(JsonLines, ALineHasZeeksNames) {
   r.last_bytes_ns = 1'700'000'003'000'000'000;
   r.total_in = 17;
   r.total_out = 8755;
+  r.pid = 12;
+  r.uid = 33;
+  r.command = {'a', '"', '\\', '\n'};
   const nlohmann::json expected = {{"schema", 1},
                                    {"ts", "2023-11-14T22:13:20.000000005Z"},
                                    {"mono_ns", 99},
@@ -491,7 +660,11 @@ TEST_F(JsonLines, ALineHasZeeksNames) {
                                    {"resp_bytes", 8755},
                                    {"conn_state", "SF"},
                                    {"local_orig", false},
-                                   {"history", "ShADdf"},
+                                   {"history", "ShADdFf"},
+                                   {"pid", 12},
+                                   {"user_id", 33},
+                                   {"command", "a\"\\?"},
+                                   {"cut", false},
                                    {"last_bytes", "2023-11-14T22:13:23.000000000Z"},
                                    {"reason", "closed"},
                                    {"final", true}};
@@ -668,9 +841,9 @@ TEST_F(JsonLines, AnExporterThatCannotKeepUpDropsAndCounts) {
       {.prometheus = {.listen = "unix:" + folder_ + "/m"}, .json_lines = {.file = file}});
   ASSERT_TRUE(made);
   const auto now = static_cast<uint64_t>(::time(nullptr)) * kSecond;
-  std::vector<ExportedObservation> many;
-  many.push_back({accepted(7, now)});
-  many.resize(Exporter::kQueue + 10, {observe(ObservationKind::recv, 7, now, 5, 0)});
+  std::vector<ExtendedObservation> many;
+  many.push_back(accepted(7, now));
+  many.resize(Exporter::kQueue + 10, observe(ObservationKind::recv, 7, now, 5, 0));
   (*made)->offer(many);  // in one piece: ten more than fit
   const auto a = parse_socket_address((*made)->prometheus_address());
   ASSERT_TRUE(a);

@@ -1,8 +1,8 @@
 // flow_cache.h - flows from observations: both directions of a connection in one entry, told when
 // it ends, when it has been silent, and again and again while it lasts.
 //
-// A flow starts with the accept or connect of its socket, or with the first bytes that are seen of
-// it. What a record tells as carried is what was carried since the flow's last record, so that
+// A flow starts with the accept or connect of its socket, with the first bytes that are seen of it,
+// or with open(). What a record tells as carried is what was carried since the flow's last record, so that
 // records add up.
 //
 // TRUST       Observations come from an INS: any sequence of them is taken; totals that shrink
@@ -12,6 +12,7 @@
 // THREADS     One.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <queue>
@@ -24,14 +25,16 @@
 namespace mw::netflow {
 
 struct FlowTimeouts {
-  uint32_t active_s = 60;  // a flow that lasts is told this often
-  uint32_t idle_s = 15;    // a flow is told when there were no bytes for so long
+  uint32_t active_s = 60;       // a flow that lasts is told this often
+  uint32_t idle_s = 15;         // a flow is told when there were no bytes for so long
+  bool tell_beginning = false;  // a flow is told when it begins, too
 };
 
 enum class Protocol : uint8_t { tcp = 6, udp = 17 };
 
-// The values of IPFIX's flowEndReason.
+// The values of IPFIX's flowEndReason, and one of ours.
 enum class FlowEnd : uint8_t {
+  begun = 0,
   idle_timeout = 1,
   active_timeout = 2,
   end_of_flow = 3,
@@ -60,14 +63,24 @@ struct FlowRecord {
   // Of the socket from its beginning.
   uint64_t total_in = 0;
   uint64_t total_out = 0;
-  // What happened, as Zeek's conn.log has it: S its opening, h the answer to it, A the handshake's
-  // end, D bytes, F its close; the originator's upper case, the responder's lower case.
+  // What was seen to happen, as Zeek's conn.log has it: S its opening, h the answer to it, A the
+  // handshake's end, D bytes, F the end of what is sent, R a reset; the originator's upper case, the
+  // responder's lower case.
   std::string history;
+  uint16_t conn = 0;   // kConn*: how it stands
+  uint16_t fresh = 0;  // those of them that the record before had not
+  // Of the process that made or accepted it, as far as it is known; pid 0: not at all.
+  uint32_t pid = 0;
+  uint32_t uid = 0;
+  std::array<char, 16> command{};
 
   const Endpoint& originator() const { return inbound ? remote : local; }
   const Endpoint& responder() const { return inbound ? local : remote; }
   bool final() const { return reason >= FlowEnd::end_of_flow; }
 };
+
+// Its conn_state, as Zeek has it; docs/exports.md.
+const char* state_of(const FlowRecord& r);
 
 class FlowCache {
  public:
@@ -83,7 +96,9 @@ class FlowCache {
 
   FlowCache(const FlowTimeouts& timeouts, Sink sink, size_t max_flows = kMaxFlows);
 
-  void take(const Observation& o, Protocol protocol);
+  void take(const ExtendedObservation& o);
+  // A connection that was there before.
+  void open(const netflow::Flow& f, uint64_t now_ns);
   // Tells the flows whose time has come.
   void expire(uint64_t now_ns);
   // Every flow ends: nobody watches any more.
@@ -105,9 +120,15 @@ class FlowCache {
     bool operator<(const Due& other) const { return at_ns > other.at_ns; }
   };
 
-  Flow& begin(int64_t socket, const Observation& o, Protocol protocol, bool inbound,
-              const char* history);
+  Flow& begin(int64_t socket, const ExtendedObservation& o, bool inbound, const char* history);
+  void on_connect(const ExtendedObservation& o);
+  void on_change(const ExtendedObservation& o);
+  void on_bytes(const ExtendedObservation& o);
+  void on_close(const ExtendedObservation& o);
+  static void name(FlowRecord& r, const ExtendedObservation& o);
+  static void stand(FlowRecord& r, uint16_t conn);
   void carry(Flow& flow, const Observation& o);
+  void tell_begun(Flow& flow);
   void tell(Flow& flow, uint64_t now_ns, FlowEnd reason);
   void end(int64_t socket, uint64_t now_ns, FlowEnd reason);
   void make_room(uint64_t now_ns);
@@ -116,6 +137,7 @@ class FlowCache {
 
   const uint64_t active_ns_;
   const uint64_t idle_ns_;
+  const bool tell_beginning_;
   const Sink sink_;
   const size_t max_flows_;
   std::unordered_map<int64_t, Flow> flows_;

@@ -8,6 +8,7 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
+#include <string_view>
 
 #include "netflow/address.h"
 
@@ -56,6 +57,7 @@ constexpr uint8_t kBiflowInitiator = 1;
 
 constexpr uint8_t kFin = 0x01;
 constexpr uint8_t kSyn = 0x02;
+constexpr uint8_t kRst = 0x04;
 constexpr uint8_t kPsh = 0x08;
 constexpr uint8_t kAck = 0x10;
 
@@ -85,13 +87,15 @@ void put_v6(std::vector<uint8_t>& out, const Address& a) {
   out.insert(out.end(), a.bytes.begin(), a.bytes.begin() + 4);
 }
 
-// What the calls tell of the flags that the packets had.
+// What is known of the flags that the packets had, of both directions.
 uint8_t control_bits(const FlowRecord& r) {
   if (r.protocol != Protocol::tcp) return 0;
-  uint8_t bits = kAck;
+  // Of an attempt to which nobody said anything there was one packet, again and again.
+  uint8_t bits = std::string_view(state_of(r)) == "S0" ? 0 : kAck;
   if (r.number == 0 && r.history.starts_with('S')) bits |= kSyn;
   if (r.bytes_in != 0 || r.bytes_out != 0) bits |= kPsh;
-  if (r.reason == FlowEnd::end_of_flow) bits |= kFin;
+  if ((r.fresh & (kConnPeerFin | kConnOurFin)) != 0) bits |= kFin;
+  if ((r.fresh & (kConnPeerRst | kConnOurRst)) != 0) bits |= kRst;
   return bits;
 }
 

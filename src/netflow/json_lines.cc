@@ -35,6 +35,8 @@ std::string seconds_text(uint64_t ns) {
 
 const char* text_of(FlowEnd reason) {
   switch (reason) {
+    case FlowEnd::begun:
+      return "begun";
     case FlowEnd::idle_timeout:
       return "idle";
     case FlowEnd::active_timeout:
@@ -48,12 +50,6 @@ const char* text_of(FlowEnd reason) {
   }
 }
 
-// Zeek's, as far as the calls of one side tell.
-const char* state_of(const FlowRecord& r) {
-  if (r.protocol == Protocol::udp || !r.history.starts_with('S')) return "OTH";
-  return r.reason == FlowEnd::end_of_flow ? "SF" : "S1";
-}
-
 void add(std::string& line, const char* name, const std::string& value) {
   line.append(",\"").append(name).append("\":").append(value);
 }
@@ -62,17 +58,32 @@ void add_text(std::string& line, const char* name, const std::string& value) {
   line.append(",\"").append(name).append("\":\"").append(value).append("\"");
 }
 
+// A process chooses its own name.
+std::string text_of(const std::array<char, 16>& command) {
+  std::string text;
+  for (const char c : command) {
+    if (c == 0) break;
+    if (c == '"' || c == '\\') text += '\\';
+    text += c < ' ' || c > '~' ? '?' : c;
+  }
+  return text;
+}
+
 }  // namespace
 
-// Nothing in it needs escaping: numbers, addresses and words of ours.
-std::string json_line(const FlowRecord& r, uint64_t monotonic_ns) {
+std::string uid_of(int64_t socket) {
   char uid[24];
-  std::snprintf(uid, sizeof uid, "M%016" PRIx64, static_cast<uint64_t>(r.socket));
+  std::snprintf(uid, sizeof uid, "M%016" PRIx64, static_cast<uint64_t>(socket));
+  return uid;
+}
+
+// Nothing but the command needs escaping: numbers, addresses and words of ours.
+std::string json_line(const FlowRecord& r, uint64_t monotonic_ns) {
   const uint64_t last = r.end_ns > r.session_start_ns ? r.end_ns : r.session_start_ns;
   std::string line = "{\"schema\":1";
   add_text(line, "ts", time_text(r.session_start_ns));
   add(line, "mono_ns", std::to_string(monotonic_ns));
-  add_text(line, "uid", uid);
+  add_text(line, "uid", uid_of(r.socket));
   add_text(line, "id.orig_h", to_string(r.originator().address));
   add(line, "id.orig_p", std::to_string(r.originator().port));
   add_text(line, "id.resp_h", to_string(r.responder().address));
@@ -84,7 +95,13 @@ std::string json_line(const FlowRecord& r, uint64_t monotonic_ns) {
   add_text(line, "conn_state", state_of(r));
   add(line, "local_orig", r.inbound ? "false" : "true");
   add_text(line, "history", r.history);
+  if (r.pid != 0) {
+    add(line, "pid", std::to_string(r.pid));
+    add(line, "user_id", std::to_string(r.uid));
+    add_text(line, "command", text_of(r.command));
+  }
   add_text(line, "last_bytes", time_text(r.last_bytes_ns));
+  add(line, "cut", (r.conn & kConnCut) != 0 ? "true" : "false");
   add_text(line, "reason", text_of(r.reason));
   add(line, "final", r.final() ? "true" : "false");
   return line + "}\n";

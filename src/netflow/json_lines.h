@@ -17,6 +17,9 @@
 
 namespace mw::netflow {
 
+// A connection's name in them.
+std::string uid_of(int64_t socket);
+// One line, with its end.
 std::string json_line(const FlowRecord& r, uint64_t monotonic_ns);
 
 class JsonLinesExport {

@@ -322,6 +322,7 @@ void Server::take(EngineId id, Engine& e, const Asking& asking) {
     return answer(0);
   }
   if (r.name == static_cast<uint16_t>(Feature::sampling)) return set_sampling(id, e, asking);
+  if (r.name == static_cast<uint16_t>(Feature::observations)) return set_version(id, e, asking);
   if (r.write() && !e.may_act) return answer(EPERM);
   on_request(id, asking);
 }
@@ -341,6 +342,18 @@ void Server::set_sampling(EngineId id, Engine& e, const Asking& asking) {
     if (e.sampling_ms == 0) forget(e, true);
   }
   respond(id, {r.id, 0, static_cast<uint64_t>(e.sampling_ms), 0});
+}
+
+// Which version of observations it gets from now on.
+void Server::set_version(EngineId id, Engine& e, const Asking& asking) {
+  const Request& r = asking.request.request;
+  if ((r.flags & ~kRequestWrite) != 0 || (r.write() && r.value0 != 1 && r.value0 != 2))
+    return respond(id, {r.id, EINVAL, 0, 0});
+  if (r.write() && (asking.request.options & kDryRun) != 0)
+    return respond(id, {r.id, 0, r.value0, 0});
+  if (r.write()) e.version = r.value0;
+  on_listening();
+  respond(id, {r.id, 0, e.version, 0});
 }
 
 // ---- writing ----
@@ -376,12 +389,13 @@ void Server::put_answer(Engine& e, std::vector<uint8_t> bytes) {
 }
 
 void Server::broadcast(const std::shared_ptr<const Batch>& batch) {
+  const uint64_t version = batch->each == kObservationBytes ? 1 : 2;
   std::vector<EngineId> gone;
   for (auto& [id, e] : engines_) {
-    if (!e.admitted || !e.monitoring) continue;
-    e.sequence += batch->messages;
+    if (!e.admitted || !e.monitoring || e.version != version) continue;
     if (e.queued + batch->bytes.size() > options_.queue_bytes) {
       e.missed += batch->messages;
+      e.sequence += batch->messages;
       if (!e.behind)
         log_line(kWho, "NetFlow: engine %s does not keep up and misses observations",
                  e.name.c_str());
@@ -389,7 +403,12 @@ void Server::broadcast(const std::shared_ptr<const Batch>& batch) {
       continue;
     }
     e.queued += batch->bytes.size();
-    e.out.push_back({batch});
+    if (version == 1) {
+      e.sequence += batch->messages;
+      e.out.push_back({batch});
+    } else {
+      e.out.push_back({numbered(*batch, e.sequence)});
+    }
     // While it is known to take no more, epoll says when it does.
     if ((e.watched & EPOLLOUT) == 0 && !flush(e)) {
       gone.push_back(id);
@@ -449,15 +468,20 @@ void Server::send_round(const SampledBatches& samples, const Round& round, int64
   for (const EngineId id : gone) close(id, nullptr);
 }
 
-// Each message gets this engine's next number; it stands behind signature and length.
-void Server::queue_round(Engine& e, const SampledBatches& samples, Round round) {
+// A copy in which each message has an engine's next number; it stands behind signature and length.
+std::shared_ptr<const Batch> Server::numbered(const Batch& batch, uint64_t& sequence) {
   constexpr size_t kSequenceAt = 6;
+  auto own = std::make_shared<Batch>(batch);
+  for (size_t at = kSequenceAt; at < own->bytes.size(); at += own->each) {
+    const uint64_t number = __builtin_bswap64(++sequence);
+    std::memcpy(own->bytes.data() + at, &number, sizeof number);
+  }
+  return own;
+}
+
+void Server::queue_round(Engine& e, const SampledBatches& samples, Round round) {
   for (const Batch& b : samples) {
-    auto own = std::make_shared<Batch>(b);
-    for (size_t at = kSequenceAt; at < own->bytes.size(); at += b.each) {
-      const uint64_t number = __builtin_bswap64(++e.sequence);
-      std::memcpy(own->bytes.data() + at, &number, sizeof number);
-    }
+    auto own = numbered(b, e.sequence);
     e.queued += own->bytes.size();
     e.out.push_back({std::move(own), 0, true});
   }
@@ -561,10 +585,10 @@ std::string Server::name_of(EngineId engine) const {
   return it->second.process.empty() ? it->second.name : it->second.process;
 }
 
-size_t Server::listening() const {
-  return static_cast<size_t>(std::count_if(engines_.begin(), engines_.end(), [](const auto& e) {
-    return e.second.admitted && e.second.monitoring;
-  }));
+bool Server::anyone_wants(uint64_t version) const {
+  return std::any_of(engines_.begin(), engines_.end(), [version](const auto& e) {
+    return e.second.admitted && e.second.monitoring && e.second.version == version;
+  });
 }
 
 bool Server::anyone_keeps_up() const {

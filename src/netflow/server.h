@@ -82,6 +82,7 @@ class Server {
   // Something that belongs before an answer. False: the engine has not read enough of what it asked
   // for before.
   bool send_part(EngineId engine, std::vector<uint8_t> bytes);
+  // Observations, all of one version: to those that want it.
   void broadcast(const std::shared_ptr<const Batch>& batch);
   // When the next engine is due for a round of samples (monotonic_ms()); nothing: none wants any.
   std::optional<int64_t> round_due_ms() const;
@@ -93,8 +94,8 @@ class Server {
   // How an engine that is connected is called in lists; "" if it is gone.
   std::string name_of(EngineId engine) const;
   size_t engines() const { return engines_.size(); }
-  // Engines whose monitoring is on.
-  size_t listening() const;
+  // Whether an engine's monitoring is on, and in this version.
+  bool anyone_wants(uint64_t version) const;
   // False while every one of those is so far behind that it would get nothing.
   bool anyone_keeps_up() const;
 
@@ -128,7 +129,8 @@ class Server {
     bool admitted = false;
     bool may_act = false;
     bool monitoring = true;
-    bool behind = false;  // its queue was full at the last batch
+    uint64_t version = 1;  // of the observations that it gets
+    bool behind = false;   // its queue was full at the last batch
   };
 
   explicit Server(ServerOptions options) : options_(std::move(options)) {}
@@ -149,6 +151,8 @@ class Server {
   static bool flush(Engine& e);
   static void forget(Engine& e, bool sampled);
   void set_sampling(EngineId id, Engine& e, const Asking& asking);
+  void set_version(EngineId id, Engine& e, const Asking& asking);
+  static std::shared_ptr<const Batch> numbered(const Batch& batch, uint64_t& sequence);
   static void queue_round(Engine& e, const SampledBatches& samples, Round round);
   static void put_answer(Engine& e, std::vector<uint8_t> bytes);
   void update_watch(EngineId id, Engine& e);

@@ -84,6 +84,12 @@ class ServerTest : public testing::Test {
     }
     return b;
   }
+  static std::span<const uint8_t, kResponseBytes> fixed_response(const std::vector<uint8_t>& m) {
+    EXPECT_EQ(m.size(), kResponseBytes);
+    static std::array<uint8_t, kResponseBytes> bytes;
+    std::copy_n(m.begin(), std::min(m.size(), bytes.size()), bytes.begin());
+    return bytes;
+  }
   static bool readable(const UniqueFd& fd) {
     pollfd p{fd.get(), POLLIN, 0};
     return ::poll(&p, 1, 0) == 1;
@@ -182,6 +188,42 @@ class ServerTest : public testing::Test {
   Asking last_;
   std::vector<Server::EngineId> gone_;
 };
+
+TEST_F(ServerTest, AnEngineGetsTheVersionThatItAskedFor) {
+  start();
+  const UniqueFd plain = engine();
+  const UniqueFd extended = engine();
+  Request r = request(5, Feature::observations, kRequestWrite);
+  r.value0 = 3;
+  send(extended, r);
+  auto answer = decode_response(fixed_response(next(extended)));
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->status, static_cast<uint32_t>(EINVAL));
+  EXPECT_FALSE(server_->anyone_wants(2));
+  r.value0 = 2;
+  send(extended, r);
+  answer = decode_response(fixed_response(next(extended)));
+  ASSERT_TRUE(answer);
+  EXPECT_EQ(answer->status, 0u);
+  EXPECT_EQ(answer->value0, 2u);
+  EXPECT_TRUE(server_->anyone_wants(1) && server_->anyone_wants(2));
+  auto both = std::make_shared<Batch>();
+  both->each = kExtendedObservationBytes;
+  both->bytes.resize(2 * kExtendedObservationBytes);
+  both->messages = 2;
+  for (size_t at = 0; at < both->bytes.size(); at += both->each)
+    encode(ExtendedObservation{}, std::span<uint8_t, kExtendedObservationBytes>(
+                                      both->bytes.data() + at, kExtendedObservationBytes));
+  server_->broadcast(both);
+  server_->broadcast(batch(1, 9));
+  EXPECT_EQ(next(plain).size(), kObservationBytes);
+  for (uint64_t number = 1; number <= 2; ++number) {
+    auto o = decode_extended_observation(next(extended));
+    ASSERT_TRUE(o);
+    EXPECT_EQ(o->sequence, number);
+  }
+  EXPECT_FALSE(readable(plain) || readable(extended));
+}
 
 TEST_F(ServerTest, EveryEngineGetsEveryObservation) {
   start();

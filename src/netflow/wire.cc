@@ -39,6 +39,7 @@ class Writer {
   Writer& put(const std::array<char, 16>& text) {
     return put(std::span(reinterpret_cast<const uint8_t*>(text.data()), text.size()));
   }
+  Writer& put(ObservationKind kind) { return put(static_cast<uint16_t>(kind)); }
   Writer& put(const Timestamp& t) { return put(t.seconds).put(t.nanoseconds); }
   Writer& put(const Address& a) { return put(a.af).put(std::span<const uint8_t>(a.bytes)); }
   Writer& put(const Endpoint& e) { return put(e.address).put(e.port); }
@@ -79,6 +80,8 @@ class Reader {
     std::memcpy(text.data(), bytes.data(), bytes.size());
   }
   void take(Endpoint& e) { e = take_endpoint(); }
+  void take(Timestamp& t) { t = take_timestamp(); }
+  void take(ObservationKind& kind) { kind = static_cast<ObservationKind>(take<uint16_t>()); }
   Timestamp take_timestamp() {
     const auto seconds = take<uint64_t>();
     return {seconds, take<uint64_t>()};
@@ -107,7 +110,14 @@ bool is_address(const Address& a) {
                                                 [](uint8_t b) { return b == 0; }));
 }
 
-// ---- what is sampled: each message's members in the order of its bytes, for both directions ----
+// ---- each message's members in the order of its bytes, for both directions ----
+
+template <class S, class Each>
+requires std::same_as<std::remove_const_t<S>, ExtendedObservation>
+void each_member(S& s, Each&& each) {
+  each(s.sequence, s.kind, s.session_start, s.now, s.socket, s.local, s.remote, s.bytes_in,
+       s.bytes_out, s.extra, s.type, s.flags, s.pid, s.uid, s.command);
+}
 
 template <class S, class Each>
 requires std::same_as<std::remove_const_t<S>, Sample>
@@ -245,7 +255,7 @@ size_t message_bytes(uint16_t sig) {
 }
 
 bool has_length(uint16_t sig) {
-  return sig == kSigExtendedRequest || (sig >= kSigFlow && sig <= kSigRule);
+  return sig == kSigExtendedRequest || (sig >= kSigFlow && sig <= kSigExtendedObservation);
 }
 
 uint16_t signature_of(std::span<const uint8_t> bytes) {
@@ -457,6 +467,18 @@ void encode(const ProcessSample& s, std::span<uint8_t, kProcessSampleBytes> out)
 
 void encode(const Round& r, std::span<uint8_t, kRoundBytes> out) {
   encode_members(kSigRound, r, out);
+}
+
+void encode(const ExtendedObservation& o, std::span<uint8_t, kExtendedObservationBytes> out) {
+  encode_members(kSigExtendedObservation, o, out);
+}
+
+Result<ExtendedObservation> decode_extended_observation(std::span<const uint8_t> bytes) {
+  auto o = decode_members<ExtendedObservation>(kSigExtendedObservation, kExtendedObservationBytes,
+                                               bytes);
+  if (o && (!is_address(o->local.address) || !is_address(o->remote.address)))
+    return Error{Fault::peer, 0, "an observation's address is none"};
+  return o;
 }
 
 Result<Sample> decode_sample(std::span<const uint8_t> bytes) {

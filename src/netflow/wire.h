@@ -32,6 +32,7 @@ constexpr uint16_t kSigSample = 0xd342;
 constexpr uint16_t kSigProcessSample = 0xd343;
 constexpr uint16_t kSigRound = 0xd344;
 constexpr uint16_t kSigRule = 0xd345;
+constexpr uint16_t kSigExtendedObservation = 0xd346;
 
 constexpr size_t kObservationBytes = 116;
 constexpr size_t kRequestBytes = 46;
@@ -40,6 +41,7 @@ constexpr size_t kFlowBytes = 142;
 constexpr size_t kSampleBytes = 310;
 constexpr size_t kProcessSampleBytes = 62;
 constexpr size_t kRoundBytes = 102;
+constexpr size_t kExtendedObservationBytes = 152;
 // Up to their texts; what a later version adds stands before those.
 constexpr size_t kExtendedRequestBytes = 60;
 constexpr size_t kRuleBytes = 108;
@@ -92,6 +94,33 @@ struct Observation {
   bool operator==(const Observation&) const = default;
 };
 
+// Flow::flags and ExtendedObservation::flags. From bit 8 on, how a connection stands: what is known
+// to have happened to it.
+constexpr uint16_t kFlowListener = 1;
+constexpr uint16_t kListenersHolder = 2;  // nobody took it yet: the process is its listener's
+constexpr uint16_t kCloseUnseen = 4;      // the INS died, or its report of the close was lost
+constexpr uint16_t kConnShift = 8;
+constexpr uint16_t kConnInbound = 0x0100;  // it was accepted
+constexpr uint16_t kConnEstablished = 0x0200;
+constexpr uint16_t kConnPeerFin = 0x0400;
+constexpr uint16_t kConnOurFin = 0x0800;
+constexpr uint16_t kConnPeerRst = 0x1000;  // without kConnEstablished: the attempt was refused
+constexpr uint16_t kConnOurRst = 0x2000;
+constexpr uint16_t kConnCut = 0x4000;  // by a request or a rule, and not by the application
+constexpr uint16_t kConnBits = 0x7f00;
+
+// An observation as an engine gets it that asked for version 2 (Feature::observations). In one of
+// version 1 the members beyond are as they are here.
+struct ExtendedObservation : Observation {
+  uint64_t sequence = 0;
+  uint16_t type = 1;  // 1 stream, 2 datagram
+  uint16_t flags = 0;
+  uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
+  uint32_t uid = 0;
+  std::array<char, 16> command{};  // NUL-padded
+  bool operator==(const ExtendedObservation&) const = default;
+};
+
 // Request::flags
 constexpr uint16_t kRequestWrite = 1;
 constexpr uint16_t kRequestBySocket = 2;
@@ -115,6 +144,7 @@ enum class Feature : uint16_t {
   sampling = 0x0201,
   rules = 0x0202,
   undo = 0x0203,
+  observations = 0x0204,
   is_open = 0x0101,
   owner_running = 0x0102,
   sndbuf = 0x0109,
@@ -176,7 +206,6 @@ struct Flow {
   std::array<char, 16> command{};  // NUL-padded
   bool operator==(const Flow&) const = default;
 };
-constexpr uint16_t kFlowListener = 1;
 
 // ---- version 2: what is sampled ----
 
@@ -366,6 +395,7 @@ void encode(const Flow& f, std::span<uint8_t, kFlowBytes> out);
 void encode(const Sample& s, std::span<uint8_t, kSampleBytes> out);
 void encode(const ProcessSample& s, std::span<uint8_t, kProcessSampleBytes> out);
 void encode(const Round& r, std::span<uint8_t, kRoundBytes> out);
+void encode(const ExtendedObservation& o, std::span<uint8_t, kExtendedObservationBytes> out);
 // Texts that are too long are cut.
 std::vector<uint8_t> encoded(const ExtendedRequest& r);
 std::vector<uint8_t> encoded(const Rule& r);
@@ -380,6 +410,7 @@ Result<Flow> decode_flow(std::span<const uint8_t> in);
 Result<Sample> decode_sample(std::span<const uint8_t> in);
 Result<ProcessSample> decode_process_sample(std::span<const uint8_t> in);
 Result<Round> decode_round(std::span<const uint8_t> in);
+Result<ExtendedObservation> decode_extended_observation(std::span<const uint8_t> in);
 // The same, where a later version adds before the texts.
 Result<ExtendedRequest> decode_extended_request(std::span<const uint8_t> in);
 Result<Rule> decode_rule(std::span<const uint8_t> in);

@@ -241,6 +241,23 @@ TEST(Wire, ASampleIsTheSpecificationsBytes) {
   EXPECT_FALSE(decode_sample(bytes));
 }
 
+TEST(Wire, AnExtendedObservationIsTheSpecificationsBytes) {
+  ExtendedObservation o{observation()};
+  o.sequence = 0x0102030405060708;
+  o.type = 2;
+  o.flags = kListenersHolder | kConnInbound | kConnPeerRst;
+  o.pid = 77;
+  o.uid = 33;
+  o.command = {'n', 'g', 'i', 'n', 'x'};
+  const std::string body(kObservationHex);
+  auto bytes = bytes_of_hex("d346 00000098 0102030405060708" +
+                            body.substr(body.find("0003")) +  // of version 1, from kind on
+                            "0002 1102 0000004d 00000021 6e67696e780000000000000000000000");
+  expect_version_two<kExtendedObservationBytes>(o, bytes, decode_extended_observation);
+  bytes[59] = 5;  // the local address's family
+  EXPECT_FALSE(decode_extended_observation(bytes));
+}
+
 TEST(Wire, AProcessSampleIsTheSpecificationsBytes) {
   ProcessSample s;
   s.sequence = 4;
@@ -396,6 +413,7 @@ TEST(Wire, OnlyTextThatATerminalMayBeShownIsPlain) {
 
 TEST(Wire, CodesAreTheSpecifications) {
   EXPECT_EQ(static_cast<int>(Feature::sampling), 0x0201);
+  EXPECT_EQ(static_cast<int>(Feature::observations), 0x0204);
   EXPECT_EQ(static_cast<int>(Feature::monitor_on), 0x0001);
   EXPECT_EQ(static_cast<int>(Feature::monitor_off), 0x0002);
   EXPECT_EQ(static_cast<int>(Feature::nodelay), 0x0008);

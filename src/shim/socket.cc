@@ -276,6 +276,9 @@ int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int 
   mine.rx_head = MW_INDEX_START;
   mine.tx_tail = MW_INDEX_START;
   A::store_release(mine.gen, gen);
+  SessionOwner& owner = process.session.owner(gen);
+  A::store_relaxed(owner.pid, process.pid);
+  A::store_release(owner.gen, gen);
   // The PVM's line of the slot is ours to set, and what an earlier user left there is not ours.
   mw_slot& shared = process.channel.slot(slot);
   A::store_relaxed(shared.rx_head, MW_INDEX_START);

@@ -83,6 +83,7 @@ void run(const uint8_t* data, size_t size) {
   decode_and_encode<kSampleBytes>(bytes, decode_sample);
   decode_and_encode<kProcessSampleBytes>(bytes, decode_process_sample);
   decode_and_encode<kRoundBytes>(bytes, decode_round);
+  decode_and_encode<kExtendedObservationBytes>(bytes, decode_extended_observation);
   // A rule with bytes that a later version added is encoded without them.
   if (auto rule = decode_rule(bytes); rule && rule->engine.size() <= kMaxReason) {
     auto again = decode_rule(encoded(*rule));

@@ -1,6 +1,6 @@
 """What the exports send, as Debian's own tools read it: nfcapd and nfdump, tshark, a scraper, a reader of JSON lines.
 
-Observations come from the test through mw_export_feed, in the NetFlow interface's bytes.
+Observations come from the test through mw_export_feed, in the NetFlow interface's bytes of version 2.
 """
 
 import json
@@ -19,7 +19,11 @@ import pytest
 from mwtest import build, proc
 from mwtest.session import BASE
 
+from mwnetflow import FlowFlag
+
 ACCEPT, CONNECT, RECV, SEND, CLOSE = 3, 4, 5, 6, 7
+ACCEPTED = FlowFlag.INBOUND | FlowFlag.ESTABLISHED
+FINISHED = ACCEPTED | FlowFlag.PEER_FIN | FlowFlag.OUR_FIN
 
 
 def endpoint(address: str, port: int) -> bytes:
@@ -29,28 +33,28 @@ def endpoint(address: str, port: int) -> bytes:
 
 
 def observation(kind: int, number: int, at: float, peer=("192.0.2.9", 40000), local=("192.0.2.1", 80), total_in=0,
-                total_out=0) -> bytes:
+                total_out=0, flags=ACCEPTED) -> bytes:
     """One as the wire has it, `at` seconds from now."""
     name = lambda n: 0x53 << 56 | 1 << 40 | n  # noqa: E731
     when = time.time() + at
     stamp = struct.pack(">QQ", int(when), int(when % 1 * 1e9))
     extra = name(number) if kind in (ACCEPT, CLOSE) else 0
-    return (struct.pack(">HIH", 0xd310, 0, kind) + stamp + stamp +
+    return (struct.pack(">HIQH", 0xd346, 152, 0, kind) + stamp + stamp +
             struct.pack(">q", name(1 if kind == ACCEPT else number)) + endpoint(*local) + endpoint(*peer) +
-            struct.pack(">QQQ", total_in, total_out, extra))
+            struct.pack(">QQQHHII16s", total_in, total_out, extra, 1, flags, 77, 33, b"server"))
 
 
-def conversation(number: int, peer, local, total_in: int, total_out: int, seconds: float = 1) -> bytes:
+def conversation(number: int, peer, local, total_in: int, total_out: int, end=FINISHED, seconds: float = 1) -> bytes:
     at = dict(peer=peer, local=local)
     return (observation(ACCEPT, number, 0, **at) +
             observation(RECV, number, 0, total_in=total_in, **at) +
             observation(SEND, number, seconds, total_in=total_in, total_out=total_out, **at) +
-            observation(CLOSE, number, seconds, total_in=total_in, total_out=total_out, **at))
+            observation(CLOSE, number, seconds, total_in=total_in, total_out=total_out, flags=end, **at))
 
 
 FLOWS = [(("192.0.2.9", 40000), ("192.0.2.1", 80), 120, 4500),
          (("2001:db8::9", 40001), ("2001:db8::1", 443), 7, 1 << 33),
-         (("::ffff:198.51.100.7", 40002), ("::ffff:192.0.2.1", 80), 1, 2)]
+         (("::ffff:198.51.100.7", 40002), ("::ffff:192.0.2.1", 80), 1, 2, ACCEPTED | FlowFlag.PEER_RST)]
 
 
 def some_flows() -> bytes:
@@ -195,6 +199,7 @@ def test_nfdump_reads_what_nfcapd_took(tmp_path):
     assert (v6["in_bytes"], v6["out_bytes"]) == (7, 1 << 33)
     assert (mapped["src4_addr"], mapped["in_bytes"], mapped["out_bytes"]) == ("198.51.100.7", 1, 2)
     assert "P" in v4["tcp_flags"] and "S" in v4["tcp_flags"] and "F" in v4["tcp_flags"]
+    assert "R" not in v4["tcp_flags"] and "R" in mapped["tcp_flags"] and "F" not in mapped["tcp_flags"]
 
 
 def test_active_and_idle_timeouts_in_real_time(tmp_path):
@@ -249,6 +254,8 @@ def test_json_lines_and_prometheus(tmp_path):
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert [line["id.orig_p"] for line in lines if line["reason"] == "closed"] == [40000, 40001, 40002]
     assert lines[0]["orig_bytes"] == 120 and lines[0]["conn_state"] == "SF" and lines[0]["final"] is True
+    assert (lines[0]["pid"], lines[0]["user_id"], lines[0]["command"]) == (77, 33, "server")
+    assert lines[2]["conn_state"] == "RSTO" and lines[2]["history"] == "ShADdR"
     assert lines[-1]["reason"] == "unobserved" and lines[-1]["conn_state"] == "S1"
 
 
@@ -281,7 +288,10 @@ def test_a_session_exports_what_its_server_does(mw, start, server, tmp_path, fre
 
     proc.wait_for(lambda: len(closed()) >= 6, 20, "six connections in the file", session.background)
     one = closed()[-1]
-    assert (one["id.resp_p"], one["proto"], one["conn_state"], one["local_orig"]) == (80, "tcp", "SF", False)
+    assert (one["id.resp_p"], one["proto"], one["local_orig"], one["user_id"]) == (80, "tcp", False, 0)
+    # Who closes first is up to the two of them; the server sees the other's end only if that was it.
+    assert one["conn_state"] in ("SF", "S3") and one["history"].startswith("ShADd")
+    assert one["pid"] != 0 and one["command"] != ""
     assert one["id.resp_h"] == session.record["ins4"] and one["orig_bytes"] > 50 and one["resp_bytes"] > 50
     messages = collector.datagrams(6)
     assert any(kind == 2 for message in messages for kind, _ in sets(message))

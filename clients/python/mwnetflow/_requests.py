@@ -135,6 +135,10 @@ class Requests:
         """Turns the observations to this client on or off."""
         return self._ask(Feature.MONITOR_ON if on else Feature.MONITOR_OFF, WRITE, 1, bytes(20))
 
+    def observe_holders(self, on: bool = True) -> Any:
+        """Turns observations to ExtendedObservations, which say who holds the socket and how its connection stands."""
+        return self._ask(Feature.OBSERVATIONS, WRITE, 2 if on else 1, bytes(20))
+
     def sample(self, seconds: float) -> Any:
         """A round of samples of every socket and process each so many seconds, for rounds(); 0: no more."""
         return self._ask(Feature.SAMPLING, WRITE, round(seconds * 1000), bytes(20))

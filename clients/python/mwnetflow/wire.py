@@ -17,9 +17,11 @@ SIG_SAMPLE = 0xD342
 SIG_PROCESS_SAMPLE = 0xD343
 SIG_ROUND = 0xD344
 SIG_RULE = 0xD345
+SIG_EXTENDED_OBSERVATION = 0xD346
 
 _ENDPOINT = "I16sH"
 _OBSERVATION = struct.Struct(">HIHQQQQq" + _ENDPOINT + _ENDPOINT + "QQQ")
+_EXTENDED_OBSERVATION = struct.Struct(">HIQHQQQQq" + _ENDPOINT + _ENDPOINT + "QQQHHII16s")
 _REQUEST = struct.Struct(">HIHHQQ20s")
 _EXTENDED_REQUEST = struct.Struct(">HIHIHHQQ20sII")
 _RESPONSE = struct.Struct(">HIIQQ")
@@ -31,14 +33,15 @@ _RULE = struct.Struct(">HIHQIHHHQQq" + _ENDPOINT + "QQQQI")
 _LENGTH = {SIG_OBSERVATION: _OBSERVATION.size, SIG_REQUEST: _REQUEST.size, SIG_RESPONSE: _RESPONSE.size}
 # Those of version 2 say how long they are: at least this.
 _LEAST = {SIG_FLOW: _FLOW.size, SIG_SAMPLE: _SAMPLE.size, SIG_PROCESS_SAMPLE: _PROCESS_SAMPLE.size,
-          SIG_ROUND: _ROUND.size, SIG_RULE: _RULE.size + 4}
+          SIG_ROUND: _ROUND.size, SIG_RULE: _RULE.size + 4,
+          SIG_EXTENDED_OBSERVATION: _EXTENDED_OBSERVATION.size}
 _NEVER = 0xFFFFFFFF
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
 class Kind(enum.IntEnum):
-    """What an observation is about."""
+    """What an observation is about. NONE: a connection stands differently now, which no call told."""
     NONE = 0
     CREATE = 1
     BIND = 2
@@ -63,6 +66,7 @@ class Feature(enum.IntEnum):
     SAMPLING = 0x0201
     RULES = 0x0202
     UNDO = 0x0203
+    OBSERVATIONS = 0x0204
     IS_OPEN = 0x0101
     OWNER_RUNNING = 0x0102
     SNDBUF = 0x0109
@@ -131,6 +135,31 @@ class Observation:
     extra: int
 
 
+class FlowFlag(enum.IntFlag):
+    """What else is true of a socket; from INBOUND on, what is known to have happened to its connection."""
+    LISTENER = 1
+    LISTENERS_HOLDER = 2
+    CLOSE_UNSEEN = 4
+    INBOUND = 0x0100
+    ESTABLISHED = 0x0200
+    PEER_FIN = 0x0400
+    OUR_FIN = 0x0800
+    PEER_RST = 0x1000
+    OUR_RST = 0x2000
+    CUT = 0x4000
+
+
+@dataclass(frozen=True)
+class ExtendedObservation(Observation):
+    """An observation of version 2. Without a known process, pid is 0."""
+    sequence: int
+    datagram: bool
+    flags: FlowFlag
+    pid: int
+    uid: int
+    command: str
+
+
 @dataclass(frozen=True)
 class Request:
     """A feature request; `identity` is 20 bytes."""
@@ -185,6 +214,7 @@ class Flow:
     pid: int
     uid: int
     command: str
+    flags: FlowFlag = FlowFlag(0)
 
 
 class SampleFlag(enum.IntFlag):
@@ -341,12 +371,22 @@ def _observation(data: memoryview) -> Observation:
                        bytes_in, bytes_out, extra)
 
 
+def _extended_observation(data: memoryview) -> ExtendedObservation:
+    (_, _, sequence, kind, start, start_ns, now, now_ns, socket, local_af, local, local_port, remote_af, remote,
+     remote_port, bytes_in, bytes_out, extra, family, flags, pid, uid,
+     command) = _EXTENDED_OBSERVATION.unpack(data[:_EXTENDED_OBSERVATION.size])
+    return ExtendedObservation(Kind(kind), start + start_ns / 1e9, now + now_ns / 1e9, socket,
+                               _endpoint(local_af, local, local_port), _endpoint(remote_af, remote, remote_port),
+                               bytes_in, bytes_out, extra, sequence, family == 2, FlowFlag(flags), pid, uid,
+                               _text(command))
+
+
 def _flow(data: memoryview) -> Flow:
     (_, _, sequence, socket, kind, flags, start, start_ns, last, last_ns, local_af, local, local_port, remote_af,
      remote, remote_port, bytes_in, bytes_out, pid, uid, command) = _FLOW.unpack(data[:_FLOW.size])
     return Flow(sequence, socket, kind == 2, bool(flags & 1), start + start_ns / 1e9, last + last_ns / 1e9,
                 _endpoint(local_af, local, local_port), _endpoint(remote_af, remote, remote_port),
-                bytes_in, bytes_out, pid, uid, _text(command))
+                bytes_in, bytes_out, pid, uid, _text(command), FlowFlag(flags))
 
 
 def _text(padded: bytes) -> str:
@@ -417,8 +457,8 @@ def _rule(data: memoryview) -> Rule:
                 _endpoint(family, peer, port), since + since_ns / 1e9, until + until_ns / 1e9, hits, engine, reason)
 
 
-_DECODE = {SIG_OBSERVATION: _observation, SIG_FLOW: _flow, SIG_SAMPLE: _sample, SIG_PROCESS_SAMPLE: _process_sample,
-           SIG_ROUND: _round, SIG_RULE: _rule, SIG_RESPONSE: lambda data: Response(*_RESPONSE.unpack(data)[1:])}
+_DECODE = {SIG_OBSERVATION: _observation, SIG_EXTENDED_OBSERVATION: _extended_observation, SIG_FLOW: _flow,
+           SIG_SAMPLE: _sample, SIG_PROCESS_SAMPLE: _process_sample, SIG_ROUND: _round, SIG_RULE: _rule, SIG_RESPONSE: lambda data: Response(*_RESPONSE.unpack(data)[1:])}
 
 
 class Decoder:

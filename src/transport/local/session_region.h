@@ -139,6 +139,13 @@ constexpr uint32_t kSlotArmed = 128;       // its placeholder may have got token
 constexpr uint32_t kSlotOdd = 256;         // its placeholder is no longer as the INS made it
 constexpr uint32_t kSlotResets = 512;      // SO_LINGER with a time of 0
 
+// Who made or accepted the socket of a generation. It stands in the entry of gen % slots until so many
+// more sockets were made: longer than its slot may be without another one.
+struct SessionOwner {
+  uint32_t gen;
+  uint32_t pid;
+};
+
 // Who holds a call cell. pid 0: free.
 struct SessionCall {
   uint32_t pid;
@@ -175,7 +182,7 @@ constexpr uint16_t bell_serial(uint64_t data) {
 static_assert(MW_MAX_GROUPS <= 0xffff);
 
 struct SessionLayout {
-  uint64_t slots, calls, groups, far_watches, bytes;
+  uint64_t slots, calls, groups, owners, far_watches, bytes;
 };
 
 inline SessionLayout session_layout_of(const mw_geometry& g) {
@@ -184,7 +191,8 @@ inline SessionLayout session_layout_of(const mw_geometry& g) {
   l.groups = l.calls + sizeof(SessionCall) * uint64_t{g.calls};
   l.slots =
       (l.groups + sizeof(SessionGroup) * uint64_t{g.groups} + MW_PAGE - 1) / MW_PAGE * MW_PAGE;
-  l.far_watches = l.slots + sizeof(SessionSlot) * uint64_t{g.slots};
+  l.owners = l.slots + sizeof(SessionSlot) * uint64_t{g.slots};
+  l.far_watches = l.owners + sizeof(SessionOwner) * uint64_t{g.slots};
   l.bytes = (l.far_watches + sizeof(SessionFarWatches) * uint64_t{g.slots} + MW_PAGE - 1) /
             MW_PAGE * MW_PAGE;
   return l;
@@ -229,12 +237,14 @@ class SessionWatches {
 class SessionRegion {
  public:
   SessionRegion() = default;
-  SessionRegion(std::byte* base, const mw_geometry& g) : base_(base), l_(session_layout_of(g)) {}
+  SessionRegion(std::byte* base, const mw_geometry& g)
+      : base_(base), l_(session_layout_of(g)), slots_(g.slots) {}
   SessionHeader& header() const { return *at<SessionHeader>(0); }
   SessionSlot& slot(uint32_t i) const { return at<SessionSlot>(l_.slots)[i]; }
   SessionWatches watches(uint32_t i) const {
     return {slot(i), at<SessionFarWatches>(l_.far_watches)[i]};
   }
+  SessionOwner& owner(uint32_t gen) const { return at<SessionOwner>(l_.owners)[gen % slots_]; }
   SessionCall& call(uint32_t i) const { return at<SessionCall>(l_.calls)[i]; }
   SessionGroup& group(uint32_t i) const { return at<SessionGroup>(l_.groups)[i]; }
   std::byte* base() const { return base_; }
@@ -246,6 +256,7 @@ class SessionRegion {
   }
   std::byte* base_ = nullptr;
   SessionLayout l_{};
+  uint32_t slots_ = 1;
 };
 
 }  // namespace mw
