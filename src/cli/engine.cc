@@ -22,6 +22,10 @@ CLI::App* EngineOptions::add(CLI::App& app, const char* name, const char* text) 
 
 std::optional<SocketId> parse_socket(const std::string& text) {
   unsigned long long first = 0;
+  // As a record of `mw flows -w` has it.
+  char end = 0;
+  if (text.starts_with('M') && std::sscanf(text.c_str(), "M%16llx%c", &first, &end) == 1)
+    return decode_socket(static_cast<int64_t>(first));
   unsigned long long second = 0;
   char rest = 0;
   if (std::sscanf(text.c_str(), "%llu:%llu%c", &first, &second, &rest) == 2 && first <= 0xffff &&

@@ -22,7 +22,7 @@ struct EngineOptions {
   CLI::App* add(CLI::App& app, const char* name, const char* text);
 };
 
-// "1:104" (INS and number), or the whole identifier.
+// "1:104" (INS and number), "M5300010000000068" (a record's uid), or the whole identifier.
 std::optional<netflow::SocketId> parse_socket(const std::string& text);
 std::string name_of(int64_t socket);
 // "nginx" out of its NUL-padded place; "nginx[12]", "-" if the process is not known.

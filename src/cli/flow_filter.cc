@@ -24,6 +24,10 @@ bool FlowFilter::parse(const std::vector<std::string>& words, std::string* wrong
       port_ = static_cast<uint16_t>(n);
     else if (words[k] == "pid" && is_number)
       pid_ = static_cast<uint32_t>(n);
+    else if (words[k] == "uid" && is_number)
+      uid_ = static_cast<uint32_t>(n);
+    else if (words[k] == "command")
+      command_ = value;
     else if (words[k] == "peer" && parse_address(value))
       peer_ = *parse_address(value);
     else
@@ -33,11 +37,14 @@ bool FlowFilter::parse(const std::vector<std::string>& words, std::string* wrong
   return true;
 }
 
-bool FlowFilter::takes(const std::string& type, const Endpoint& local, const Endpoint& remote,
-                       uint32_t pid) const {
-  return (types_.empty() || types_.count(type) != 0) &&
-         (!port_ || local.port == *port_ || remote.port == *port_) && (!pid_ || pid == *pid_) &&
-         (!peer_ || remote.address == *peer_);
+bool FlowFilter::takes(const Filtered& one) const {
+  // Whose process is not known is nobody's.
+  const bool known = one.pid != 0;
+  return (types_.empty() || types_.count(one.type) != 0) &&
+         (!port_ || one.local.port == *port_ || one.remote.port == *port_) &&
+         (!pid_ || one.pid == *pid_) && (!uid_ || (known && one.uid == *uid_)) &&
+         (!command_ || (known && one.command == *command_)) &&
+         (!peer_ || one.remote.address == *peer_);
 }
 
 }  // namespace mw

@@ -4,15 +4,14 @@
 #include <cinttypes>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
-#include <ctime>
-#include <optional>
-#include <set>
+#include <utility>
 
 #include "base/clock.h"
 #include "cli/flow_filter.h"
 #include "netflow/address.h"
 #include "netflow/client.h"
+#include "netflow/flow_cache.h"
+#include "netflow/json_lines.h"
 
 namespace mw {
 namespace {
@@ -53,26 +52,11 @@ void print_document(const std::vector<Flow>& flows, double now) {
   std::printf("%s%s]\n", out.c_str(), flows.empty() ? "" : "\n");
 }
 
-// A connection, in the names of Zeek's conn.log.
-void print_record(const Observation& o, int64_t socket, bool accepted, bool final) {
-  const Endpoint& orig = accepted ? o.remote : o.local;
-  const Endpoint& resp = accepted ? o.local : o.remote;
-  std::printf(
-      "{\"ts\":%s,\"uid\":%s,\"id.orig_h\":%s,\"id.orig_p\":%u,\"id.resp_h\":%s,"
-      "\"id.resp_p\":%u,\"duration\":%s,\"orig_bytes\":%" PRIu64 ",\"resp_bytes\":%" PRIu64
-      ",\"final\":%s}\n",
-      number(seconds(o.session_start)).c_str(), quoted(name_of(socket)).c_str(),
-      quoted(to_string(orig.address)).c_str(), orig.port, quoted(to_string(resp.address)).c_str(),
-      resp.port, number(seconds(o.now) - seconds(o.session_start)).c_str(),
-      accepted ? o.bytes_in : o.bytes_out, accepted ? o.bytes_out : o.bytes_in,
-      final ? "true" : "false");
-  std::fflush(stdout);
-}
-
 int list(Client& engine, const FlowFilter& filter, bool json) {
   std::vector<Flow> flows = engine.take_flows();
-  std::erase_if(flows,
-                [&](const Flow& f) { return !filter.takes(type_of(f), f.local, f.remote, f.pid); });
+  std::erase_if(flows, [&](const Flow& f) {
+    return !filter.takes({type_of(f), f.local, f.remote, f.pid, f.uid, text_of(f.command)});
+  });
   std::sort(flows.begin(), flows.end(),
             [](const Flow& a, const Flow& b) { return a.socket < b.socket; });
   const double now = static_cast<double>(realtime_ns()) / 1e9;
@@ -83,45 +67,50 @@ int list(Client& engine, const FlowFilter& filter, bool json) {
   return 0;
 }
 
-int follow(Client& engine, const FlowFilter& filter, bool json) {
-  std::set<int64_t> accepted;
-  std::set<uint16_t> listening;
-  const std::vector<Flow> flows = engine.take_flows();
-  for (const Flow& f : flows)
-    if ((f.flags & kFlowListener) != 0) listening.insert(f.local.port);
-  for (const Flow& f : flows)
-    if (listening.count(f.local.port) != 0) accepted.insert(f.socket);
-  // What is open already, so that nobody has to wait for its end to know of it.
-  for (const Flow& f : flows) {
-    if (f.remote.port == 0 || !filter.takes(type_of(f), f.local, f.remote, f.pid)) continue;
-    Observation open;
-    open.session_start = f.session_start;
-    open.now = timestamp_of(static_cast<uint64_t>(realtime_ns()));
-    open.local = f.local;
-    open.remote = f.remote;
-    open.bytes_in = f.bytes_in;
-    open.bytes_out = f.bytes_out;
-    print_record(open, f.socket, accepted.count(f.socket) != 0, false);
+// Who asks in time to tell what lasts.
+constexpr int kTickMs = 250;
+
+// From here on the engine gets observations of version 2 only, beginning with what there is.
+Result<Response> begin_to_follow(Client& engine) {
+  constexpr std::pair<Feature, uint64_t> kSteps[] = {{Feature::monitor_off, 0},
+                                                     {Feature::observations, 2},
+                                                     {Feature::monitor_on, 0},
+                                                     {Feature::list, 0}};
+  Result<Response> answer = Response{};
+  for (const auto& [feature, value] : kSteps) {
+    Request r;
+    r.name = static_cast<uint16_t>(feature);
+    r.value0 = value;
+    if (feature == Feature::observations) r.flags = kRequestWrite;
+    answer = engine.ask(r);
+    if (!answer || answer->status != 0) break;
   }
+  return answer;
+}
+
+int follow(Client& engine, const FlowFilter& filter, uint32_t interval_s, bool json) {
+  // A silent connection lasts like any other.
+  FlowCache cache({.active_s = interval_s, .idle_s = UINT32_MAX, .tell_beginning = true},
+                  [&](const FlowRecord& r) {
+                    const char* type = r.protocol == netflow::Protocol::udp ? "udp" : "tcp";
+                    if (!filter.takes({type, r.local, r.remote, r.pid, r.uid, text_of(r.command)}))
+                      return;
+                    const auto now = static_cast<uint64_t>(monotonic_ns());
+                    std::fputs(json_line(r, now).c_str(), stdout);
+                    std::fflush(stdout);
+                  });
+  auto begun = begin_to_follow(engine);
+  if (!begun) return fail(json, begun.error());
+  if (begun->status != 0) return refusal(json, begun->status);
+  for (const Flow& f : engine.take_flows())
+    if ((f.flags & kFlowListener) == 0 && f.remote.port != 0) cache.open(f, realtime_ns());
   for (;;) {
-    auto seen = engine.next(-1);
-    if (!seen) return fail(json, seen.error());
-    int64_t socket = seen->socket;
-    if (seen->kind == ObservationKind::accept) {
-      socket = static_cast<int64_t>(seen->extra);
-      accepted.insert(socket);
-    } else if (seen->kind != ObservationKind::connect && seen->kind != ObservationKind::close) {
-      continue;
-    }
-    const bool final = seen->kind == ObservationKind::close;
-    const bool from_outside = accepted.count(socket) != 0;
-    if (final) accepted.erase(socket);
-    Flow f;
-    f.local = seen->local;
-    f.remote = seen->remote;
-    // What never was a connection is none of a watcher's business.
-    if (f.remote.port != 0 && filter.takes(type_of(f), f.local, f.remote, f.pid))
-      print_record(*seen, socket, from_outside, final);
+    auto seen = engine.next(kTickMs);
+    if (seen)
+      cache.take(*seen);
+    else if (seen.error().fault != Fault::would_block)
+      return fail(json, seen.error());
+    cache.expire(realtime_ns());
   }
 }
 
@@ -131,8 +120,13 @@ FlowCommands::FlowCommands(CLI::App& app) {
   flows_ = options_.add(app, "flows", "List the sockets of a session");
   flows_->add_flag("-w,--watch", watch_,
                    "Follow connections as JSON lines: one for each that is open, one when it "
-                   "begins, one when it ends");
-  flows_->add_option("filter", filter_, "listen | tcp | udp | port N | peer ADDRESS | pid N");
+                   "begins, one when it ends, and meanwhile one each interval");
+  flows_->add_option("-i,--interval", interval_s_, "Seconds between the lines of one that lasts")
+      ->type_name("SECONDS")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 86400));
+  flows_->add_option("filter", filter_,
+                     "listen | tcp | udp | port N | peer ADDRESS | pid N | uid N | command NAME");
 }
 
 bool FlowCommands::given() const {
@@ -148,12 +142,12 @@ int FlowCommands::run() const {
   int exit = 0;
   auto engine = connect(options_, &exit);
   if (!engine) return exit;
+  if (watch_) return follow(*engine, filter, interval_s_, json);
   Request all;
   all.name = static_cast<uint16_t>(Feature::list);
   auto answer = engine->ask(all);
   if (!answer) return fail(json, answer.error());
   if (answer->status != 0) return refusal(json, answer->status);
-  if (watch_) return follow(*engine, filter, json);
   return list(*engine, filter, json);
 }
 

@@ -23,6 +23,7 @@ class FlowCommands {
   EngineOptions options_;
   CLI::App* flows_;
   bool watch_ = false;
+  uint32_t interval_s_ = 10;
   std::vector<std::string> filter_;
 };
 

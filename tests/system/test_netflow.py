@@ -477,7 +477,7 @@ def test_the_commands(echo, mw) -> None:
         assert f":{echo.port}" in table and "listen" in table and "python3" in table
         flows = json.loads(mw_says(mw, "flows", "-s", name, "-j", "port", str(peer.getsockname()[1])))
         assert len(flows) == 1 and flows[0]["bytes_in"] == 3 and flows[0]["type"] == "tcp"
-        number = flows[0]["socket"]
+        number, uid = flows[0]["socket"], f"M{flows[0]['id']:016x}"
         assert mw_says(mw, "get", "-s", name, number, "nodelay") == "0\n"
         assert mw_says(mw, "set", "-s", name, number, "nodelay", "1") == "1\n"
         assert json.loads(mw_says(mw, "get", "-j", "-s", name, number, "nodelay")) == {"value": 1}
@@ -485,12 +485,13 @@ def test_the_commands(echo, mw) -> None:
         watcher = subprocess.Popen([mw, "flows", "-w", "-s", name], stdout=subprocess.PIPE, text=True)
         try:
             record = json.loads(watcher.stdout.readline())  # what is open already
-            assert record["uid"] == number and record["final"] is False and record["orig_bytes"] == 3
-            mw_says(mw, "close", "-s", name, number)
+            assert record["uid"] == uid and record["final"] is False and record["orig_bytes"] == 3
+            mw_says(mw, "close", "-s", name, uid)
             with pytest.raises(ConnectionResetError):
                 peer.recv(1)
             record = json.loads(watcher.stdout.readline())
-            assert record["uid"] == number and record["final"] is True and record["orig_bytes"] == 3
+            assert record["uid"] == uid and record["final"] is True and record["orig_bytes"] == 3
+            assert record["conn_state"] == "RSTR" and record["cut"] is True
             assert record["id.orig_p"] == peer.getsockname()[1] and record["id.resp_p"] == echo.port
         finally:
             watcher.kill()
