@@ -4,6 +4,7 @@ exported file, which are the same records."""
 import contextlib
 import json
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -242,6 +243,20 @@ def test_a_held_connection_is_told_again_and_the_file_has_the_same_name_for_it(e
         if name != "history":  # the file saw its beginning
             assert same[name] == last[name], name
     assert same["history"] == "ShADdFf" and last["history"] == "Ff"
+
+
+def test_what_dies_with_its_stack_did_not_finish(echo, exported) -> None:
+    with echo.connect() as peer:
+        peer.sendall(b"abc")
+        assert peer.recv(3) == b"abc"
+        os.kill(echo.session.pid("ins"), signal.SIGKILL)
+
+        def told():
+            lines = [json.loads(line) for line in exported.read_text().splitlines()]
+            return [line for line in lines if line["id.orig_p"] == peer.getsockname()[1] and line["final"]]
+
+        record = proc.wait_for(told, SECONDS, "its record", echo.session.background)[0]
+    assert (record["reason"], record["conn_state"]) == ("unobserved", "S1") and "F" not in record["history"].upper()
 
 
 def test_an_interval_that_is_none_is_refused(mw) -> None:
