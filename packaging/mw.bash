@@ -19,16 +19,64 @@ _mw_values() { # COMMAND OPTION
     sed -n -e '/{.*}/ { s/.*{\(.*\)}.*/\1/; y/,/\n/; p; q; }' -e '/^[A-Z[]/ s/.*/-/p'
 }
 
+# The names of features: what the help says of a positional word behind "One of: ".
+_mw_features() { # COMMAND
+  _mw_help "$1" | sed -n '/^Positionals:/,/^$/ s/^  feature .* One of: //p'
+}
+
+# The columns that `mw top` sorts by.
+_mw_columns() {
+  _mw_help top | sed -n '/^Options:/,/^$/ s/.*One of: //p'
+}
+
+# What a session says, the one that is named on the line if one is.
+_mw_ask() { # COMMAND
+  local i session=()
+  for ((i = 2; i + 1 < cword; ++i)); do
+    [[ ${words[i]} != -s && ${words[i]} != --session ]] || session=(-s "${words[i + 1]}")
+  done
+  "${words[0]}" "$1" "${session[@]}" 2>/dev/null
+}
+
+# A word of a filter, or the value of the one before.
+_mw_filter() {
+  case $prev in
+    port) ;;
+    peer) _mw_ask flows | awk '$3 ~ /:[0-9]+$/ { sub(/:[0-9]+$/, "", $3); gsub(/[][]/, "", $3); print $3 }' | sort -u ;;
+    pid) _mw_ask flows | sed -n 's/.*\[\([0-9]*\)\].*/\1/p' | sort -u ;;
+    *) printf '%s\n' listen tcp udp port peer pid ;;
+  esac
+}
+
+# How many words before this one are no options: the command is the first.
+_mw_place() { # COMMAND
+  local i place=0
+  for ((i = 2; i < cword; ++i)); do
+    if [[ ${words[i]} == -* ]]; then
+      [[ -z $(_mw_values "$1" "${words[i]}") ]] || ((++i))
+    else
+      ((++place))
+    fi
+  done
+  echo "$place"
+}
+
+# Words that begin like this one. One that holds a colon is several to readline.
+_mw_offer() { # WORDS
+  mapfile -t COMPREPLY < <(compgen -W "$1" -- "$cur")
+  __ltrim_colon_completions "$cur"
+}
+
 _mw_sessions() {
   "${words[0]}" ps 2>/dev/null | sed -n 's/^\([a-z0-9-]*\)  .*/\1/p'
 }
 
 _mw_sockets() {
-  "${words[0]}" flows 2>/dev/null | sed -n 's/.* \([0-9]*:[0-9]*\)$/\1/p'
+  _mw_ask flows | sed -n 's/.* \([0-9]*:[0-9]*\)$/\1/p'
 }
 
 _mw_rules() {
-  "${words[0]}" rules 2>/dev/null | sed -n 's/^ *\([0-9]*\) in force .*/\1/p'
+  _mw_ask rules | sed -n 's/^ *\([0-9]*\) in force .*/\1/p'
 }
 
 _mw() {
@@ -57,6 +105,16 @@ _mw() {
     mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur")
     return
   fi
+  case $prev in
+    --config | --rules | --audit | --check | --netflow-*token-file | --netflow-certificate | --netflow-key)
+      _filedir
+      return
+      ;;
+    --sort)
+      _mw_offer "$(_mw_columns)"
+      return
+      ;;
+  esac
   local values
   [[ $prev != -* ]] || values=$(_mw_values "$command" "$prev")
   if [[ -n ${values-} ]]; then
@@ -70,7 +128,15 @@ _mw() {
   case $command in
     run | doctor) _command_offset "$cword" ;;
     ps | adopt | clean | guard) mapfile -t COMPREPLY < <(compgen -W "$(_mw_sessions)" -- "$cur") ;;
+    check-config) _filedir ;;
+    flows | top) _mw_offer "$(_mw_filter)" ;;
     undo) mapfile -t COMPREPLY < <(compgen -W "$(_mw_rules)" -- "$cur") ;;
-    close | get | set | pause | resume | why) ((cword > 2)) || mapfile -t COMPREPLY < <(compgen -W "$(_mw_sockets)" -- "$cur") ;;
+    close | pause | resume | why) (($(_mw_place "$command") > 0)) || _mw_offer "$(_mw_sockets)" ;;
+    get | set)
+      case $(_mw_place "$command") in
+        0) _mw_offer "all $(_mw_sockets)" ;;
+        1) _mw_offer "$(_mw_features "$command")" ;;
+      esac
+      ;;
   esac
 } && complete -F _mw mw

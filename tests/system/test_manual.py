@@ -1,7 +1,10 @@
 """What an installation brings beside the programs: man pages and completion, compared with what mw says itself."""
 
+import json
 import os
+import pty
 import re
+import select
 import subprocess
 
 import pytest
@@ -100,3 +103,55 @@ def test_completes_sessions(complete, mw, start, server, free_port):
     assert session.name in complete("mw", "ps", "")
     assert session.name in complete("mw", "ps", session.name[:-1])
     assert complete("mw", "ps", "no-such-") == set()
+
+
+def test_completes_words_of_the_interface(complete, tmp_path):
+    assert {"nodelay", "min-rate-in", "block"} <= complete("mw", "get", "1:1", "")
+    assert complete("mw", "set", "-s", "x", "1:1", "nod") == {"nodelay"}
+    assert complete("mw", "set", "1:1", "nodelay", "") == set()
+    assert complete("mw", "flows", "") == {"listen", "tcp", "udp", "port", "peer", "pid"}
+    assert complete("mw", "top", "p") == {"port", "peer", "pid"}
+    assert complete("mw", "flows", "port", "") == set()
+    assert "worker" in complete("mw", "top", "--sort", "")
+    (tmp_path / "rules.toml").touch()
+    (tmp_path / "other.pem").touch()
+    for words in (["run", "--config"], ["run", "--netflow-token-file"], ["run", "--netflow-read-token-file"],
+                  ["run", "--netflow-certificate"], ["run", "--netflow-key"], ["guard", "--rules"],
+                  ["guard", "--audit"], ["guard", "--check"], ["check-config"]):
+        assert complete("mw", *words, f"{tmp_path}/ru") == {f"{tmp_path}/rules.toml"}, words
+
+
+def test_a_socket_is_completed_once_on_a_terminal(installed, start, server, free_port):
+    """A real bash: to readline a colon begins a new word, which must not repeat what stands before it."""
+    session = start("-p", f"127.0.0.1:{free_port}:80", "--", *server, "80", "hello")
+    mw = installed / "bin/mw"
+
+    def listener():
+        return json.loads(proc.run([mw, "flows", "-s", session.name, "-j", "listen"], 20).stdout)
+
+    socket_name = proc.wait_for(listener, 20, "the server listens")[0]["socket"]
+    master, slave = pty.openpty()
+    shell = subprocess.Popen(["bash", "--norc", "-i"], stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+                             env={**os.environ, "PATH": f"{installed / 'bin'}:{os.environ['PATH']}", "PS1": "READY>",
+                                  "TERM": "dumb", "INPUTRC": "/dev/null"})
+    os.close(slave)
+    try:
+        said = b""
+
+        def wait_for(what: bytes) -> None:
+            nonlocal said
+            while what not in said:
+                assert select.select([master], [], [], 30)[0], said
+                said += os.read(master, 65536)
+            said = said.partition(what)[2]
+
+        wait_for(b"READY>")
+        os.write(master, b". /usr/share/bash-completion/bash_completion; bind 'set enable-bracketed-paste off'; "
+                         b". %s; echo LOADED$((1 + 1))\n" % bytes(installed / "share/bash-completion/completions/mw"))
+        wait_for(b"LOADED2")
+        os.write(master, f"mw why -s {session.name} {socket_name.partition(':')[0]}:\t\n".encode())
+        wait_for(f"\n{socket_name}: listen".encode())
+    finally:
+        shell.kill()
+        shell.wait()
+        os.close(master)
