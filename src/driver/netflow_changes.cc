@@ -463,7 +463,12 @@ void NetflowService::forget_predecessors_rules() {
   ins_->ask(forget, [this](const InsReply& reply) {
     uint32_t blocked = 0;
     std::memcpy(&blocked, reply.value, std::min<size_t>(reply.len, sizeof blocked));
-    if (reply.status != 0 || blocked == 0 || !ins_ || ins_->netns() < 0) return;
+    if (reply.status != 0 || blocked == 0) return;
+    log_line("mwcommsd",
+             "NetFlow: the rules of the mwcommsd before this one are forgotten: %u blocked peers "
+             "are let in again, and its caps, minimum rates and allow list ended too",
+             blocked);
+    if (!ins_ || ins_->netns() < 0) return;
     blocks_.clear(ins_->netns(), [](uint32_t err) {
       if (err != 0) log_line("mwcommsd", "NetFlow: peers stay blocked in nftables: error %u", err);
     });

@@ -531,6 +531,22 @@ def test_a_block_in_a_namespace_of_its_own_expires(serve, free_port) -> None:
         os.kill(before, 9)
         proc.wait_for(lambda: one.session.pid("driver") not in (before, 0), SECONDS, "another driver")
         proc.wait_for(lambda: is_served(one, "127.0.0.1"), SECONDS, "the peer is let in again")
+        assert "are forgotten: 1 blocked peers are let in again" in one.session.background.log.read_text()
+
+
+def test_who_may_only_look_is_told_so_by_the_commands(serve, mw) -> None:
+    one = serve(ECHO, "--net", "host", "--netflow-role", "read")
+    name = one.session.name
+    with one.connect() as peer:
+        assert talks(peer)
+        socket_name = json.loads(mw_says(mw, "flows", "-s", name, "-j", "listen"))[0]["socket"]
+        for words in (["set", socket_name, "keepalive", "1"], ["close", socket_name], ["block", "127.0.0.1"]):
+            assert mw_says(mw, words[0], "-s", name, *words[1:], status=4) == ""
+        refused = json.loads(mw_says(mw, "set", "-s", name, "-j", socket_name, "keepalive", "1", status=4))
+        assert refused["status"] == 4
+        assert mw_says(mw, "get", "-s", name, socket_name, "keepalive") == "0\n"
+        mw_says(mw, "guard", "-s", name, "--act", status=4)
+        assert talks(peer)
 
 
 def test_what_a_stack_did_not_take_is_not_in_force(served) -> None:
