@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from mwtest import proc
+from mwtest import build, proc
 from mwtest.echo import ECHO, SECONDS, Echo, mw_says
 
 from mwnetflow import AsyncClient, Client, Feature, MinRate, Request, RequestError, RuleState, SampleFlag
@@ -570,6 +570,22 @@ def test_what_a_stack_did_not_take_is_not_in_force(served) -> None:
             with pytest.raises(RequestError):
                 answer.result(SECONDS)
         assert [looker.get(feature, **about) for feature, _, about in asked] == before
+
+
+def test_the_example_closes_a_connection_that_is_silent(served) -> None:
+    folder = build.ROOT / "clients/python"
+    assert len((folder / "example.py").read_text().splitlines()) < 30
+    command = [sys.executable, str(folder / "example.py"), served.session.name, "1"]
+    with served.connect() as busy, served.connect() as silent:
+        busy.sendall(b"x" * 2000)
+        assert receive(busy, 2000) == b"x" * 2000
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as example:
+            try:
+                assert is_cut(silent)
+                assert example.stdout.readline().startswith("closed ")
+                assert talks(busy)
+            finally:
+                example.kill()
 
 
 def test_the_commands_about_rules(served, mw) -> None:
