@@ -1,4 +1,7 @@
-"""iperf3 in both directions, several streams, TCP and UDP; it checks its own counts."""
+"""iperf3 in both directions, several streams, TCP and UDP; it checks its own counts.
+
+Its stock server listens on [::] for both families.
+"""
 
 import itertools
 import json
@@ -19,12 +22,12 @@ def measure(request, box):
     protect = request.param
     names = (f"iperf3-{number}" for number in itertools.count())
 
-    def one(*options) -> dict:
+    def one(*options, host: str = "127.0.0.1") -> dict:
         # A server for one test: it would close its listener and open another after each.
-        server = box.start(next(names), ["iperf3", "-s", "-1", "-B", "127.0.0.1", "-p", PORT],
+        server = box.start(next(names), ["iperf3", "-s", "-1", "-p", PORT],
                            protected=protect == "server")
         box.wait_listening(PORT, server)
-        done = box.run(["iperf3", "-c", "127.0.0.1", "-p", PORT, "-J", *options],
+        done = box.run(["iperf3", "-c", host, "-p", PORT, "-J", *options],
                        protected=protect == "client", check=False)
         result = json.loads(done.stdout)
         assert "error" not in result, result["error"]
@@ -35,8 +38,9 @@ def measure(request, box):
 
 
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["up", "down"])
-def test_one_stream(measure, direction):
-    end = measure("-n", SIZE, *WINDOW, *direction)
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_one_stream(measure, direction, host):
+    end = measure("-n", SIZE, *WINDOW, *direction, host=host)
     assert end["sum_received"]["bytes"] >= SIZE * 0.95
     assert end["sum_sent"]["bytes"] >= SIZE
 
@@ -46,7 +50,8 @@ def test_four_streams(measure):
     assert len(end["streams"]) == 4 and end["sum_sent"]["bytes"] >= SIZE
 
 
-def test_datagrams(measure):
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_datagrams(measure, host):
     # Slow enough for the receiver's buffer to hold what comes while it has no processor.
-    end = measure("-u", "-b", "2M", "-t", 1, "-l", 1200)
+    end = measure("-u", "-b", "2M", "-t", 1, "-l", 1200, host=host)
     assert end["sum"]["packets"] > 100 and end["sum"]["lost_percent"] < 20

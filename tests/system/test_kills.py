@@ -83,8 +83,8 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     seed = int(os.environ.get("MW_SEED", random.randrange(1 << 32)))
     print(f"MW_SEED={seed}")
     chance = random.Random(seed)
-    # A shell that starts the server again, as a service manager would.
-    command = f"while :; do {' '.join(server)} 80 victim; done"
+    # A shell that starts the server again, and ends it, as a service manager would.
+    command = f"trap 'kill $!; exit' TERM; while :; do {' '.join(server)} 80 victim & wait; done"
     session = start("-p", f"{PORT}:80", "--", "bash", "-c", command)
     proc.wait_for(served, 60, "the first answer", session.background)
     proc.wait_for(lambda: open_sockets(session) == 1, 60, "only the listener is left", session.background)

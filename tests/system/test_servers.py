@@ -4,15 +4,28 @@ tests/compat says more about each of them, on its caller's network.
 """
 
 import os
+import pwd
 import re
 from pathlib import Path
 
 import pytest
 
-from mwtest import proc
+from mwtest import build, proc
 
 PUBLISHED = 18081
 PAGE = Path("/var/www/html/index.html")
+NODE_PROGRAM = build.ROOT / "tests/compat/programs/server.js"
+HAPROXY = """
+frontend web
+    bind :::8080 v4v6
+    http-request return status 200 content-type text/plain string "haproxy says hello"
+"""
+MEMCACHED_CLIENT = """
+import socket, sys
+with socket.create_connection((sys.argv[1], int(sys.argv[2])), 60) as connection, connection.makefile("rb") as answers:
+    connection.sendall(b"set key 7 0 5\\r\\nvalue\\r\\nget key\\r\\nquit\\r\\n")
+    sys.stdout.buffer.write(answers.read())
+"""
 
 
 @pytest.fixture
@@ -99,3 +112,61 @@ def test_sshd(unchanged, visitor, start, folder):
     assert visitor.run(*ssh, "exit 7", check=False).returncode == 7
     numbers = "".join(f"{n}\n" for n in range(1, 20001)).encode()
     assert visitor.run(*ssh, "seq 1 20000").stdout == numbers
+
+
+# Each prepares a folder and gives the port, the command, and what a visitor asks and hears.
+
+def _haproxy(folder: Path) -> tuple:
+    text = Path("/etc/haproxy/haproxy.cfg").read_text().replace("/run/haproxy/admin.sock", f"{folder}/admin.sock")
+    (folder / "haproxy.cfg").write_text(text + HAPROXY)
+    return 8080, ["haproxy", "-W", "-db", "-f", folder / "haproxy.cfg"], ["curl", "-sS", "URL/"], b"haproxy says hello"
+
+
+def _lighttpd(folder: Path) -> tuple:
+    text = Path("/etc/lighttpd/lighttpd.conf").read_text()
+    text = re.sub(r'(server\.pid-file\s*=) .*', rf'\1 "{folder}/pid"', text)
+    text = re.sub(r'(server\.errorlog\s*=) .*', rf'\1 "{folder}/error.log"', text)
+    (folder / "lighttpd.conf").write_text(text)
+    (folder / "error.log").touch()
+    (folder / "error.log").chmod(0o666)
+    return 80, ["lighttpd", "-D", "-f", folder / "lighttpd.conf"], ["curl", "-sS", "URL/"], PAGE.read_bytes()
+
+
+def _memcached(_: Path) -> tuple:
+    asks = ["/usr/bin/python3", "-c", MEMCACHED_CLIENT, "HOST", "PORT"]
+    return (11211, ["memcached", "-m", "64", "-p", "11211", "-u", "memcache", "-l", "0.0.0.0"], asks,
+            b"STORED\r\nVALUE key 7 5\r\nvalue\r\nEND\r\n")
+
+
+def _postgresql(folder: Path) -> tuple:
+    user = pwd.getpwnam("postgres")
+    for name in ("data", "socket"):
+        (folder / name).mkdir()
+        os.chown(folder / name, user.pw_uid, user.pw_gid)
+    programs = max(Path("/usr/lib/postgresql").glob("*/bin"))
+    as_postgres = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
+    proc.run([*as_postgres, programs / "initdb", "-D", folder / "data", "-A", "trust", "--no-sync"], 120)
+    with open(folder / "data/pg_hba.conf", "a") as file:
+        file.write("host all all 198.18.254.0/24 trust\n")
+    return (5432, [*as_postgres, programs / "postgres", "-D", folder / "data", "-c", "listen_addresses=*",
+                   "-c", f"unix_socket_directories={folder}/socket"],
+            ["psql", "-h", "HOST", "-p", "PORT", "-U", "postgres", "-d", "postgres", "-qAtX", "-c",
+             "select 6 * 7, inet_client_addr()"], b"42|198.18.254.2\n")
+
+
+def _node(_: Path) -> tuple:
+    return 8000, ["/usr/bin/node", NODE_PROGRAM, "8000"], ["curl", "-sS", "URL/page"], b"node says hello"
+
+
+@pytest.mark.parametrize("prepare", [_haproxy, _lighttpd, _memcached, _postgresql, _node],
+                         ids=lambda prepare: prepare.__name__[1:])
+def test_others(unchanged, visitor, start, folder, prepare):
+    port, command, asks, hears = prepare(folder)
+    serve(start, visitor, port, *map(str, command))
+    known = {"HOST": visitor.HOST4, "PORT": str(PUBLISHED)}
+    words = [known.get(word, word.replace("URL", f"http://{visitor.HOST4}:{PUBLISHED}")) for word in asks]
+
+    def answers() -> bool:
+        done = visitor.run(*words, check=False)  # postgresql refuses while it starts
+        return done.returncode == 0 and done.stdout == hears
+    proc.wait_for(answers, 60, f"it answers {hears[:40]}")
