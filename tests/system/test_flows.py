@@ -100,7 +100,9 @@ def test_an_engine_that_asks_for_it_is_told_who_and_how(echo) -> None:
         assert end.flags == ACCEPTED | FlowFlag.PEER_FIN | FlowFlag.OUR_FIN
         for o in (accepted, received, end):
             assert (o.pid, o.uid, o.datagram) == (server, 0, False) and o.command.startswith("python3")
-        assert received.flags == ACCEPTED and end.sequence > received.sequence > accepted.sequence
+        # The server may not have taken it yet when its first byte comes.
+        assert received.flags & ~FlowFlag.LISTENERS_HOLDER == ACCEPTED
+        assert end.sequence > received.sequence > accepted.sequence
         # Nothing of this reaches whoever did not ask.
         seen = []
         for o in plain.observations():
