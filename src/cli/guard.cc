@@ -33,13 +33,6 @@ constexpr const char* kWho = "mw guard";
 constexpr int kTurnMs = 250;
 constexpr int kAgainMs = 200;
 
-netflow::Request write_of(Feature feature) {
-  netflow::Request r;
-  r.flags = netflow::kRequestWrite;
-  r.name = static_cast<uint16_t>(feature);
-  return r;
-}
-
 // What is to be known before anything is watched.
 struct Task {
   SessionRecord session;
@@ -105,21 +98,18 @@ void Guard::say(const std::string& json, const std::string& text) {
 
 Status Guard::greet(Client& client) {
   // Samples say it all; a copy of every call would only cost.
-  auto quiet = client.ask(write_of(Feature::monitor_off));
+  auto quiet = client.ask(netflow::write_request(Feature::monitor_off));
   if (!quiet) return quiet.error();
   if (task_.act) {
     // May we? A socket that cannot be tells, and harms nobody.
     netflow::ExtendedRequest try_it;
-    try_it.request = write_of(Feature::is_open);
-    netflow::name_socket(try_it.request, {0, 0});
+    try_it.request = netflow::write_request(Feature::is_open, netflow::SocketId{0, 0});
     try_it.options = netflow::kDryRun;
     auto may = client.ask(try_it);
     if (!may) return may.error();
     if (may->status == EPERM) return Error{Fault::sys, EPERM, "acting on this session"};
   }
-  netflow::Request sampling = write_of(Feature::sampling);
-  sampling.value0 = task_.rules.sample_ms;
-  auto answer = client.ask(sampling);
+  auto answer = client.ask(netflow::write_request(Feature::sampling, task_.rules.sample_ms));
   if (!answer) return answer.error();
   if (answer->status != 0)
     return Error{Fault::sys, static_cast<int>(answer->status), "asking for samples"};

@@ -24,14 +24,9 @@ std::optional<Client> connect_for_samples(const EngineOptions& options, double s
                                           std::string* session) {
   auto engine = connect(options, exit, session);
   if (!engine) return std::nullopt;
-  Request off;
-  off.flags = kRequestWrite;
-  off.name = static_cast<uint16_t>(Feature::monitor_off);
-  Request sampling;
-  sampling.flags = kRequestWrite;
-  sampling.name = static_cast<uint16_t>(Feature::sampling);
-  sampling.value0 = static_cast<uint64_t>(seconds * 1000);
-  for (const Request& r : {off, sampling}) {
+  const auto every_ms = static_cast<uint64_t>(seconds * 1000);
+  for (const Request& r :
+       {write_request(Feature::monitor_off), write_request(Feature::sampling, every_ms)}) {
     auto answer = engine->ask(r);
     if (answer && answer->status == 0) continue;
     *exit = answer ? refusal(options.json, answer->status) : fail(options.json, answer.error());

@@ -1,15 +1,5 @@
 // client.h - an engine's end of the NetFlow interface, for C++: one connection, blocking.
-//
-//   auto engine = mw::netflow::Client::connect("/run/mwcomms/nginx-0/netflow.sock", 5000);
-//   if (!engine) return 1;
-//   while (auto seen = engine->next(-1)) {
-//     if (seen->kind != mw::netflow::ObservationKind::accept) continue;
-//     mw::netflow::Request r;  // resets every connection
-//     r.flags = mw::netflow::kRequestWrite;
-//     r.name = static_cast<uint16_t>(mw::netflow::Feature::is_open);
-//     mw::netflow::name_socket(r, *mw::netflow::decode_socket(static_cast<int64_t>(seen->extra)));
-//     engine->ask(r);
-//   }
+// clients/cpp/example.cc closes connections that stay too quiet.
 //
 // THREADS     One at a time.
 #pragma once
@@ -39,8 +29,8 @@ class Client {
   // Errors: limit (the path is too long), sys.
   static Result<Client> connect(const std::string& path, int timeout_ms);
 
-  // The next observation; of version 2 once Feature::observations was asked for. Errors: would_block (none came in time), shutdown (the server is gone),
-  // peer (it does not speak this protocol), sys.
+  // The next observation; of version 2 once Feature::observations was asked for. Errors: would_block
+  // (none came in time), shutdown (the server is gone), peer (it does not speak this protocol), sys.
   Result<ExtendedObservation> next(int timeout_ms);
   // Sends the request with an id of its own and waits for its answer; what is observed meanwhile is
   // kept for next(). Errors: as next().

@@ -241,6 +241,21 @@ void name_peer(Request& request, const Address& address) {
   Writer(request.identity).put(address);
 }
 
+Request write_request(Feature feature, uint64_t value0, uint64_t value1) {
+  Request r;
+  r.flags = kRequestWrite;
+  r.name = static_cast<uint16_t>(feature);
+  r.value0 = value0;
+  r.value1 = value1;
+  return r;
+}
+
+Request write_request(Feature feature, SocketId socket, uint64_t value0) {
+  Request r = write_request(feature, value0);
+  name_socket(r, socket);
+  return r;
+}
+
 size_t message_bytes(uint16_t sig) {
   switch (sig) {
     case kSigObservation:

@@ -373,6 +373,9 @@ std::optional<SocketId> socket_of(const Request& request);
 std::optional<Address> peer_of(const Request& request);
 void name_socket(Request& request, SocketId id);
 void name_peer(Request& request, const Address& address);
+// A request that sets a feature of the connection or the whole INS; the other one, of a socket.
+Request write_request(Feature feature, uint64_t value0 = 0, uint64_t value1 = 0);
+Request write_request(Feature feature, SocketId socket, uint64_t value0 = 0);
 
 // ---- messages ----
 

@@ -572,20 +572,22 @@ def test_what_a_stack_did_not_take_is_not_in_force(served) -> None:
         assert [looker.get(feature, **about) for feature, _, about in asked] == before
 
 
-def test_the_example_closes_a_connection_that_is_silent(served) -> None:
-    folder = build.ROOT / "clients/python"
-    assert len((folder / "example.py").read_text().splitlines()) < 30
-    command = [sys.executable, str(folder / "example.py"), served.session.name, "1"]
+@pytest.mark.parametrize("example", ["python/example.py", "cpp/example.cc"])
+def test_the_example_closes_a_connection_that_is_silent(served, example) -> None:
+    source = build.ROOT / "clients" / example
+    assert len(source.read_text().splitlines()) < 30
+    command = [sys.executable, str(source), served.session.name, "1"] if example.endswith(".py") else \
+        [str(build.program("mw_client_example")), str(served.folder / "netflow.sock"), "1"]
     with served.connect() as busy, served.connect() as silent:
         busy.sendall(b"x" * 2000)
         assert receive(busy, 2000) == b"x" * 2000
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as example:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as engine:
             try:
                 assert is_cut(silent)
-                assert example.stdout.readline().startswith("closed ")
+                assert engine.stdout.readline().startswith("closed ")
                 assert talks(busy)
             finally:
-                example.kill()
+                engine.kill()
 
 
 def test_the_commands_about_rules(served, mw) -> None:
