@@ -264,10 +264,12 @@ class World {
                              4);
         return honest_call(MW_OP_SETSOCKOPT, slot, {o[0], o[1]}, value, in.below(3) == 0 ? 4 : 8);
       }
-      case 12:
-        s.watches = in.number<uint64_t>();
+      case 12: {
+        const auto watches = in.number<uint64_t>();
+        s.watches[watches >> 62] = watches;
         s.want = in.number<uint8_t>();
         return;
+      }
       default:
         if (in.below(2) == 0) return move_placeholder(in, slot);
         ins_.tick.fetch_add(1 + in.below(3));
