@@ -2,6 +2,7 @@
 fixtures for `mw run`."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -12,6 +13,15 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "clients" / "python")]
 
 from mwtest import build, clock, host, netns, proc  # noqa: E402  (needs the paths above)
 from mwtest.session import Session, host_state  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """A background job of a shell without job control begins with SIGINT ignored, and so would every child: a shell
+    cannot even trap it then. What has a handler here is at its default in the children."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", autouse=True)
