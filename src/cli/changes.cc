@@ -171,7 +171,7 @@ std::string text_of(const Rule& r, double now) {
     std::snprintf(left, sizeof left, " for %.0f s more", std::max(0.0, seconds(r.until) - now));
     out += left;
   }
-  if (r.hits != 0) out += ", cut or refused " + std::to_string(r.hits);
+  if (r.hits != 0) out += ", cut " + std::to_string(r.hits);
   out += ", made by " + r.engine;
   return r.reason.empty() ? out : out + ": " + r.reason;
 }

@@ -221,6 +221,7 @@ void NetflowService::finish(const Change& change, const Outcome& o) {
   c.subject = {r.name, about_of(r), r.identity};
   c.before = change.before;
   c.now = {o.value0, o.value1};
+  c.hits = o.cut;
   c.act = is_act(feature_of(r));
   if ((r.flags & netflow::kRequestBySocket) != 0) {
     const auto id = netflow::socket_of(r);

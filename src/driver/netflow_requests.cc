@@ -70,9 +70,12 @@ struct NetflowService::OptionFeature {
 };
 
 void NetflowService::answer(const Asked& a, uint32_t err, uint64_t value0, uint64_t value1) {
-  const Outcome outcome{err, err == 0 ? value0 : 0, err == 0 ? value1 : 0};
+  answer(a, {err, err == 0 ? value0 : 0, err == 0 ? value1 : 0});
+}
+
+void NetflowService::answer(const Asked& a, const Outcome& outcome) {
   if (a.then) return a.then(outcome);
-  server_->respond(a.engine, {a.request.id, err, outcome.value0, outcome.value1});
+  server_->respond(a.engine, {a.request.id, outcome.err, outcome.value0, outcome.value1});
 }
 
 void NetflowService::on_request(EngineId engine, const netflow::Asking& asking) {
@@ -363,8 +366,7 @@ void NetflowService::on_address_block(const Asked& a) {
     return answer(a, EINVAL);
   if (!ins_) return answer(a, ENETDOWN);
   if (r.value0 == 1 && blocked_.size() >= kMaxBlocked) return answer(a, ENOSPC);
-  change_block(*peer, r.value0 == 1,
-               [this, a](const Outcome& o) { answer(a, o.err, o.value0, o.value1); });
+  change_block(*peer, r.value0 == 1, [this, a](const Outcome& o) { answer(a, o); });
 }
 
 // The INS cuts the connections that there are, and refuses the peer's; in a namespace of its own
@@ -379,7 +381,9 @@ void NetflowService::change_block(const netflow::Address& peer, bool block, cons
       blocked_.erase(key);
     if (!ins_) return then({0, block ? 1u : 0u, 0});  // the next one will be told
     ins_->ask(about_peer(InsOp::cut_peer, key, block), [then, block](const InsReply& reply) {
-      then({reply.status, block ? 1u : 0u, 0});
+      Outcome o{reply.status, block ? 1u : 0u, 0};
+      if (reply.len == sizeof o.cut) std::memcpy(&o.cut, reply.value, sizeof o.cut);
+      then(o);
     });
   };
   if (ins_->netns() < 0) return in_the_ins(0);

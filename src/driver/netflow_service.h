@@ -75,6 +75,7 @@ class NetflowService {
     uint32_t err;
     uint64_t value0;
     uint64_t value1;
+    uint32_t cut = 0;  // connections that ended by it
   };
   using Then = std::function<void(const Outcome&)>;
   struct Asked {
@@ -117,6 +118,7 @@ class NetflowService {
   void on_request(EngineId engine, const netflow::Asking& asking);
   void execute(const Asked& a);
   void answer(const Asked& a, uint32_t err, uint64_t value0 = 0, uint64_t value1 = 0);
+  void answer(const Asked& a, const Outcome& outcome);
   void defer(const Asked& a);
   bool on_socket_request(const Asked& a, bool may_wait);
   void on_option(const Asked& a, const OptionFeature& f, uint32_t slot, uint32_t number);

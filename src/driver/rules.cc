@@ -47,6 +47,7 @@ uint32_t Rules::add(const Change& c, int64_t now_ms, uint64_t now_ns) {
   rule.socket = c.socket;
   rule.peer = c.peer;
   rule.since = netflow::timestamp_of(now_ns);
+  rule.hits = c.hits;
   rule.engine = c.engine;
   rule.reason = c.reason;
   if (c.act) {

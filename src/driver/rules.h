@@ -55,6 +55,7 @@ class Rules {
     uint32_t ttl_s = 0;     // 0: until it is undone
     uint64_t bound_to = 0;  // ends with this connection; 0: with none
     bool act = false;       // done at once and for good
+    uint32_t hits = 0;      // connections that ended when it was made
   };
   // What is to be put back: from what is in force to what was before.
   struct Restore {

@@ -415,6 +415,7 @@ void Control::ask_workers(const InsRequest& r) {
                    r.op == InsOp::peer_cap || r.op == InsOp::count_peers || r.op == InsOp::allow ||
                    r.op == InsOp::forget;
   Pending& p = pending_[r.id];
+  p.op = r.op;
   p.left = all ? workers : 1;
   p.reply.id = r.id;
   if (r.op == InsOp::forget) {
@@ -439,6 +440,15 @@ void Control::on_reply(const InsReply& reply) {
   // What one of them tells is not lost to another that has nothing to tell.
   const bool tells = reply.status != 0 || reply.len >= p.reply.len;
   if (p.reply.status == 0 && tells) p.reply = reply;
+  if (p.op == InsOp::cut_peer && p.reply.len == sizeof p.cut) {
+    // Each worker cuts those that it has.
+    if (reply.len == sizeof p.cut) {
+      uint32_t cut = 0;
+      std::memcpy(&cut, reply.value, sizeof cut);
+      p.cut += cut;
+    }
+    std::memcpy(p.reply.value, &p.cut, sizeof p.cut);
+  }
   if (--p.left != 0) return;
   const Status sent = send_message(requests_.get(), bytes_of(p.reply), {}, MSG_DONTWAIT);
   pending_.erase(it);

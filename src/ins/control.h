@@ -105,7 +105,9 @@ class Control {
   std::map<uint32_t, Listener> listeners_;
   // The driver's questions about sockets, and how many workers still owe an answer to each.
   struct Pending {
+    InsOp op{};
     uint32_t left = 0;
+    uint32_t cut = 0;  // cut_peer: by all workers that answered
     InsReply reply{};
   };
   UniqueFd requests_;

@@ -349,7 +349,7 @@ struct Rule {
   Endpoint peer;  // of the socket, or the address alone
   Timestamp since;
   Timestamp until;     // when it ended or will end; 0: for ever
-  uint32_t hits = 0;   // connections that it has cut or refused
+  uint32_t hits = 0;   // connections that it has cut
   std::string engine;  // who made it; u16 bytes, then the text
   std::string reason;  // u16 bytes, then the text
   bool operator==(const Rule&) const = default;

@@ -319,6 +319,20 @@ def test_the_allow_list_beats_block_cap_and_rate(served) -> None:
         assert not is_served(served, "127.0.0.2")
 
 
+def test_a_block_counts_what_it_cut_in_every_worker(serve) -> None:
+    served = serve(LINES, "--net", "host", "--workers", "2")
+    held = [peer_from(served, "127.0.0.2") for _ in range(6)]
+    other = peer_from(served, "127.0.0.3")
+    assert all(talks(one) for one in (*held, other))
+    with served.engine() as engine:
+        engine.change(Feature.ADDRESS_BLOCK, 1, peer="127.0.0.2", reason="many")
+        (rule,) = in_force(engine)
+        assert (rule.hits, rule.reason) == (len(held), "many")
+        assert all(is_cut(one) for one in held) and talks(other)
+    for one in (*held, other):
+        one.close()
+
+
 def test_rules_expire(served) -> None:
     with served.engine() as engine:
         with served.connect() as peer:
