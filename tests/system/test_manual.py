@@ -47,6 +47,20 @@ def test_pages_are_installed(installed):
         assert (installed / "share/man" / f"man{page.suffix[1:]}" / page.name).read_text() == page.read_text()
 
 
+def test_the_installed_client_libraries_are_whole(installed, tmp_path):
+    (found,) = installed.rglob("mwnetflow.pc")
+    flags = proc.run(["pkg-config", "--cflags", "--libs", "mwnetflow"], 20,
+                     env={**os.environ, "PKG_CONFIG_PATH": str(found.parent)}).stdout.decode().split()
+    engine = tmp_path / "engine"
+    proc.run(["c++", "-std=c++20", build.ROOT / "clients/cpp/example.cc", *flags, "-o", engine], 120)
+    # No session has this name: it got as far as asking for it.
+    assert proc.run([engine, tmp_path / "none.sock"], 20, check=False).returncode == 1
+    (package,) = installed.rglob("mwnetflow/__init__.py")
+    said = proc.run(["python3", "-c", "import mwnetflow; print(mwnetflow.__file__)"], 20, cwd=tmp_path,
+                    env={**os.environ, "PYTHONPATH": str(package.parents[1])}).stdout.decode()
+    assert said.strip() == str(package) and (package.parent / "py.typed").exists()
+
+
 def test_mw_page_has_every_command_and_option():
     page = proc.run(["mandoc", "-T", "ascii", build.ROOT / "docs/man/mw.1"], 20).stdout.decode()
     page = re.sub(".\b", "", page)
