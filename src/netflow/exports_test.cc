@@ -97,6 +97,18 @@ TEST_F(Flows, AConnectionIsOneRecordWithBothDirections) {
   EXPECT_EQ(cache_.size(), 0u);
 }
 
+TEST_F(Flows, ADatagramSocketThatConnectsEndsItsFlowUnlessThePeerIsTheSame) {
+  ExtendedObservation connected = observe(ObservationKind::connect, 8, kStart, 0, 0, 0);
+  connected.type = 2;
+  cache_.take(connected);
+  cache_.take(connected);
+  EXPECT_TRUE(told_.empty());
+  ++connected.remote.port;
+  cache_.take(connected);
+  ASSERT_EQ(told_.size(), 1u);
+  EXPECT_EQ(told_[0].remote.port + 1, connected.remote.port);
+}
+
 TEST_F(Flows, TheOneWhoConnectsIsTheOriginator) {
   constexpr uint16_t kConnected = kConnEstablished;
   cache_.take(observe(ObservationKind::connect, 7, kStart, 0, 0, 0));

@@ -66,15 +66,17 @@ void FlowCache::take(const ExtendedObservation& o) {
   }
 }
 
-// A stream's attempt is an end of what was before it, unless it only collects the outcome.
+// An attempt is an end of what was before it, unless a stream's only collects the outcome, or a
+// datagram socket's names the peer that it has: it was told of as open, perhaps, before this came.
 void FlowCache::on_connect(const ExtendedObservation& o) {
   const auto found = flows_.find(o.socket);
   const bool stream = o.type == kStream;
-  if (found != flows_.end() && stream) {
+  if (found != flows_.end()) {
     FlowRecord& r = found->second.next;
     name(r, o);
-    if ((r.conn & o.flags & kConnEstablished) != 0) return stand(r, o.flags);
-    end(o.socket, ns_of(o.now), FlowEnd::end_of_flow);
+    const bool same = stream ? (r.conn & o.flags & kConnEstablished) != 0 : r.remote == o.remote;
+    if (same) return stand(r, o.flags);
+    if (stream) end(o.socket, ns_of(o.now), FlowEnd::end_of_flow);
   }
   if (stream && o.remote.port == 0) return;  // dissolved
   tell_begun(begin(o.socket, o, false, stream ? "S" : ""));

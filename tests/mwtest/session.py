@@ -36,7 +36,10 @@ def sessions() -> dict:
     """name -> its record, of every session in the registry."""
     found = {}
     for owner in BASE.glob("*/owner"):
-        lines = owner.read_text().splitlines()
+        try:
+            lines = owner.read_text().splitlines()
+        except FileNotFoundError:
+            continue  # it ended after it was listed
         found[owner.parent.name] = dict(line.split("=", 1) for line in lines)
     return found
 
