@@ -392,11 +392,12 @@ void Driver::start_serving(InsLink& ins) {
   for (const auto& [id, group] : groups_.all()) tell_group(ControlType::group_open, id);
   start_telemetry(ins);
   if (ins.phase() != InsLink::Phase::serving) return;
+  const bool again = memory_.state() == kSessionUp;
+  if (!again) memory_.ins_begins(memory_.first_gen() != 0 ? memory_.first_gen() : 1);
   const ControlSlot go{ControlType::start, 0, 0, 0};
   send_to_ins(bytes_of(go), {});
   if (ins.phase() != InsLink::Phase::serving) return;
-  const bool again = memory_.state() == kSessionUp;
-  if (!again) memory_.ins_up(memory_.first_gen() != 0 ? memory_.first_gen() : 1);
+  if (!again) memory_.ins_up();
   if (survivor_) {
     poller_.remove(survivor_death_.get());
     survivor_death_.reset();

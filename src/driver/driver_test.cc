@@ -427,6 +427,19 @@ TEST_F(DriverTest, StartsAnInsAndSaysReady) {
   EXPECT_EQ(*registry_->read("mw/pvm/id"), "test");
 }
 
+// Else the application could have a connection from it before it trusts it.
+TEST_F(DriverTest, AnInsCountsBeforeItIsToldToStart) {
+  const UniqueFd first = listen_as_ins(1);
+  Peer leaves = accept_driver(first);
+  auto hello = next<ControlHello>(leaves);
+  ASSERT_TRUE(hello);
+  ASSERT_TRUE(leaves.send(ack_to(*hello)));
+  leaves.socket.reset();  // so that it cannot be told
+  const UniqueFd second = listen_as_ins(2);
+  const Peer stays = serve(second);
+  EXPECT_EQ(header().epoch, 2u);
+}
+
 TEST_F(DriverTest, PassesOverAnInsThatDoesNotAgree) {
   const UniqueFd old = listen_as_ins(1);
   Peer first = accept_driver(old);

@@ -118,10 +118,9 @@ void SessionMemory::publish_state(uint32_t state) {
   wake_all(session_.header().state);
 }
 
-void SessionMemory::ins_up(uint32_t first_gen) {
+void SessionMemory::ins_begins(uint32_t first_gen) {
   StdAtomics::store_release(session_.header().first_gen, first_gen);
   StdAtomics::fetch_add(session_.header().epoch, 1u);
-  publish_state(kSessionUp);
 }
 
 void SessionMemory::answer_pending_calls() {

@@ -5,8 +5,8 @@
 //             private copy.
 // INVARIANTS  Memory that nobody touched stays untouched: walks over slots skip the holes of the
 //             memfd.
-// ORDERING    ins_lost(): state first, so that no shim starts to wait for a dead INS unnoticed;
-//             then the workers' sets are emptied; then pending calls are answered. A call made
+// ORDERING    ins_lost(): its sockets are dead first; then the state, so that no shim starts to
+//             wait for a dead INS unnoticed; then the workers' sets are emptied; then pending calls are answered. A call made
 //             meanwhile is answered here or still stands in a set for the successor.
 // THREADS     The driver's only thread.
 #pragma once
@@ -36,7 +36,10 @@ class SessionMemory {
   uint32_t first_gen();
   // The first generation that a successor may use.
   uint32_t next_first_gen();
-  void ins_up(uint32_t first_gen);
+  // Before a new INS may do anything: from here on it, and not the one before, is meant by what
+  // processes say of the INS, and who had given up the one before trusts this one.
+  void ins_begins(uint32_t first_gen);
+  void ins_up() { publish_state(kSessionUp); }
   // Answers what the dead INS will never answer, and wakes all waiters. The groups' doorbells are
   // the caller's to ring: `ring_all` is called once for that, after the news stands in the sets.
   void ins_lost(const std::function<void()>& ring_all);
