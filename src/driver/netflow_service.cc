@@ -157,8 +157,12 @@ void NetflowService::run() {
         }
         case kTagReplies:
           if (!ins_) break;
-          if (const Status sound = ins_->on_replies(); !sound)
-            drop_ins(sound.error().fault == Fault::shutdown ? nullptr : sound.error().where);
+          if (const Status sound = ins_->on_replies(); !sound) {
+            if (sound.error().fault == Fault::shutdown)
+              end_ins();
+            else
+              drop_ins(sound.error().where);
+          }
           break;
         case kTagNft:
           blocks_.on_end();
@@ -247,14 +251,14 @@ void NetflowService::on_notes() {
         adopt_ins(std::move(note.ins));
         break;
       case Note::Kind::ins_gone:
-        if (ins_) drop_ins(nullptr);
+        end_ins();
         break;
     }
   }
 }
 
 void NetflowService::adopt_ins(std::unique_ptr<InsTelemetry> ins) {
-  if (ins_) drop_ins(nullptr);
+  end_ins();
   ins_ = std::move(ins);
   if (!watch(ins_->bell(), kTagTelemetry) || !watch(ins_->requests(), kTagReplies)) {
     drop_ins("its telemetry cannot be watched");
@@ -273,6 +277,13 @@ void NetflowService::adopt_ins(std::unique_ptr<InsTelemetry> ins) {
   forget_predecessors_rules();
   renew_wishes();
   follow_engines();
+}
+
+// What it wrote before its end is told, or a connection that began just before would never have
+// been.
+void NetflowService::end_ins() {
+  if (ins_ && epoch_ != 0) drain();
+  if (ins_) drop_ins(nullptr);
 }
 
 // Its sockets are gone, or nothing that it says about them is believed any more.

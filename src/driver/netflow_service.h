@@ -108,6 +108,7 @@ class NetflowService {
   void drop_ins(const char* why);
   void follow_engines();
   void drain();
+  void end_ins();
   void put(Seen o);
   void send_batch();
   void retry_deferred();
