@@ -64,6 +64,27 @@ epfd = libc.epoll_create1(0)
 for bad in (0, 1, 4096, -4096):
     answers.append([libc.epoll_ctl(epfd, 1, served.fileno(), ctypes.c_void_p(bad)), errno.errorcode[ctypes.get_errno()]])
 
+# closefrom() ends what it names, and takes nothing from what comes later; a child says what it saw of the first.
+report, told = os.pipe()
+if os.fork() == 0:
+    served.close()
+    answers = []
+    attempt(client.recv, 10)
+    os.write(told, repr(answers).encode())
+    os._exit(0)
+os.dup2(report, 0)
+numbers = [one.detach() for one in (listener, client, served)]
+libc.closefrom(3)
+answers.append(os.read(0, 100).decode())
+for number in numbers:
+    attempt(os.fstat, number)
+listener = socket.create_server(("127.0.0.1", 0))
+client = socket.create_connection(listener.getsockname(), 20)
+served = listener.accept()[0]
+libc.closefrom(400)
+client.sendall(b"five")
+answers.append([one.fileno() for one in (listener, client, served)] + [served.recv(10).decode()])
+
 datagram = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 datagram.bind(("127.0.0.1", 0))
 sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -91,4 +112,5 @@ def test_they_answer_as_natively(tmp_path):
             text = proc.run(namespace.wrap(build.wrap(mode, ["/usr/bin/python3", script])), 60).stdout
             answers[mode] = json.loads(text)
     assert answers["mw"] == answers["native"]
+    assert answers["native"][-8:-3] == ["[b'']", "EBADF", "EBADF", "EBADF", [3, 4, 5, "five"]]
     assert answers["native"][-3:] == [2, ["0", "1"], 99]

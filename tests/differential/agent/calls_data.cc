@@ -510,13 +510,13 @@ void do_until(const Call& call, Reply& reply) {
   reply.field("value", value);
 }
 
-// sendfile OUT IN COUNT [offset=N]
+// sendfile OUT IN COUNT [offset=N]; sendfile64 is another function of the C library.
+template <ssize_t (*kSend)(int, int, off_t*, std::size_t)>
 void do_sendfile(const Call& call, Reply& reply) {
   off_t offset = call.option("offset", 0);
   const long result = reply.call([&] {
-    return ::sendfile(fd_of(call), static_cast<int>(call.number(1)),
-                      call.has("offset") ? &offset : nullptr,
-                      static_cast<std::size_t>(call.number(2)));
+    return kSend(fd_of(call), static_cast<int>(call.number(1)),
+                 call.has("offset") ? &offset : nullptr, static_cast<std::size_t>(call.number(2)));
   });
   if (result >= 0 && call.has("offset")) reply.field("offset", offset);
 }
@@ -586,23 +586,41 @@ void do_fclose(const Call& call, Reply& reply) {
 }  // namespace
 
 void add_data_calls(Table& table) {
-  table.insert({{"send", do_send},           {"write", do_write},
-                {"sys_write", do_sys_write}, {"sendto", do_sendto},
-                {"writev", do_writev},       {"sendmsg", do_sendmsg},
-                {"sendmmsg", do_sendmmsg},   {"recv", do_recv},
-                {"read", do_read},           {"pread", do_pread},
-                {"sys_read", do_sys_read},   {"recv_chk", do_recv_chk},
-                {"read_chk", do_read_chk},   {"recvfrom_chk", do_recvfrom_chk},
-                {"poll_chk", do_poll_chk},   {"recvfrom", do_recvfrom},
-                {"readv", do_readv},         {"recvmsg", do_recvmsg},
-                {"recvmmsg", do_recvmmsg},   {"sendall", do_sendall},
-                {"recvall", do_recvall},     {"histogram", do_histogram},
-                {"fill", do_fill},           {"drain", do_drain},
-                {"until", do_until},         {"sendfile", do_sendfile},
-                {"splice", do_splice},       {"fdopen", do_fdopen},
-                {"fputs", do_fputs},         {"fprintf", do_fprintf},
-                {"dprintf", do_dprintf},     {"fgets", do_fgets},
-                {"getc", do_getc},           {"fflush", do_fflush},
+  table.insert({{"send", do_send},
+                {"write", do_write},
+                {"sys_write", do_sys_write},
+                {"sendto", do_sendto},
+                {"writev", do_writev},
+                {"sendmsg", do_sendmsg},
+                {"sendmmsg", do_sendmmsg},
+                {"recv", do_recv},
+                {"read", do_read},
+                {"pread", do_pread},
+                {"sys_read", do_sys_read},
+                {"recv_chk", do_recv_chk},
+                {"read_chk", do_read_chk},
+                {"recvfrom_chk", do_recvfrom_chk},
+                {"poll_chk", do_poll_chk},
+                {"recvfrom", do_recvfrom},
+                {"readv", do_readv},
+                {"recvmsg", do_recvmsg},
+                {"recvmmsg", do_recvmmsg},
+                {"sendall", do_sendall},
+                {"recvall", do_recvall},
+                {"histogram", do_histogram},
+                {"fill", do_fill},
+                {"drain", do_drain},
+                {"until", do_until},
+                {"sendfile", do_sendfile<::sendfile>},
+                {"sendfile64", do_sendfile<::sendfile64>},
+                {"splice", do_splice},
+                {"fdopen", do_fdopen},
+                {"fputs", do_fputs},
+                {"fprintf", do_fprintf},
+                {"dprintf", do_dprintf},
+                {"fgets", do_fgets},
+                {"getc", do_getc},
+                {"fflush", do_fflush},
                 {"fclose", do_fclose}});
 }
 

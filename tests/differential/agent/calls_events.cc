@@ -196,6 +196,26 @@ void do_epoll_wait(const Call& call, Reply& reply) {
   print_events(events, result, reply);
 }
 
+// epoll_pwait2 EP MAXIMUM NANOSECONDS [timed=MILLISECONDS] [mask=SIGNAL] [limit=BAD]
+void do_epoll_pwait2(const Call& call, Reply& reply) {
+  const int maximum = static_cast<int>(call.number(1));
+  std::vector<epoll_event> events(static_cast<std::size_t>(std::max(1, maximum)));
+  const long nanoseconds = call.number(2);
+  // One that is too large stays in its field: the kernel refuses it.
+  const timespec limit{0, nanoseconds};
+  const timespec* const until = call.has("limit") ? static_cast<timespec*>(bad_pointer())
+                                : nanoseconds < 0 ? nullptr
+                                                  : &limit;
+  const sigset_t mask = mask_of(call);
+  const auto start = Clock::now();
+  const long result = reply.call([&] {
+    return ::epoll_pwait2(static_cast<int>(call.number(0)), events.data(), maximum, until,
+                          call.has("mask") ? &mask : nullptr);
+  });
+  note_time(call, reply, start);
+  print_events(events, result, reply);
+}
+
 // epoll_gather EP DATA BITS: collects events until DATA has shown all BITS, since two changes may
 // arrive in one event or in two; prints the union.
 void do_epoll_gather(const Call& call, Reply& reply) {
@@ -224,6 +244,7 @@ void add_event_calls(Table& table) {
                 {"epoll_create", do_epoll_create},
                 {"epoll_ctl", do_epoll_ctl},
                 {"epoll_wait", do_epoll_wait},
+                {"epoll_pwait2", do_epoll_pwait2},
                 {"epoll_gather", do_epoll_gather}});
 }
 
