@@ -7,6 +7,7 @@ method      All four run at once; the rounds are interleaved, so that a slow min
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import os
@@ -23,14 +24,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "clients/python")]
 
-from mwtest import build, netns, proc  # noqa: E402  (needs the path above)
+import mwnetflow  # noqa: E402  (needs the path above)
+from mwtest import build, netns, proc  # noqa: E402
 
 FILES = 1_000_000
 IDLE_CONNECTIONS = 100_000
 IDLE_LIMIT = 8 * 1024
 IDLE_CPU_LIMIT = 0.001  # of one core; below the accounting's own noise
+SAMPLED_CONNECTIONS = 10_000
+SAMPLING_INTERVAL = 0.25  # seconds
+SAMPLING_LIMIT = 0.05  # of one core
 
 
 @dataclass
@@ -352,13 +357,38 @@ def raise_file_limit() -> int:
     return hard
 
 
-def idle_connections(stage: Stage, quick: bool) -> list:
+def idle_count(wanted: int, quick: bool) -> int:
+    """How many idle connections are tried: as many as wanted, if the limit on open files allows that."""
     # An INS has two descriptors for a connection: its socket and the end of the placeholder.
     fit = (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 500) // 2
-    count = min(5000 if quick else IDLE_CONNECTIONS, fit)
-    if not quick and count < IDLE_CONNECTIONS:
+    count = min(min(5000, wanted) if quick else wanted, fit)
+    if not quick and count < wanted:
         print(f"bench: the limit on open files, which root may not raise here, allows {count} idle "
-              f"connections instead of {IDLE_CONNECTIONS}", file=sys.stderr)
+              f"connections instead of {wanted}", file=sys.stderr)
+    return count
+
+
+@contextlib.contextmanager
+def idle_clients(stage: Stage, server: proc.Background, port: int, count: int):
+    """Holds that many silent connections to the server, all of them established."""
+    client = subprocess.Popen([str(word) for word in
+                               stage.namespace.wrap([build.program("benchtool"), "open", port, count])],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        if client.stdout.readline() != b"open\n":
+            raise AssertionError(f"{count} connections to port {port} do not fit\n{server.tail()}")
+        held = lambda: int(stage.run("ss", "-Htn", "state", "established",
+                                     f"sport = :{port}").count("\n")) >= count
+        proc.wait_for(held, 60, f"{count} connections are established", server)
+        yield
+    finally:
+        client.stdin.close()
+        client.stdout.close()
+        client.wait(120)
+
+
+def idle_connections(stage: Stage, quick: bool) -> list:
+    count = idle_count(IDLE_CONNECTIONS, quick)
     tool = build.program("benchtool")
     grown = {}
     for mode, path, port in (("native", "native", 8600), ("mw", "ours", 8601)):
@@ -366,16 +396,7 @@ def idle_connections(stage: Stage, quick: bool) -> list:
         stage.wait_port(port, server)
         pids = family(server.pid)
         before, kernel_before = pss(pids), kernel_memory()
-        client = subprocess.Popen([str(word) for word in
-                                   stage.namespace.wrap([tool, "open", port, count])],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        try:
-            said = client.stdout.readline()
-            if said != b"open\n":
-                raise AssertionError(f"{path}: {count} connections do not fit\n{server.tail()}")
-            held = lambda: int(stage.run("ss", "-Htn", "state", "established",
-                                         f"sport = :{port}").count("\n")) >= count
-            proc.wait_for(held, 60, f"{count} connections are established", server)
+        with idle_clients(stage, server, port, count):
             # The last accepts are still under way: wait until the sizes stand still.
             last = -1
             while (now := pss(family(server.pid))) != last:
@@ -383,11 +404,7 @@ def idle_connections(stage: Stage, quick: bool) -> list:
                 time.sleep(1)
             grown[path] = {"user": (now - before) / count,
                            "kernel": (kernel_memory() - kernel_before) / count}
-        finally:
-            client.stdin.close()
-            client.stdout.close()
-            client.wait(120)
-            server.stop(60)
+        server.stop(60)
     return [
         Row(f"{count} idle connections", "bytes PSS a connection", grown["native"]["user"],
             grown["ours"]["user"], {},
@@ -414,16 +431,12 @@ def idle_session(stage: Stage, quick: bool) -> list:
     for mode, path, port in (("native", "native", 8700), ("mw", "ours", 8701)):
         server = stage.start("hold", [tool, "hold", port], mode)
         stage.wait_port(port, server)
-        client = subprocess.Popen([str(word) for word in
-                                   stage.namespace.wrap([tool, "open", port, 1])],
-                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        client.stdout.readline()
-        time.sleep(1)  # not a synchronisation: the first second after activity is not idle
-        pids = family(server.pid)
-        before = cpu_seconds(pids)
-        time.sleep(seconds)  # the measured interval itself
-        used[path] = (cpu_seconds(pids) - before) / seconds
-        client.communicate()
+        with idle_clients(stage, server, port, 1):
+            time.sleep(1)  # not a synchronisation: the first second after activity is not idle
+            pids = family(server.pid)
+            before = cpu_seconds(pids)
+            time.sleep(seconds)  # the measured interval itself
+            used[path] = (cpu_seconds(pids) - before) / seconds
         server.stop()
     return [Row("idle session", "part of a core", used["native"], used["ours"], {},
                 Target(f"<= {IDLE_CPU_LIMIT:g}", lambda native, ours: ours <= IDLE_CPU_LIMIT, False))]
@@ -510,14 +523,45 @@ class Engines:
             self.received += int(one.communicate(timeout=30)[0])
 
 
+def netflow_socket(server: proc.Background) -> Path:
+    """Where the session of this `mw run` serves engines."""
+    listed = json.loads(proc.run([build.program("mw"), "ps", "--json"], 30).stdout)
+    socket, = (Path(one["registry"]) / "netflow.sock" for one in listed["sessions"]
+               if one["pids"]["mw_run"] == server.pid)
+    return socket
+
+
+def sampling(stage: Stage, quick: bool) -> list:
+    """Processor time of the INS and of the driver while one engine reads samples of silent connections."""
+    port, seconds = 8950, 1 if quick else 10
+    count = idle_count(SAMPLED_CONNECTIONS, quick)
+    server = stage.start("hold", [build.program("benchtool"), "hold", port], "mw")
+    stage.wait_port(port, server)
+    with idle_clients(stage, server, port, count), \
+            mwnetflow.Client(str(netflow_socket(server)), timeout=30) as engine:
+        engine.sample(SAMPLING_INTERVAL)
+        named = {command_of(pid): pid for pid in family(server.pid)}
+        engine.next_round()
+        before = {name: cpu_seconds([named[name]]) for name in ("mwins", "mwcommsd")}
+        began, samples = time.monotonic(), 0
+        while (elapsed := time.monotonic() - began) < seconds:
+            samples += len(engine.next_round().samples)
+        used = {name: (cpu_seconds([named[name]]) - was) / elapsed for name, was in before.items()}
+    workload = f"samples of {count} idle connections"
+    limit = Target(f"<= {SAMPLING_LIMIT:g}", lambda native, ours: ours <= SAMPLING_LIMIT, False)
+    every = count / SAMPLING_INTERVAL
+    return [Row(workload, "part of a core, INS and driver", 0, sum(used.values()), {}, limit,
+                tried=count, wanted=SAMPLED_CONNECTIONS),
+            Row(workload, "samples/s", 0, samples / elapsed, {},
+                Target(f">= 0.95 x {every:.0f}", lambda native, ours: ours >= 0.95 * every))]
+
+
 def monitoring(stage: Stage, quick: bool) -> list:
     """The same protected nginx unwatched (in the column "native"), and watched in several ways."""
     port, seconds = 8900, 1 if quick else 5
     server = stage.start("nginx", nginx_command(stage, port), "mw")
     stage.wait_port(port, server)
-    listed = json.loads(proc.run([build.program("mw"), "ps", "--json"], 30).stdout)
-    socket, = (Path(one["registry"]) / "netflow.sock" for one in listed["sessions"]
-               if one["pids"]["mw_run"] == server.pid)
+    socket = netflow_socket(server)
     ways = {"one engine": ("engine", 1, 0.95), "eight engines": ("engine", 8, 0.95),
             "one engine that reads nothing": ("deaf", 1, 0.98)}
     rates, delivered = {}, {}
@@ -540,7 +584,7 @@ def monitoring(stage: Stage, quick: bool) -> list:
 
 
 WORKLOADS = (nginx, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
-             per_message, monitoring)
+             per_message, sampling, monitoring)
 
 
 def machine() -> dict:
