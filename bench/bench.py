@@ -556,6 +556,36 @@ def sampling(stage: Stage, quick: bool) -> list:
                 Target(f">= 0.95 x {every:.0f}", lambda native, ours: ours >= 0.95 * every))]
 
 
+def observations(stage: Stage, quick: bool) -> list:
+    """What mwcommsd's NetFlow service delivers from a source that no application and no stack can be here."""
+    seconds, rows = 1 if quick else 5, []
+    for rate, count in ((500_000, 1), (50_000, 8)):
+        socket = stage.directory / f"source-{count}.sock"
+        source = subprocess.Popen([str(build.program("netflow_source")), str(socket), str(rate)],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            if source.stdout.readline() != b"serving\n":
+                raise AssertionError("the source of observations does not serve")
+            began = time.monotonic()
+            with Engines("engine", count, socket) as engines:
+                time.sleep(seconds)  # the measured interval itself
+                elapsed = time.monotonic() - began
+            refused, used_ns = map(int, source.communicate(timeout=30)[0].split())
+        finally:
+            source.kill()
+            source.wait()
+        wanted = rate * count
+        workload = f"{rate} observations/s, {count} engine{'s' if count > 1 else ''}"
+        rows += [Row(workload, "observations/s delivered", 0,
+                     engines.received / OBSERVATION_BYTES / elapsed, {},
+                     Target(f">= 0.99 x {wanted}", lambda native, ours, wanted=wanted: ours >= 0.99 * wanted)),
+                 Row(workload, "part of a core, the service", 0, used_ns / 1e9 / elapsed, {},
+                     Target("reported", lambda *_: True)),
+                 Row(workload, "observations without room in the ring", 0, refused, {},
+                     Target("== 0", lambda native, ours: ours == 0))]
+    return rows
+
+
 def monitoring(stage: Stage, quick: bool) -> list:
     """The same protected nginx unwatched (in the column "native"), and watched in several ways."""
     port, seconds = 8900, 1 if quick else 5
@@ -584,7 +614,7 @@ def monitoring(stage: Stage, quick: bool) -> list:
 
 
 WORKLOADS = (nginx, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
-             per_message, sampling, monitoring)
+             per_message, sampling, observations, monitoring)
 
 
 def machine() -> dict:
