@@ -248,6 +248,8 @@ uint32_t Worker::turn_news() {
 int Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
   turns_without_events_ = 0;
+  // What the turn so far has announced: nobody rings for it while we sleep.
+  if (timeout_ms != 0) ring_groups();
   const int n = ::epoll_wait(epoll_, events, kEventsPerTurn, timeout_ms);
   for (int k = 0; k < n; ++k) {
     on_event(events[k]);
