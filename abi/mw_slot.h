@@ -28,6 +28,9 @@
 #define MW_ST_PRI 256u      /* urgent data pending */
 #define MW_ST_ERRQ 512u     /* the error queue is not empty: poll ERR */
 #define MW_ST_AT_MARK 1024u /* oob_mark is valid */
+#define MW_ST_BEHIND \
+  2048u /* bytes are still to come that stand before the pending error and the end */
+#define MW_ST_FIN 4096u /* EOF is the peer's FIN: recv() tells it, and leaves an error to others */
 
 /* The low half of claim: whose an accepted connection is. The INS sets it to NOBODY's; from there
  * it is changed once, by whichever side is first. */

@@ -151,7 +151,8 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
     return;
   }
   if ((s.state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) {
-    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kBlockingConnect);
+    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kBlockingConnect | kErrorTaken);
+    s.untold = 0;
     if (started && r.arg[0] != 0) s.flags |= kBlockingConnect;
     set_state(i, s, MW_ST_OPEN | (started ? MW_ST_CONNECTING : MW_ST_CONNECTED));
   }
@@ -174,7 +175,9 @@ void Worker::note_connect(uint32_t i, Sock& s, bool established, bool dissolved)
 // connect() with AF_UNSPEC, or shutdown() while it was connecting, made a new socket of it.
 void Worker::dissolved(uint32_t i, Sock& s) {
   s.flags &=
-      ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead | kBlockingConnect);
+      ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead | kBlockingConnect |
+        kErrorTaken);
+  s.untold = 0;
   s.sampled.named = 0;
   if (s.limits != nullptr) {
     s.limits->in.stop();
@@ -229,6 +232,13 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if ((connection || s.kind == SockKind::dgram) && (state & kBoth) == kBoth &&
       (s.flags & kFinPending) == 0)
     state |= MW_ST_CLOSED;
+  if (connection && how != SHUT_WR) {
+    // What came before can still be read.
+    s.untold |= state & (MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED) & ~s.state;
+    s.flags |= kToEnd;
+    stream_rx(i, s);
+    state = s.state | (state & MW_ST_SND_SHUT) | ((s.flags & kToEnd) != 0 ? MW_ST_BEHIND : 0);
+  }
   if (s.listener != nullptr && how != SHUT_WR) {
     state = MW_ST_OPEN;
     ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
@@ -363,6 +373,7 @@ void Worker::call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
     a.out_len = static_cast<uint32_t>(sizeof head) + head.data_len;
     if ((flags & MSG_PEEK) == 0) {
       s.flags &= ~kOobHeld;
+      s.untold &= ~MW_ST_PRI;
       set_state(i, s, s.state & ~MW_ST_PRI);
     }
     return;

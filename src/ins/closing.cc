@@ -99,10 +99,11 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
   s.fd = -1;
   drop_limits(s);
   s.flags |= kReadDone;
+  s.untold = 0;
   publish_error(i, s, ECONNRESET);
   set_state(
       i, s,
-      (s.state & ~MW_ST_CONNECTING) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
+      (s.state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
   announce(i, kNewsAll);
 }
 
@@ -139,6 +140,7 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   s.conn = 0;
   s.error_seq = 0;
   s.oob_mark = 0;
+  s.untold = 0;
   s.rcvlowat = 1;
   s.rx_limit = 0;
   s.backlog = 0;

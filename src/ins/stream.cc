@@ -60,36 +60,55 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
     return;
   }
   if ((events & EPOLLPRI) != 0) on_urgent(i, s);
-  uint32_t state = s.state;
-  if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) {
-    s.flags |= kToEnd;
-    if ((events & EPOLLRDHUP) != 0) state |= MW_ST_RCV_SHUT;
-    if ((events & EPOLLHUP) != 0) state |= MW_ST_CLOSED | MW_ST_SND_SHUT;
-  }
+  if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) s.flags |= kToEnd;
+  if ((events & EPOLLRDHUP) != 0) s.untold |= MW_ST_RCV_SHUT;
+  if ((events & EPOLLHUP) != 0) s.untold |= MW_ST_CLOSED | MW_ST_SND_SHUT;
   if ((events & (EPOLLIN | EPOLLPRI)) != 0 || (s.flags & kToEnd) != 0 || events == 0)
     news |= stream_rx(i, s);
-  // Told after the bytes that came with the urgent one, which natively are there at once.
-  if ((events & EPOLLPRI) != 0) state |= MW_ST_PRI;
   if ((events & EPOLLERR) != 0 && s.fd >= 0) {
     // recv() tells most errors; what it left is either pending or in the error queue.
     const uint8_t before = s.conn;
     if (const int err = take_reset(s); err != 0) {
       if (s.conn != before) telemetry_.changed(i, s);
-      publish_error(i, s, err);
+      publish_last_error(i, s, err, (events & EPOLLHUP) != 0);
       news |= kNewsAll;
     } else {
       pollfd p{s.fd, 0, 0};
-      if (::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0) state |= MW_ST_ERRQ;
+      if (::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0 && (s.state & MW_ST_ERRQ) == 0) {
+        set_state(i, s, s.state | MW_ST_ERRQ);
+        news |= kNewsAll;
+      }
     }
   }
   if ((events & EPOLLOUT) != 0) s.flags &= ~kTxBlocked;
   if ((events & EPOLLOUT) != 0 || events == 0) news |= stream_tx(i, s);
-  state |= s.state;
-  if (state != s.state) {
-    set_state(i, s, state);
-    news |= kNewsAll;
-  }
   if (news != 0) announce(i, news);
+}
+
+// Tells what the kernel said of the connection's end, or of urgent data, once every byte that came
+// before it is in the receive ring: a program takes the end for the end of the bytes that it finds
+// there. Returns the news of it.
+uint32_t Worker::tell_end(uint32_t i, Sock& s) {
+  uint32_t told = s.untold;
+  if ((s.flags & kToEnd) != 0)
+    told = (s.flags & kMarkAhead) == 0 ? s.untold & MW_ST_PRI : 0;  // the mark is in the ring
+  s.untold &= ~told;
+  uint32_t state = s.state | told;
+  if ((s.flags & kToEnd) == 0) state &= ~MW_ST_BEHIND;
+  if (state == s.state) return 0;
+  set_state(i, s, state);
+  return kNewsAll;
+}
+
+// Publishes an error that may have left bytes in the kernel. Who writes is told at once, who reads
+// after those bytes.
+void Worker::publish_last_error(uint32_t i, Sock& s, int err, bool closed) {
+  uint32_t state = s.state;
+  if (closed) state |= MW_ST_SND_SHUT;
+  if ((s.flags & kToEnd) != 0) state |= MW_ST_BEHIND;
+  // Before the error: who sees the error then sees that bytes are missing.
+  if (state != s.state) set_state(i, s, state);
+  publish_error(i, s, err);
 }
 
 // The error that is pending, which is taken; if it is the peer's reset, that is noted.
@@ -98,6 +117,7 @@ int Worker::take_reset(Sock& s) {
   socklen_t len = sizeof err;
   if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0) return 0;
   if (is_reset(err)) s.conn |= MW_CONN_PEER_RST;
+  if (err != 0 && err != EPIPE) s.flags |= kErrorTaken;
   return err;
 }
 
@@ -135,8 +155,8 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
   uint32_t moved = 0;
   uint32_t news = 0;
   if ((s.flags & kReadDone) != 0 || s.fd < 0) {
-    s.flags &= ~kRxWait;
-    return 0;
+    s.flags &= ~(kRxWait | kToEnd);
+    return tell_end(i, s);
   }
   if (is_paused(s, kPauseIn)) return 0;
   const bool waited = (s.flags & kRxWait) != 0;
@@ -194,20 +214,21 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
       if (is_reset(err)) s.conn |= MW_CONN_PEER_RST;
       publish_error(i, s, err);
       news |= kNewsAll;
-      set_state(i, s, s.state | end_bits(s));
-      if ((s.state & MW_ST_CLOSED) == 0) break;  // a passing error (ICMP): the connection lives
-      set_state(i, s, s.state | MW_ST_EOF | MW_ST_RCV_SHUT);
-      s.flags = (s.flags | kReadDone) & ~kToEnd;
+      s.untold |= end_bits(s);
+      s.flags &= ~kToEnd;
+      if (((s.state | s.untold) & MW_ST_CLOSED) == 0) break;  // ICMP: the connection lives
+      s.untold |= MW_ST_EOF | MW_ST_RCV_SHUT;
+      s.flags |= kReadDone;
       break;
     }
     s.flags &= ~kToEnd;
-    if ((s.state & MW_ST_EOF) == 0) {
+    if (((s.state | s.untold) & MW_ST_EOF) == 0) {
       s.conn |= MW_CONN_PEER_FIN;
-      set_state(i, s, s.state | MW_ST_EOF | MW_ST_RCV_SHUT);
-      news |= kNewsAll;
+      s.untold |= MW_ST_EOF | MW_ST_RCV_SHUT | ((s.flags & kErrorTaken) != 0 ? 0 : MW_ST_FIN);
     }
     break;
   }
+  if (s.untold != 0 || (s.state & MW_ST_BEHIND) != 0) news |= tell_end(i, s);
   if (moved != 0) {
     if (s.bytes_in == moved) s.sampled.first_in_ms = coarse_monotonic_ms();
     s.flags &= ~kSentLast;
@@ -321,10 +342,16 @@ void Worker::stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail) {
   }
   s.tx_head = tail;
   A::store_release(ch_.slot(i).tx_head, tail);
-  // EPIPE is a state and no event: the application's next send fails by MW_ST_SND_SHUT.
-  if (err != EPIPE) publish_error(i, s, err);
   s.flags &= ~(kFinPending | kTxBlocked);
-  set_state(i, s, s.state | bits | MW_ST_SND_SHUT);
+  s.flags |= kToEnd;
+  if (err != EPIPE) s.flags |= kErrorTaken;
+  s.untold |= bits;
+  stream_rx(i, s);
+  // EPIPE is a state and no event: the application's next send fails by MW_ST_SND_SHUT.
+  if (err == EPIPE)
+    set_state(i, s, s.state | MW_ST_SND_SHUT);
+  else
+    publish_last_error(i, s, err, true);
 }
 
 void Worker::finish_connect(uint32_t i, Sock& s) {
@@ -370,7 +397,8 @@ void Worker::on_urgent(uint32_t i, Sock& s) {
     s.oob = static_cast<uint8_t>(byte);
     s.flags |= kOobHeld;
   }
-  s.flags |= kMarkAhead;
+  s.flags |= kMarkAhead | kToEnd;
+  s.untold |= MW_ST_PRI;
   set_state(i, s, s.state & ~(MW_ST_AT_MARK | MW_ST_PRI));
   look_for_mark(i, s);
 }

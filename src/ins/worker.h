@@ -115,6 +115,8 @@ class Worker {
   void finish_connect(uint32_t i, Sock& s);
   void on_urgent(uint32_t i, Sock& s);
   void look_for_mark(uint32_t i, Sock& s);
+  uint32_t tell_end(uint32_t i, Sock& s);
+  void publish_last_error(uint32_t i, Sock& s, int err, bool closed);
   bool rx_wait_for_room(uint32_t i, Sock& s, uint32_t need);
   uint32_t end_bits(const Sock& s) const;
   uint32_t rx_limit(const Sock& s) const;

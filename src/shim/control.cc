@@ -227,7 +227,8 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
   };
   if (level == SOL_SOCKET) {
     if (name == SO_ERROR) {
-      if (const int error = take_error(s); error != 0) return give(&error, sizeof error);
+      const int error = error_told(s) ? take_error(s) : 0;
+      if (error != 0) return give(&error, sizeof error);
     } else if (name == SO_RCVTIMEO || name == SO_SNDTIMEO) {
       const int64_t us = name == SO_RCVTIMEO ? s.mine.rcvtimeo_us : s.mine.sndtimeo_us;
       const timeval t{us / 1'000'000, us % 1'000'000};

@@ -48,6 +48,11 @@ bool error_pending(const Sock& s) {
   return A::load_acquire(s.slot.error_seq) != A::load_relaxed(s.mine.error_taken);
 }
 
+bool error_told(const Sock& s) {
+  // The error first: the INS marks that bytes are missing before it publishes the error.
+  return error_pending(s) && (state_of(s) & MW_ST_BEHIND) == 0;
+}
+
 int take_error(const Sock& s) {
   if (is_dead(s)) {
     if (A::load_relaxed(s.mine.gen) != s.gen) return 0;
@@ -93,11 +98,13 @@ uint32_t send_capacity(const Sock& s) {
 }
 
 uint32_t poll_mask(const Sock& s) {
+  const bool error = error_told(s);
   const uint32_t state = state_of(s);
   const uint32_t flags = A::load_relaxed(s.mine.flags);
-  uint32_t mask = error_pending(s) || (state & MW_ST_ERRQ) != 0 ? POLLERR : 0;
+  uint32_t mask = error || (state & MW_ST_ERRQ) != 0 ? POLLERR : 0;
   const bool closed = (state & MW_ST_CLOSED) != 0;
-  const bool rcv_shut = closed || (state & MW_ST_RCV_SHUT) != 0 || (flags & kSlotShutRd) != 0;
+  const bool rcv_shut = closed || (state & MW_ST_RCV_SHUT) != 0 ||
+                        ((flags & kSlotShutRd) != 0 && (state & MW_ST_BEHIND) == 0);
   const bool snd_shut = closed || (state & MW_ST_SND_SHUT) != 0 || (flags & kSlotShutWr) != 0;
   const bool stream = !s.datagram();
   if (rcv_shut) mask |= POLLIN | POLLRDNORM | POLLRDHUP;

@@ -54,6 +54,8 @@ uint32_t poll_mask(const Sock& s);
 
 // True if an asynchronous error waits to be reported.
 bool error_pending(const Sock& s);
+// The same for whoever reads or polls: bytes that came before the error are told first.
+bool error_told(const Sock& s);
 // Takes the pending error: its errno, or 0. Each is delivered once.
 int take_error(const Sock& s);
 

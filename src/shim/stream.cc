@@ -105,25 +105,40 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   return n;
 }
 
-// True if recv() has something else to say than "wait" once there are no bytes.
+// What the socket had to say besides bytes, at one moment: looked at before the ring, so that bytes
+// that came before the end are seen before the end.
+struct ReceivingEnd {
+  explicit ReceivingEnd(const Sock& s)
+      : error(error_told(s)),
+        state(state_of(s)),
+        shut((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) {}
+  bool connected() const { return (state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) != 0; }
+  // The INS still has bytes of before. They come as soon as there is room.
+  bool behind() const { return (state & MW_ST_BEHIND) != 0; }
+  // True if recv() has something else to say than "wait" once there are no bytes. Not because of
+  // MW_ST_CLOSED: both directions may be shut while the INS still has bytes for a full ring.
+  bool ended() const {
+    return error || (!behind() && ((state & MW_ST_EOF) != 0 || !connected() || shut));
+  }
+  bool error;
+  uint32_t state;
+  bool shut;
+};
+
 bool receiving_ended(const Sock& s) {
-  const uint32_t state = state_of(s);
-  // Not MW_ST_CLOSED: both directions may be shut while the INS still has bytes for a full ring.
-  return error_pending(s) || (state & MW_ST_EOF) != 0 ||
-         (state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0 ||
-         (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0;
+  return ReceivingEnd(s).ended();
 }
 
 // What recv() says then: -errno, 0 (end), or 1 (wait after all).
-int no_bytes(const Sock& s) {
-  const uint32_t state = state_of(s);
-  if (const int error = take_error(s); error != 0) return -error;
-  if ((state & MW_ST_EOF) != 0) return 0;
-  if ((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) return 0;
+int no_bytes(const Sock& s, const ReceivingEnd& end) {
+  // The peer said its last word before the error came, which stays for SO_ERROR and for send().
+  if ((end.state & MW_ST_FIN) != 0) return 0;
+  if (end.error)
+    if (const int error = take_error(s); error != 0) return -error;
+  if ((end.state & MW_ST_EOF) != 0 || end.shut) return 0;
   // A connect that failed leaves the socket closed, and recv() then tells the end, as the kernel
   // does.
-  if ((state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0)
-    return (state & MW_ST_CLOSED) != 0 ? 0 : -ENOTCONN;
+  if (!end.connected()) return (end.state & MW_ST_CLOSED) != 0 ? 0 : -ENOTCONN;
   return 1;
 }
 
@@ -185,8 +200,7 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
     const uint32_t lowat = low_water(s);
     const size_t whole = std::max<size_t>(1, static_cast<size_t>(total));
     const size_t target = (flags & MSG_WAITALL) != 0 ? whole : std::min<size_t>(lowat, whole);
-    // The state is read before the ring: bytes that came before the end are seen before the end.
-    const bool ended = receiving_ended(s);
+    const ReceivingEnd end(s);
     ssize_t n = 0;
     {
       SharedLock lock(s.mine.rx_lock);
@@ -199,11 +213,11 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
     if (total == 0 && readable_bytes(s) != 0) return 0;
     if (static_cast<size_t>(got) >= target || (got == total && total != 0)) return got;
     if (n > 0) continue;
-    if (ended) {
+    if (end.ended()) {
       if (got > 0) return got;
-      if (const int rc = no_bytes(s); rc <= 0) return rc;
+      if (const int rc = no_bytes(s, end); rc <= 0) return rc;
     }
-    if (!blocking) {
+    if (!blocking && !(end.shut && end.behind())) {
       if (got > 0) return got;
       if (std::exchange(looked_longer, true) || !is_answered_at_once(s)) return -EAGAIN;
       continue;
