@@ -62,8 +62,9 @@ struct mw_call {
   int32_t arg[4];
   uint32_t in_len;
   uint32_t flags2;
-  uint32_t caller; /* thread id, for telemetry */
-  uint8_t pad0[20];
+  uint32_t caller;  /* thread id, for telemetry */
+  uint32_t sent_at; /* when it was announced (src/ring/order.h) */
+  uint8_t pad0[16];
   /* Written by the INS; done_seq last, with release. */
   uint32_t done_seq; /* == seq: answered. A futex word on one host. */
   uint32_t waiting;  /* the PVM sets 1 before it sleeps on done_seq */

@@ -47,7 +47,10 @@ struct mw_slot {
   uint32_t tx_tail;
   uint32_t rx_head;
   uint32_t want;
-  uint32_t accept_flags; /* MW_ACCEPT_*: what the last accept on this listener asked for */
+  union {
+    uint32_t accept_flags; /* listener: MW_ACCEPT_*, what the last accept asked for */
+    uint32_t sent_at;      /* others: when the PVM announced this socket (src/ring/order.h) */
+  };
   uint32_t
       closed; /* accepted connection: its gen, once it is closed though its placeholder is not */
   uint32_t bound; /* of the placeholder with this number: 1 + the slot that it serves, or served */
@@ -64,7 +67,8 @@ struct mw_slot {
   uint32_t oob_mark;
   uint32_t rx_limit; /* the INS fills the receive ring up to this many bytes, and asks for room
                         until half of them are free */
-  uint8_t pad1[32];
+  uint32_t told_at;  /* when the INS announced this socket to its groups (src/ring/order.h) */
+  uint8_t pad1[28];
 };
 MW_STATIC_ASSERT(sizeof(struct mw_slot) == 128, "frozen since protocol 1");
 MW_STATIC_ASSERT(offsetof(struct mw_slot, rx_tail) == 64, "one writer per cache line");

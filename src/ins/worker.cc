@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "ring/atomics.h"
+#include "ring/order.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {
@@ -69,6 +70,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
       sampler_(ins.slots, ch_, index, record_cost_),
       group_bells_(ch_.geometry().groups, -1) {
   const auto own_slots = ch_.geometry().slots / ch_.geometry().workers + 1;
+  batch_.reserve(own_slots + ch_.geometry().calls);
   // Reserved, not touched: the steady state must not allocate, and unused memory costs nothing.
   local_.reserve(own_slots);
   local_next_.reserve(own_slots);
@@ -229,15 +231,49 @@ uint32_t Worker::turn_calls() {
   return calls;
 }
 
-// Returns how many members there were. Calls first: what was written before a shutdown() leaves in
-// one segment with its FIN. And again: what was posted before a close comes before it.
+// Takes calls and sockets in the order in which they were announced, so that what one thread did on
+// two sockets happens in its order. A call takes its socket's place if that is earlier: what was
+// written before a shutdown() leaves in one segment with its FIN. Returns how many members there
+// were.
 uint32_t Worker::turn_news() {
-  uint32_t members = turn_calls();
-  sock_news_.drain([&](uint32_t i) {
-    ++members;
-    if (i % ch_.geometry().workers == index_) on_sock_news(i);
+  constexpr uint32_t kCall = 0x80000000u;
+  constexpr size_t kFewSockets = 64;
+  const uint32_t begun = order_stamp();
+  batch_.clear();
+  uint32_t later = 0;
+  const auto collect = [&](ReadySet& news, uint32_t member, uint32_t stamp, uint32_t kind) {
+    if (came_later(stamp, begun)) {
+      news.put_back(member);
+      ++later;
+    } else {
+      batch_.push_back({begun - stamp, member | kind});
+    }
     return true;
+  };
+  call_news_.drain([&](uint32_t call) {
+    mw_call& cell = ch_.call(call);
+    return collect(call_news_, call, A::load_relaxed(cell.sent_at), kCall);
   });
+  const size_t calls = batch_.size();
+  sock_news_.drain([&](uint32_t i) {
+    if (i % ch_.geometry().workers != index_) return true;
+    return collect(sock_news_, i, A::load_relaxed(ch_.slot(i).sent_at), 0);
+  });
+  if (calls != 0 && batch_.size() - calls <= kFewSockets)
+    for (size_t c = 0; c < calls; ++c) {
+      const uint32_t slot = A::load_relaxed(ch_.call(batch_[c].index & ~kCall).slot);
+      for (size_t k = calls; k < batch_.size(); ++k)
+        if (batch_[k].index == slot) batch_[c].age = std::max(batch_[c].age, batch_[k].age + 1);
+    }
+  sort_by_age(batch_.data(), static_cast<uint32_t>(batch_.size()));
+  for (const OrderedMember& member : batch_) {
+    if ((member.index & kCall) != 0)
+      on_call(member.index & ~kCall);
+    else
+      on_sock_news(member.index);
+  }
+  auto members = static_cast<uint32_t>(batch_.size()) + later;
+  // What was posted before a close comes before it.
   if (!closing_.empty()) {
     members += turn_calls();
     close_marked();
@@ -406,7 +442,9 @@ void Worker::announce(uint32_t i, uint32_t news) {
       for (uint64_t watches = A::load_relaxed(word); watches != 0; watches >>= 16) {
         const uint32_t group = static_cast<uint32_t>(watches & 0xffff);
         if (group == 0 || group > ch_.geometry().groups) continue;
-        if (ch_.group_news(group - 1).add(i)) rings_due_.push_back(group - 1);
+        ReadySet group_news = ch_.group_news(group - 1);
+        if (!group_news.has(i)) A::store_relaxed(shared.told_at, order_stamp());
+        if (group_news.add(i)) rings_due_.push_back(group - 1);
       }
     }
   }

@@ -23,6 +23,7 @@
 #include "ins/context.h"
 #include "ins/sampler.h"
 #include "ins/telemetry.h"
+#include "ring/order.h"
 
 namespace mw {
 
@@ -235,8 +236,9 @@ class Worker {
   Sampler sampler_;
   bool retry_now_ = false;  // a slot or descriptor came free while listeners were stalled
   std::vector<int> group_bells_;
-  std::vector<uint32_t> rings_due_;  // groups whose sleeper waits for the end of the batch
-  std::vector<uint32_t> local_;      // slots with work left
+  std::vector<uint32_t> rings_due_;   // groups whose sleeper waits for the end of the batch
+  std::vector<OrderedMember> batch_;  // calls and slots with news, in their order
+  std::vector<uint32_t> local_;       // slots with work left
   std::vector<uint32_t> local_next_;
   std::vector<uint32_t> warm_;     // slots whose rings may have memory to give back
   std::vector<int> dead_;          // placeholders to close

@@ -1,5 +1,8 @@
 // ready_set.h - both ends of a struct mw_ready_set (abi/mw_ready_set.h tells the story).
 //
+// One consumer drains the whole set at once (drain); several that share it look first and then take
+// members one by one (look, take).
+//
 // TRUST       Any member may appear at any time; the consumer checks each against its own tables.
 //             drain() does work bounded by the size of the set, whatever the other side stores.
 // ORDERING    Everything is seq_cst, so one total order holds all of it. add(): set level 0, 1, 2
@@ -11,6 +14,7 @@
 // THREADS     Any number of adders and drainers, in any process.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 
@@ -73,6 +77,45 @@ class BasicReadySet {
     return true;
   }
 
+  // Looks for members in [from, to), at most `most`, in ascending order; they stay in the set.
+  // Returns how many were found; fewer than `most` are all of them. Requires: to <= bits().
+  template <class Out>
+  uint32_t look(uint32_t from, uint32_t to, uint32_t most, Out&& out) {
+    if (from >= to || most == 0) return 0;
+    uint32_t found = 0;
+    uint64_t top = Atomics::load_seq(h_->top) & range_mask(from / 4096, (to - 1) / 4096, 0);
+    for (; top != 0; top &= top - 1) {
+      const auto t = static_cast<uint32_t>(std::countr_zero(top));
+      uint64_t mid = Atomics::load_seq(h_->mid[t]);
+      if (mid == 0) forget_empty_top(t);
+      mid &= range_mask(from / 64, (to - 1) / 64, t);
+      for (; mid != 0; mid &= mid - 1) {
+        const uint32_t m = t * 64 + static_cast<uint32_t>(std::countr_zero(mid));
+        uint64_t low = Atomics::load_seq(words_[m]);
+        if (low == 0) forget_empty_word(m);
+        low &= range_mask(from, to - 1, m);
+        for (; low != 0; low &= low - 1) {
+          out(m * 64 + static_cast<uint32_t>(std::countr_zero(low)));
+          if (++found == most) return found;
+        }
+      }
+    }
+    return found;
+  }
+
+  // Takes one member. False: another consumer was first. News that comes later adds it again.
+  bool take(uint32_t i) {
+    const uint64_t bit = uint64_t{1} << (i & 63);
+    const uint64_t before = Atomics::fetch_and(words_[i / 64], ~bit);
+    if (before == bit) forget_empty_word(i / 64);
+    return (before & bit) != 0;
+  }
+
+  // Whether i is a member already: an add would not change its turn.
+  bool has(uint32_t i) const {
+    return (Atomics::load_relaxed(words_[i / 64]) >> (i & 63) & 1) != 0;
+  }
+
   // Announces a sleep. True: sleep now, and call wake() afterwards whatever the reason for waking.
   // False: there is work, do not sleep (wake() is not to be called).
   bool prepare_sleep() {
@@ -125,8 +168,33 @@ class BasicReadySet {
  private:
   uint32_t word_count() const { return (bits_ + 63) / 64; }
 
+  // The bits of word `word` of a level that stand for [first, last].
+  static uint64_t range_mask(uint32_t first, uint32_t last, uint32_t word) {
+    uint64_t mask = ~uint64_t{0};
+    if (first / 64 == word) mask &= ~uint64_t{0} << (first & 63);
+    if (last / 64 == word) mask &= ~uint64_t{0} >> (63 - (last & 63));
+    return first / 64 <= word && word <= last / 64 ? mask : 0;
+  }
   static void set_bit(Word& w, uint64_t bit) {
     if ((Atomics::load_seq(w) & bit) == 0) Atomics::fetch_or(w, bit);
+  }
+  // Word m was seen empty: clears the bits above it. An adder that came in between saw them set and
+  // relies on them, so the word is looked at again afterwards.
+  void forget_empty_word(uint32_t m) {
+    const uint32_t t = m / 64;
+    const uint64_t bit = uint64_t{1} << (m & 63);
+    const uint64_t before = Atomics::fetch_and(h_->mid[t], ~bit);
+    if (Atomics::load_seq(words_[m]) != 0) {
+      Atomics::fetch_or(h_->mid[t], bit);
+      set_bit(h_->top, uint64_t{1} << t);
+    } else if ((before & ~bit) == 0) {
+      forget_empty_top(t);
+    }
+  }
+  void forget_empty_top(uint32_t t) {
+    const uint64_t bit = uint64_t{1} << t;
+    Atomics::fetch_and(h_->top, ~bit);
+    if (Atomics::load_seq(h_->mid[t]) != 0) Atomics::fetch_or(h_->top, bit);
   }
   void set(uint32_t i) {
     // Level 0 always with a read-modify-write: it publishes what the news is about.

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "ring/order.h"
 #include "shim/process.h"
 #include "transport/local/fd_message.h"
 
@@ -19,9 +20,11 @@ constexpr timespec kTick{0, 100'000'000};
 constexpr int kTicksToLiveness = 20;  // two seconds without an answer: is anybody there?
 constexpr int kTicksToGiveUp = 3000;  // the driver answers for a dead INS long before
 
-// Finds a free, answered cell and makes it ours.
-uint32_t acquire_cell() {
-  const uint32_t n = process.channel.geometry().calls;
+// Finds a free, answered cell and makes it ours. Lookups, which take seconds, have half of the cells
+// among themselves.
+uint32_t acquire_cell(bool lookup) {
+  const uint32_t calls = process.channel.geometry().calls;
+  const uint32_t n = lookup ? std::max(1u, calls / 2) : calls;
   uint32_t at = this_thread() * 2654435761u % n;
   for (uint32_t tries = 0;; ++tries, at = (at + 1) % n) {
     if (tries == n) {
@@ -61,6 +64,7 @@ int submit(uint32_t at, const CallRequest& r) {
   cell.in_len = len;
   cell.flags2 = r.flags;
   cell.caller = this_thread();
+  cell.sent_at = order_stamp();
   A::store_relaxed(cell.waiting, 0u);
   mine.seq = seq;
   A::store_release(cell.seq, seq);
@@ -78,24 +82,24 @@ int submit(uint32_t at, const CallRequest& r) {
   return 0;
 }
 
-// Waits for the answer. False: nobody will give one.
-bool await(uint32_t at) {
+// Waits until call `seq` of the cell is answered. False: nobody will answer it. `lookup`: it may
+// take its time.
+bool await(uint32_t at, uint32_t seq, bool lookup) {
   mw_call& cell = process.channel.call(at);
-  const uint32_t seq = process.session.call(at).seq;
   const int saved = errno;
   bool answered = false;
   for (int ticks = 0; ticks < kTicksToGiveUp;) {
     uint32_t done = A::load_acquire(cell.done_seq);
-    if (done == seq) {
+    if (call_is_done(done, seq)) {
       answered = true;
       break;
     }
     A::exchange(cell.waiting, 1u);
     done = A::load_seq(cell.done_seq);
-    if (done == seq) continue;
+    if (call_is_done(done, seq)) continue;
     if (raw_futex(&cell.done_seq, FUTEX_WAIT, done, &kTick) < 0 && errno == ETIMEDOUT) {
       ++ticks;
-      if (ticks >= kTicksToLiveness && mw_is_lookup(cell.op) == 0 && !is_session_up()) break;
+      if (ticks >= kTicksToLiveness && !lookup && !is_session_up()) break;
     }
   }
   errno = saved;
@@ -130,12 +134,12 @@ CallAnswer take_answer(uint32_t at, const CallRequest& request, void* room, uint
 
 void await_posted(uint32_t slot) {
   SessionSlot& s = process.session.slot(slot);
-  const uint32_t posted = A::load_acquire(s.posted);
+  const uint64_t posted = A::load_acquire(s.posted);
   if (posted == 0) return;
-  const uint32_t at = posted - 1;
-  if (at < process.channel.geometry().calls) await(at);
-  uint32_t same = posted;
-  std::atomic_ref(s.posted).compare_exchange_strong(same, 0u);
+  const uint32_t at = posted_cell(posted);
+  if (at < process.channel.geometry().calls) await(at, posted_seq(posted), false);
+  uint64_t same = posted;
+  std::atomic_ref(s.posted).compare_exchange_strong(same, uint64_t{0});
 }
 
 }  // namespace
@@ -158,11 +162,12 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
   if (!session_up()) return {-1, ENETDOWN, 0};
   if (!mw_is_lookup(request.op) && request.placeholder < 0) await_posted(request.slot);
   if (process.talks_to_itself) process.unsettled = true;
-  const uint32_t at = acquire_cell();
+  const bool lookup = mw_is_lookup(request.op) != 0;
+  const uint32_t at = acquire_cell(lookup);
   CallAnswer a;
   if (const int rc = submit(at, request); rc < 0)
     a.err = -rc;
-  else if (await(at))
+  else if (await(at, process.session.call(at).seq, lookup))
     a = take_answer(at, request, room, room_len);
   else
     a.err = request.op == MW_OP_SOCKET ? ENETDOWN : ECONNRESET;
@@ -174,9 +179,15 @@ void post(const CallRequest& request) {
   if (is_poisoned() || !session_up()) return;
   if (process.talks_to_itself) process.unsettled = true;
   await_posted(request.slot);
-  const uint32_t at = acquire_cell();
+  const uint32_t at = acquire_cell(false);
   SessionSlot& s = process.session.slot(request.slot);
-  if (submit(at, request) == 0) A::store_release(s.posted, at + 1);
+  if (submit(at, request) == 0) {
+    const uint32_t seq = process.session.call(at).seq;
+    uint64_t none = 0;
+    // Another thread has posted meanwhile, and a slot remembers one call: this one is awaited.
+    if (!std::atomic_ref(s.posted).compare_exchange_strong(none, posted_call(at, seq)))
+      await(at, seq, false);
+  }
   release_cell(at);
 }
 

@@ -122,7 +122,10 @@ int sock_bind(const Sock& s, const sockaddr* a, socklen_t len) {
 int sock_listen(const Sock& s, int backlog) {
   CallRequest r = about(s, MW_OP_LISTEN);
   r.arg[0] = backlog;
-  if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) empty_queue(s);
+  if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) {
+    empty_queue(s);
+    A::store_relaxed(s.slot.accept_flags, 0u);
+  }
   const int rc = plain(r);
   if (rc == 0) {
     A::fetch_or(s.mine.flags, kSlotListener | kSlotOdd);

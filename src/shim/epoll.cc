@@ -5,6 +5,7 @@
 
 #include <algorithm>
 
+#include "ring/order.h"
 #include "shim/epoll_group.h"
 #include "shim/epoll_nesting.h"
 #include "shim/memory.h"
@@ -187,31 +188,100 @@ void each_ready(uint32_t group, uint32_t index, Visit&& visit) {
   }
 }
 
-// Takes the group's news and turns them into events.
-int harvest(uint32_t group, epoll_event* out, int max) {
+// Walks once round the sockets of a group, beginning where the last walk was interrupted.
+class Round {
+ public:
+  Round(const SessionGroup& group, uint32_t sockets)
+      : at_(A::load_relaxed(const_cast<uint32_t&>(group.cursor)) % sockets),
+        left_(sockets),
+        sockets_(sockets) {}
+  // The next members of the set, at most `most`. Less than that: there are no more.
+  uint32_t next(ReadySet& news, OrderedMember* out, uint32_t most) {
+    uint32_t found = 0;
+    while (left_ != 0 && found < most) {
+      const uint32_t to = std::min(at_ + left_, sockets_);
+      uint32_t end = to;
+      news.look(at_, to, most - found, [&](uint32_t i) {
+        out[found++].index = i;
+        if (found == most) end = i + 1;
+      });
+      left_ -= end - at_;
+      at_ = end == sockets_ ? 0 : end;
+    }
+    return found;
+  }
+  bool is_over() const { return left_ == 0; }
+  void interrupt(SessionGroup& group) const { A::store_relaxed(group.cursor, at_); }
+
+ private:
+  uint32_t at_;
+  uint32_t left_;
+  const uint32_t sockets_;
+};
+
+// Turns one member of the group's news into events, at most `room`. Returns how many.
+int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int room) {
   int n = 0;
-  ReadySet news = process.channel.group_news(group);
-  if (is_nested(group)) news.clear_rung();
-  news.drain([&](uint32_t index) {
-    if (n >= max) return false;
-    bool again = false;
-    each_ready(group, index, [&](SessionWatch& w, uint32_t events) {
-      if (n >= max) {
-        again = true;
-        return false;
-      }
-      out[n].events = events;
-      out[n].data.u64 = w.data;
-      ++n;
-      if ((w.events & EPOLLONESHOT) != 0)
-        w.state |= kWatchFired;
-      else if ((w.events & EPOLLET) == 0)
-        again = true;  // level-triggered: look again next time
-      return true;
-    });
-    if (again) news.put_back(index);
+  bool again = false;
+  if (!news.take(index)) return 0;
+  each_ready(group, index, [&](SessionWatch& w, uint32_t events) {
+    if (n >= room) {
+      again = true;
+      return false;
+    }
+    out[n].events = events;
+    out[n].data.u64 = w.data;
+    ++n;
+    if ((w.events & EPOLLONESHOT) != 0)
+      w.state |= kWatchFired;
+    else if ((w.events & EPOLLET) == 0)
+      again = true;  // level-triggered: look again next time
     return true;
   });
+  if (again) {
+    A::store_relaxed(process.session.slot(index).reported_at, order_stamp());
+    news.put_back(index);
+  }
+  return n;
+}
+
+// Turns the group's news into events. Sockets take turns as in the kernel's list: who has waited
+// longest comes first, and one that stays ready goes to the end. Of a crowd only a part is sorted
+// at a time, and the next call begins with the next part.
+int harvest(uint32_t group, epoll_event* out, int max) {
+  constexpr uint32_t kCrowd = 128;
+  ReadySet news = process.channel.group_news(group);
+  if (is_nested(group)) news.clear_rung();
+  if (news.empty()) return 0;
+  SessionGroup& shared = process.session.group(group);
+  const uint32_t now = order_stamp();
+  OrderedMember members[kCrowd];
+  Round round(shared, news.bits());
+  int n = 0;
+  bool any = false;
+  while (n < max && !round.is_over()) {
+    const uint32_t found = round.next(news, members, kCrowd);
+    any |= found != 0;
+    uint32_t count = 0;
+    for (uint32_t k = 0; k < found; ++k) {
+      const uint32_t i = members[k].index;
+      const uint32_t told = A::load_relaxed(process.channel.slot(i).told_at);
+      if (came_later(told, now)) continue;
+      // How long it has been waiting for its turn: since its news came, or since it was reported.
+      const uint32_t reported = A::load_relaxed(process.session.slot(i).reported_at);
+      members[count++] = {std::min(now - told, now - reported), i};
+    }
+    sort_by_age(members, count);
+    for (uint32_t k = 0; k < count && n < max; ++k)
+      n += report(group, news, members[k].index, out + n, max - n);
+  }
+  if (!round.is_over()) round.interrupt(shared);
+  // Bits that stand for no socket at all: only a stack that lies sets them.
+  if (!any && !news.empty())
+    news.drain([&](uint32_t index) {
+      news.put_back(index);
+      return true;
+    });
   return n;
 }
 
@@ -247,14 +317,19 @@ bool epoll_has_events(uint32_t group) {
   bool any = false;
   ReadySet news = process.channel.group_news(group);
   if (is_nested(group)) news.clear_rung();
-  news.drain([&](uint32_t index) {
+  for (uint32_t at = 0; !any && at < news.bits();) {
+    uint32_t index = news.bits();
+    news.look(at, news.bits(), 1, [&](uint32_t i) { index = i; });
+    at = index + 1;
+    if (index == news.bits() || !news.take(index)) continue;
     each_ready(group, index, [&](SessionWatch&, uint32_t) {
       any = true;
-      news.put_back(index);
       return false;
     });
-    return true;
-  });
+    if (!any) continue;
+    news.put_back(index);
+    pass_on(group);  // another thread may have found the set without it, and sleep
+  }
   if (!any && instances[group].bell >= 0) {
     // So that the kernel's instance is not readable for a ring that was answered.
     uint64_t rings = 0;
@@ -333,9 +408,19 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     const uint32_t group = e.slot - 1;
     instances[group].used_here = true;
     refresh_nested(epfd);
-    int n = harvest(group, out, max);
+    // Ordinary descriptors take turns with protected sockets: whenever these alone filled the room,
+    // those come first next time.
+    const bool kernel_first = A::exchange(instances[group].kernel_first, uint8_t{0}) != 0;
+    int n = 0;
+    if (kernel_first) {
+      n = kernel_wait(epfd, out, max, 0, mask);
+      n = n > 0 ? corrected(epfd, out, without_bell(out, n)) : 0;
+    }
+    n += harvest(group, out + n, max - n);
     if (n > 0 || timeout_ns == 0) {
-      if (n < max) {
+      if (!kernel_first && n == max) {
+        A::store_relaxed(instances[group].kernel_first, uint8_t{1});
+      } else if (!kernel_first) {
         const int more = kernel_wait(epfd, out + n, max - n, 0, mask);
         if (more < 0 && n == 0) return more;
         n += corrected(epfd, out + n, without_bell(out + n, more));

@@ -20,6 +20,7 @@ struct Instance {
   bool used_here = false;  // false after fork until the child uses the instance itself
   bool kept = false;       // shown to the driver: the group lasts as long as the instance
   uint16_t serial = 0;  // tells the group's present instance from earlier ones of the same number
+  uint8_t kernel_first = 0;  // the next epoll_wait() asks for ordinary descriptors first
 };
 extern Instance instances[MW_MAX_GROUPS];
 extern uint32_t instances_lock;

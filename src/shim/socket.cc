@@ -10,6 +10,7 @@
 #include <cstring>
 #include <utility>
 
+#include "ring/order.h"
 #include "shim/calls.h"
 
 namespace mw::shim {
@@ -128,7 +129,10 @@ uint32_t poll_mask(const Sock& s) {
 void announce(const Sock& s) {
   if (process.talks_to_itself) process.unsettled = true;
   const uint32_t worker = process.channel.worker_of(s.index);
-  if (process.channel.sock_news(worker).add(s.index)) ring_bell(process.bells[worker]);
+  ReadySet news = process.channel.sock_news(worker);
+  if (!news.has(s.index) && (A::load_relaxed(s.mine.flags) & kSlotListener) == 0)
+    A::store_relaxed(s.slot.sent_at, order_stamp());
+  if (news.add(s.index)) ring_bell(process.bells[worker]);
 }
 
 void offer_room(const Sock& s) {

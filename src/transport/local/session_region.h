@@ -76,7 +76,7 @@ struct alignas(64) SessionSlot {
   uint32_t waiter;      // pid of the process whose thread began to wait for this socket last
   int64_t rcvtimeo_us;  // 0: none
   int64_t sndtimeo_us;
-  uint32_t posted;  // 0, or 1 + the cell of the last call that nobody waited for
+  uint64_t posted;  // the last call that nobody waited for: posted_call(), or 0
   uint32_t taker;   // the thread that takes the tokens (src/shim/taker.h)
   mw_addr local;    // len 0: not known
   SessionWatch watches[kNearWatches];
@@ -88,6 +88,7 @@ struct alignas(64) SessionSlot {
   // waits that are not.
   uint64_t waits;
   uint64_t waited_us;
+  uint32_t reported_at;  // when an epoll instance reported it last (src/ring/order.h)
 };
 static_assert(sizeof(SessionSlot) == 256);
 
@@ -146,6 +147,24 @@ struct SessionOwner {
   uint32_t pid;
 };
 
+// A call: its cell and its number there. The number is part of it, because the cell may serve
+// another call before somebody waits for this one.
+constexpr uint64_t posted_call(uint32_t cell, uint32_t seq) {
+  return uint64_t{cell} << 32 | seq;  // seq is never 0
+}
+constexpr uint32_t posted_cell(uint64_t call) {
+  return static_cast<uint32_t>(call >> 32);
+}
+constexpr uint32_t posted_seq(uint64_t call) {
+  return static_cast<uint32_t>(call);
+}
+
+// True if call `seq` of a cell is answered, when the number answered last is `done`: the cell may be
+// further by now. Numbers wrap.
+constexpr bool call_is_done(uint32_t done, uint32_t seq) {
+  return static_cast<int32_t>(done - seq) >= 0;
+}
+
 // Who holds a call cell. pid 0: free.
 struct SessionCall {
   uint32_t pid;
@@ -159,7 +178,8 @@ struct SessionGroup {
   uint32_t in_use;
   uint16_t serial;  // counts the instances that had this number
   uint16_t flags;   // kGroup*
-  uint32_t reserved[2];
+  uint32_t cursor;  // the socket with which the next look at a crowd begins
+  uint32_t reserved;
 };
 constexpr uint16_t kGroupNested = 1;  // stands in another epoll instance: always rung for
 
