@@ -15,6 +15,9 @@
 #define MW_WANT_OUT_EVENT 4u /* announce to the watching groups when there is room again */
 #define MW_WANT_RX_ROOM \
   8u /* set by the INS, cleared by the PVM: announce when the reader made room */
+#define MW_WANT_HOLD \
+  16u /* set and cleared by the PVM: it holds bytes back (TCP_CORK, MSG_MORE); the INS sends none
+         until they are announced, a shutdown or a close comes, or it has waited long enough */
 
 /* state, written by the INS only */
 #define MW_ST_OPEN 1u

@@ -64,14 +64,14 @@ void Worker::on_call(uint32_t call) {
 void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
   int value = 0;
   std::memcpy(&value, r.payload, sizeof value);
-  if (r.op == MW_OP_SETSOCKOPT && r.arg[0] == IPPROTO_TCP && r.arg[1] == TCP_CORK && value != 0) {
-    // The bytes that the shim held back belong under the cork.
-    call_setsockopt(i, s, r, a);
-  }
+  const bool corks =
+      r.op == MW_OP_SETSOCKOPT && r.arg[0] == IPPROTO_TCP && r.arg[1] == TCP_CORK && value != 0;
+  // The bytes that the shim held back belong under the cork.
+  if (corks) call_setsockopt(i, s, r, a);
   // Calls and bytes keep their order.
   if (s.kind == SockKind::stream && s.listener == nullptr && (s.flags & kTxBlocked) == 0) {
     const bool fin = r.op == MW_OP_SHUTDOWN && r.arg[0] != SHUT_RD;
-    const uint32_t news = stream_tx(i, s, fin ? MSG_MORE : 0);
+    const uint32_t news = stream_tx(i, s, fin ? MSG_MORE : 0, fin || corks);
     if (news != 0) announce(i, news);
   }
   switch (r.op) {
@@ -174,9 +174,8 @@ void Worker::note_connect(uint32_t i, Sock& s, bool established, bool dissolved)
 
 // connect() with AF_UNSPEC, or shutdown() while it was connecting, made a new socket of it.
 void Worker::dissolved(uint32_t i, Sock& s) {
-  s.flags &=
-      ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead | kBlockingConnect |
-        kErrorTaken);
+  s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead |
+               kBlockingConnect | kErrorTaken);
   s.untold = 0;
   s.sampled.named = 0;
   if (s.limits != nullptr) {

@@ -41,7 +41,7 @@ void Worker::last_close(uint32_t i, Sock& s) {
   if ((s.flags & kAccepted) != 0 && claim_of(i, s) == 0) return reset_and_free(i, s);
   // A pause ends with the socket: what was written leaves, and nobody reads any more.
   if ((s.flags & kLimited) != 0) s.limits->paused = 0;
-  if ((s.flags & kTxBlocked) == 0) stream_tx(i, s);
+  if ((s.flags & kTxBlocked) == 0) stream_tx(i, s, 0, true);
   mw_slot& shared = ch_.slot(i);
   auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
   auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
@@ -101,9 +101,9 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
   s.flags |= kReadDone;
   s.untold = 0;
   publish_error(i, s, ECONNRESET);
-  set_state(
-      i, s,
-      (s.state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
+  set_state(i, s,
+            (s.state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT |
+                MW_ST_SND_SHUT | MW_ST_EOF);
   announce(i, kNewsAll);
 }
 

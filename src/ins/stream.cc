@@ -248,8 +248,9 @@ bool Worker::has_unsent(uint32_t i, const Sock& s) const {
   return A::load_acquire(ch_.slot(i).tx_tail) != s.tx_head;
 }
 
-// Moves what is new in the send ring into the kernel. Returns the news of it.
-uint32_t Worker::stream_tx(uint32_t i, Sock& s, int flags) {
+// Moves what is new in the send ring into the kernel, bytes that the program holds back only if
+// `even_held`. Returns the news of it.
+uint32_t Worker::stream_tx(uint32_t i, Sock& s, int flags, bool even_held) {
   const uint32_t capacity = ch_.geometry().tx_ring;
   const RingBytes ring = ch_.tx(i);
   mw_slot& shared = ch_.slot(i);
@@ -260,6 +261,10 @@ uint32_t Worker::stream_tx(uint32_t i, Sock& s, int flags) {
     return 0;
   }
   uint32_t left = *ready;
+  // Bytes that the program still holds back, until it says its last word.
+  if ((A::load_relaxed(shared.want) & MW_WANT_HOLD) != 0 && !even_held &&
+      (s.flags & (kFinPending | kLingering)) == 0)
+    return 0;
   if (left == 0 || s.fd < 0 || (s.state & MW_ST_CONNECTING) != 0 || is_paused(s, kPauseOut))
     return 0;
   if ((s.flags & kLimited) != 0) limits_before_send(s);

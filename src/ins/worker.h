@@ -110,7 +110,7 @@ class Worker {
   void on_stream_event(uint32_t i, Sock& s, uint32_t events);
   uint32_t stream_rx(uint32_t i, Sock& s);
   static int take_reset(Sock& s);
-  uint32_t stream_tx(uint32_t i, Sock& s, int flags = 0);
+  uint32_t stream_tx(uint32_t i, Sock& s, int flags = 0, bool even_held = false);
   bool has_unsent(uint32_t i, const Sock& s) const;
   void stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail);
   void finish_connect(uint32_t i, Sock& s);

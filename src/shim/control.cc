@@ -281,7 +281,6 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     memcpy(&on, value, sizeof on);
     set_flag(s, kSlotCorked, on != 0);
     if (on == 0) {
-      if (held_slot == s.index + 1) held_slot = 0;
       if ((A::fetch_and(s.mine.flags, ~kSlotCorkedBelow) & kSlotCorkedBelow) != 0) {
         CallRequest below = about(s, MW_OP_SETSOCKOPT);
         below.arg[0] = level;
@@ -289,7 +288,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
         below.in[0] = {value, len};
         return plain(below);
       }
-      if (unsent_bytes(s) != 0) announce(s);
+      if (unsent_bytes(s) != 0) announce_held(s);
     }
     return 0;
   }
@@ -298,6 +297,8 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   r.arg[1] = name;
   r.in[0] = {value, len};
   if (never_fails(s, level, name, len)) {
+    // In the kernel it pushes out what a cork holds back at that moment.
+    if (level == IPPROTO_TCP && name == TCP_NODELAY && unsent_bytes(s) != 0) announce_held(s);
     post(r);
     return 0;
   }

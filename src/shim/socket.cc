@@ -144,37 +144,67 @@ void offer_room(const Sock& s) {
 
 thread_local uint32_t held_slot = 0;
 
-void release_held_slot() {
-  const uint32_t index = held_slot - 1;
-  held_slot = 0;
-  const Entry e{Kind::socket, index, A::load_relaxed(process.session.slot(index).gen)};
-  const Sock s = sock_of(-1, e);
-  if ((A::load_relaxed(s.mine.flags) & kSlotCorked) == 0) return announce(s);
-  // The program waits with a socket corked: from here on the kernel holds the bytes, with its own
-  // time limit.
-  A::fetch_or(s.mine.flags, kSlotCorkedBelow);
+namespace {
+
+constexpr uint32_t kMostHeld = 16384;
+
+bool is_held(const Sock& s) {
+  return (A::load_relaxed(s.slot.want) & MW_WANT_HOLD) != 0;
+}
+
+void set_cork_below(const Sock& s, int on) {
+  if (on != 0)
+    A::fetch_or(s.mine.flags, kSlotCorkedBelow);
+  else
+    A::fetch_and(s.mine.flags, ~kSlotCorkedBelow);
   CallRequest r;
   r.op = MW_OP_SETSOCKOPT;
   r.slot = s.index;
   r.gen = s.gen;
   r.arg[0] = IPPROTO_TCP;
   r.arg[1] = TCP_CORK;
-  const int on = 1;
   r.in[0] = {&on, sizeof on};
   const int saved = errno;
   post(r);
   errno = saved;
 }
 
-void announce_unless_corked(const Sock& s) {
-  constexpr uint32_t kMostHeld = 16384;
+}  // namespace
+
+void release_held_slot() {
+  const uint32_t index = held_slot - 1;
+  held_slot = 0;
+  const Entry e{Kind::socket, index, A::load_relaxed(process.session.slot(index).gen)};
+  const Sock s = sock_of(-1, e);
+  if (!is_held(s)) return;  // another thread has announced it
+  // The program waits and has more to send: from here on the kernel holds the bytes, with its own
+  // time limit.
+  set_cork_below(s, 1);
+  A::fetch_and(s.slot.want, ~MW_WANT_HOLD);
+}
+
+bool hold_back(const Sock& s, bool more) {
   const uint32_t corks = A::load_relaxed(s.mine.flags) & (kSlotCorked | kSlotCorkedBelow);
-  if (corks != kSlotCorked || unsent_bytes(s) > kMostHeld) {
-    if (held_slot == s.index + 1) held_slot = 0;
-    return announce(s);
-  }
+  if ((corks & kSlotCorkedBelow) != 0 || (corks == 0 && !more)) return false;
   if (held_slot != s.index + 1) release_held();
   held_slot = s.index + 1;
+  if (!is_held(s)) A::fetch_or(s.slot.want, MW_WANT_HOLD);
+  return true;
+}
+
+void announce_bytes(const Sock& s, bool held, bool more) {
+  if (held && unsent_bytes(s) <= kMostHeld) return;
+  const uint32_t corks = A::load_relaxed(s.mine.flags) & (kSlotCorked | kSlotCorkedBelow);
+  // It was MSG_MORE that corked the real socket, and there is no more.
+  if (corks == kSlotCorkedBelow && !more) [[unlikely]]
+    return set_cork_below(s, 0);
+  announce_held(s);
+}
+
+void announce_held(const Sock& s) {
+  if (held_slot == s.index + 1) held_slot = 0;
+  if (is_held(s)) A::fetch_and(s.slot.want, ~MW_WANT_HOLD);
+  announce(s);
 }
 
 void arm(const Sock& s, short what) {

@@ -62,10 +62,17 @@ int take_error(const Sock& s);
 // Tells the INS that there is news in the socket's rings.
 void announce(const Sock& s);
 
-// A corked socket's bytes stand in the ring unannounced until it is uncorked, there are many of
-// them, or the thread is about to wait or turns to another descriptor: a program that corks, sends
-// header and body and uncorks costs one announcement and no call. A close sends them too.
-void announce_unless_corked(const Sock& s);
+// What TCP_CORK or MSG_MORE holds back stands in the ring unannounced until the program uncorks or
+// sends without MSG_MORE, until there is much of it, or the thread is about to wait or turns to
+// another descriptor: a program that corks, sends header and body and uncorks costs one
+// announcement and no call. A close sends it too.
+//
+// Before bytes are put in: whether they are to be held back. `more`: MSG_MORE.
+bool hold_back(const Sock& s, bool more);
+// After that.
+void announce_bytes(const Sock& s, bool held, bool more);
+// Ends holding back, in whichever thread it began.
+void announce_held(const Sock& s);
 extern thread_local uint32_t
     held_slot;  // 0, or 1 + the slot whose announcement this thread holds back
 void release_held_slot();

@@ -287,6 +287,7 @@ void want_out_event(const Sock& s) {
 template <class Fill>
 ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&& fill) {
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
+  const bool more = (flags & MSG_MORE) != 0;
   const uint32_t capacity = process.channel.geometry().tx_ring;
   Timeout timeout(s.mine.sndtimeo_us);
   size_t sent = 0;
@@ -297,6 +298,7 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
     if (total == 0 && !until_end && !connecting) return 0;
     ssize_t n = 0;
     bool full = connecting;
+    const bool held = hold_back(s, more);
     if (!connecting) {
       SharedLock lock(s.mine.tx_lock);
       const uint32_t tail = s.mine.tx_tail;
@@ -314,12 +316,13 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       }
     }
     if (n > 0) {
-      announce_unless_corked(s);
+      announce_bytes(s, held, more);
       sent += static_cast<size_t>(n);
       if (sent == total) return static_cast<ssize_t>(sent);
       continue;
     }
     if (!full) return sent > 0 ? static_cast<ssize_t>(sent) : n;  // the source ended or failed
+    if (held) announce_held(s);                                   // or there will never be room
     if (!blocking) {
       want_out_event(s);
       return sent > 0 ? static_cast<ssize_t>(sent) : -EAGAIN;
