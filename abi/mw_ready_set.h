@@ -20,7 +20,10 @@ struct mw_ready_set {
    * consumer counts its turns, each of which ends with a look at what the kernel has for it. */
   uint32_t asked;
   uint32_t turns;
-  uint8_t pad0[44];
+  /* How often the consumer found by its clock alone what it should have been rung for, or what a
+   * sleeper should have been. Each one is a fault of this program. */
+  uint32_t repairs;
+  uint8_t pad0[40];
   uint64_t top;
   uint8_t pad1[56];
   uint64_t mid[64];

@@ -33,6 +33,7 @@ json described(const std::string& base, const SessionRecord& r) {
                     {"mwcommsd", pid_of(r.driver)},
                     {"mwins", pid_of(r.ins)}}},
                   {"ins", r.ins_id},
+                  {"repairs", repairs_of(base, r.name, r.ins_id)},
                   {"registry", session_folder(base, r.name)},
                   {"net", r.isolated ? "isolated" : "host"},
                   {"published", std::move(published)}};

@@ -66,7 +66,7 @@ Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::Ser
       !s->watch(s->server_->event_fd(), kTagServer))
     return Error{Fault::sys, errno, "descriptors for NetFlow"};
   if (exports.any()) {
-    auto exporter = netflow::Exporter::start(exports);
+    auto exporter = netflow::Exporter::start(exports, [&memory] { return memory.repairs(); });
     if (!exporter) return exporter.error();
     s->exporter_ = std::move(*exporter);
     s->prometheus_address_ = s->exporter_->prometheus_address();

@@ -28,6 +28,12 @@ class SessionMemory {
   static Result<SessionMemory> open(int channel_fd, int session_fd);
 
   const Channel& channel() const { return channel_; }
+  // Lost wake-ups that the session's INSs say they repaired.
+  uint64_t repairs() const {
+    uint64_t sum = 0;
+    for (uint32_t w = 0; w < geometry().workers; ++w) sum += channel_.sock_news(w).repairs();
+    return sum;
+  }
   SessionRegion& session() { return session_; }
   const mw_geometry& geometry() const { return channel_.geometry(); }
 

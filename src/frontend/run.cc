@@ -266,6 +266,7 @@ SupervisorConfig supervision(Session* session, const Supervisor* const* supervis
   };
   config.ins_gone = [session](unsigned id) {
     std::error_code error;
+    keep_repairs(session->base(), session->record().name, id);
     std::filesystem::remove_all(session->folder() + "/mw/" + std::to_string(id), error);
     if (error)
       log_line(kWho, "cannot remove the registry of INS %u: %s", id, error.message().c_str());

@@ -13,6 +13,9 @@
 #include <set>
 #include <sstream>
 
+#include "base/log.h"
+#include "registry/registry.h"
+
 namespace mw {
 namespace {
 
@@ -195,8 +198,33 @@ Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& 
   return Done{};
 }
 
+uint64_t repairs_of(const std::string& base, const std::string& name, unsigned id) {
+  constexpr size_t kLongest = 64;  // the file is the INS's to write
+  std::string text =
+      read_text(session_folder(base, name) + "/mw/" + std::to_string(id) + "/repairs", kLongest);
+  if (!text.empty() && text.back() == '\n') text.pop_back();
+  return parse_registry_number(text).value_or(0);
+}
+
+void keep_repairs(const std::string& base, const std::string& name, unsigned id) {
+  const uint64_t repairs = repairs_of(base, name, id);
+  if (repairs == 0) return;
+  const std::string line = name + " " + std::to_string(repairs) + "\n";
+  const UniqueFd file{::open((base + "/repairs").c_str(),
+                             O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
+  if (!file || ::write(file.get(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+    log_line("mw", "cannot note that session %s repaired %llu lost wake-ups", name.c_str(),
+             static_cast<unsigned long long>(repairs));
+}
+
 Outcome<Done> remove_session_folder(const std::string& base, const std::string& name) {
   std::error_code error;
+  // What is left of INSs whose front end died.
+  for (std::filesystem::directory_iterator it(session_folder(base, name) + "/mw", error), end;
+       !error && it != end; it.increment(error)) {
+    const auto id = parse_registry_number(it->path().filename().string());
+    if (id && *id <= UINT32_MAX) keep_repairs(base, name, static_cast<unsigned>(*id));
+  }
   std::filesystem::remove_all(session_folder(base, name), error);
   if (error) return Failure{"remove " + session_folder(base, name), error.message(), ""};
   return Done{};

@@ -68,6 +68,12 @@ Outcome<Done> save(const std::string& base, const SessionRecord& record);
 Outcome<Done> remove_session_folder(const std::string& base, const std::string& name);
 std::vector<SessionRecord> list_sessions(const std::string& base);
 
+// How many lost wake-ups the session's stacks have repaired, as INS `id` says; 0 if it says nothing.
+uint64_t repairs_of(const std::string& base, const std::string& name, unsigned id);
+// Before the registry of an INS is removed: repairs are kept, a line each, in the base folder's file
+// "repairs". They are faults of this program, to be reported.
+void keep_repairs(const std::string& base, const std::string& name, unsigned id);
+
 enum class SessionState : uint8_t {
   running,   // its front end (mw run, or mw adopt) lives
   orphaned,  // it is dead, the application still runs: nobody replaces a dead INS until another

@@ -491,6 +491,7 @@ void Control::flush() {
 // ---- the workers ----
 
 void Control::on_notes() {
+  if (adopted_) publish_repairs();
   bool listeners_changed = false;
   for (ControlNote& note : ins_.to_control.take()) {
     switch (note.kind) {
@@ -566,6 +567,14 @@ void Control::on_tick() {
                 ins_.slots.open_count(), static_cast<unsigned long long>(received),
                 static_cast<unsigned long long>(sent));
   publisher_.set("network_stats", text);
+  publish_repairs();
+}
+
+void Control::publish_repairs() {
+  uint64_t repairs = 0;
+  for (uint32_t w = 0; w < ins_.channel.geometry().workers; ++w)
+    repairs += ins_.channel.sock_news(w).repairs();
+  publisher_.set("repairs", std::to_string(repairs));
 }
 
 }  // namespace mw

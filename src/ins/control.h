@@ -81,6 +81,7 @@ class Control {
   void on_reply(const InsReply& reply);
   void on_notes();
   void on_tick();
+  void publish_repairs();
   void publish_listeners();
   template <class T>
   void send(const T& message, int fd = -1);

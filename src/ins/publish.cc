@@ -16,8 +16,8 @@
 namespace mw {
 namespace {
 
-constexpr const char* kFiles[] = {"ins_dom_id",    "ip_addrs",        "heartbeat",
-                                  "network_stats", "listening_ports", "sockopts"};
+constexpr const char* kFiles[] = {"ins_dom_id",      "ip_addrs", "heartbeat", "network_stats",
+                                  "listening_ports", "sockopts", "repairs"};
 
 Status make_dir(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) < 0 && errno != EEXIST)

@@ -5,7 +5,8 @@
 // included, then cut to length: a reader takes the first line, which is always whole.
 // Values: ip_addrs and listening_ports are lists with a space between; network_stats is, in
 // hexadecimal, max_sockets:open:bytes_recv:bytes_sent; sockopts lists
-// port:level:name=value-in-hexadecimal for the options of each listener.
+// port:level:name=value-in-hexadecimal for the options of each listener; repairs counts the lost
+// wake-ups of the session that a worker's beat repaired (beat.cc).
 #pragma once
 
 #include <cstdint>

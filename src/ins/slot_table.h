@@ -73,7 +73,9 @@ constexpr uint32_t kUserTimeout = 32768;      // the application set TCP_USER_TI
 constexpr uint32_t kSentLast = 65536;         // bytes moved last towards the peer
 constexpr uint32_t kLimited = 131072;         // it has `limits`
 constexpr uint32_t kPaced = 262144;           // the driver set SO_MAX_PACING_RATE
-constexpr uint32_t kErrorTaken = 524288;      // an error ended the connection, and no FIN came first
+constexpr uint32_t kTxDoubt = 1u << 20;       // at the last beat: bytes that nobody announced
+constexpr uint32_t kRxDoubt = 1u << 21;       // at the last beat: room that nobody announced
+constexpr uint32_t kErrorTaken = 524288;  // an error ended the connection, and no FIN came first
 
 // SO_LINGER as the application set it.
 enum class LingerMode : uint8_t { off, reset, wait };
@@ -125,6 +127,8 @@ struct alignas(64) Sock {
   // closed yet, and that worker looks whether it has to be.
   std::atomic<bool> handed{true};
   int32_t protocol = 0;
+  uint32_t beat_tx_tail = 0;  // as the last beat saw them
+  uint32_t beat_rx_head = 0;
   uint32_t untold = 0;  // MW_ST_* bits that wait for the bytes before them (Worker::tell_end)
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;

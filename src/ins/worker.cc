@@ -68,7 +68,9 @@ Worker::Worker(InsContext& ins, uint32_t index)
       may_spin_(ins.cpus > 1),
       record_cost_(accept_record_cost()),
       sampler_(ins.slots, ch_, index, record_cost_),
-      group_bells_(ch_.geometry().groups, -1) {
+      beat_slot_(index),
+      group_bells_(ch_.geometry().groups, -1),
+      group_doubts_(ch_.geometry().groups, GroupDoubt::none) {
   const auto own_slots = ch_.geometry().slots / ch_.geometry().workers + 1;
   batch_.reserve(own_slots + ch_.geometry().calls);
   // Reserved, not touched: the steady state must not allocate, and unused memory costs nothing.
@@ -76,6 +78,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
   local_next_.reserve(own_slots);
   rings_due_.reserve(ch_.geometry().groups + kEventsPerRing * MW_MAX_WATCHES);
   warm_.reserve(own_slots);
+  doubted_.reserve(ch_.geometry().groups);
   dead_.reserve(kMaxDead);
   closing_.reserve(own_slots);
 }
@@ -153,8 +156,10 @@ void Worker::turn(bool may_sleep) {
     release_idle_memory();
     close_dead();
     look_for_missing();
+    beat();
     retry_now_ = true;
   }
+  if (!doubted_.empty()) settle_doubts();
   if (retry_now_) retry_stalled();
   if (!wheel_.empty()) limits_turn();
   sock_news_.end_turn();
@@ -165,7 +170,7 @@ void Worker::sleep() {
   if (!sock_news_.prepare_sleep()) return;
   if (call_news_.prepare_sleep()) {
     const int64_t from = may_spin_ ? monotonic_ns() : 0;
-    turn_events(sleep_ms());
+    if (turn_events(sleep_ms()) == 0) look_after_sleep();
     if (may_spin_) {
       const bool was_short = monotonic_ns() - from < kLongestSpinNs;
       spin_ns_ = was_short ? std::clamp(2 * spin_ns_, kFirstSpinNs, kLongestSpinNs) : spin_ns_ / 2;
@@ -211,10 +216,10 @@ bool Worker::processors_free(int64_t now) {
 
 int Worker::sleep_ms() const {
   // The only timed work: memory and descriptors to give back, listeners that wait for a free
-  // descriptor, and minimum rates.
-  const int rest = !stalled_.empty()                                    ? 100
-                   : warm_.empty() && dead_.empty() && handing_.empty() ? -1
-                                                                        : 1000;
+  // descriptor, minimum rates, and the beat while there are sockets.
+  const bool nothing =
+      warm_.empty() && dead_.empty() && handing_.empty() && ins_.slots.open_count() == 0;
+  const int rest = !stalled_.empty() ? 100 : nothing ? -1 : 1000;
   if (wheel_.empty()) return rest;
   const int due = wheel_.wait_ms(monotonic_ns());
   return rest < 0 ? due : std::min(rest, due);

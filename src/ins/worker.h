@@ -77,6 +77,15 @@ class Worker {
   bool watch_placeholder(int end, uint32_t number, uint32_t gen);
   bool watch_real(uint32_t i, Sock& s);
 
+  // beat.cc
+  enum class GroupDoubt : uint8_t { none, seen, rung, given_up };
+  void repaired(const char* what);
+  void look_after_sleep();
+  void beat();
+  void beat_of(uint32_t i, Sock& s);
+  void beat_of_group(uint32_t g);
+  void settle_doubts();
+
   // opening.cc
   void on_drop();
   bool take_drop();
@@ -235,7 +244,10 @@ class Worker {
   uint32_t record_cost_ = 0;  // what one accept record weighs in SIOCOUTQ
   Sampler sampler_;
   bool retry_now_ = false;  // a slot or descriptor came free while listeners were stalled
+  uint32_t beat_slot_;      // where the next beat begins
   std::vector<int> group_bells_;
+  std::vector<GroupDoubt> group_doubts_;
+  std::vector<uint32_t> doubted_;
   std::vector<uint32_t> rings_due_;   // groups whose sleeper waits for the end of the batch
   std::vector<OrderedMember> batch_;  // calls and slots with news, in their order
   std::vector<uint32_t> local_;       // slots with work left

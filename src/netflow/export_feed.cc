@@ -32,7 +32,7 @@ int main(int argc, char** argv) {
   if (argc < 2) return 2;
   auto reading = read_config(argv[1]);
   if (!reading || !reading->faults.empty()) return 2;
-  auto exporter = Exporter::start(reading->config.exports);
+  auto exporter = Exporter::start(reading->config.exports, [] { return uint64_t{0}; });
   if (!exporter) {
     std::fprintf(stderr, "%s: %s\n", exporter.error().where, std::strerror(exporter.error().err));
     return 1;

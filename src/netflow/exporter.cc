@@ -21,8 +21,9 @@ Instant now() {
 
 }  // namespace
 
-Result<std::unique_ptr<Exporter>> Exporter::start(const ExportOptions& options) {
-  std::unique_ptr<Exporter> e{new Exporter(options)};
+Result<std::unique_ptr<Exporter>> Exporter::start(const ExportOptions& options,
+                                                  std::function<uint64_t()> repairs) {
+  std::unique_ptr<Exporter> e{new Exporter(options, std::move(repairs))};
   e->bell_ = UniqueFd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
   if (!e->bell_) return Error{Fault::sys, errno, "eventfd for exports"};
   if (!options.ipfix.collector.empty()) {
@@ -45,8 +46,9 @@ Result<std::unique_ptr<Exporter>> Exporter::start(const ExportOptions& options) 
   return e;
 }
 
-Exporter::Exporter(const ExportOptions& options)
-    : cache_(options.timeouts, [this](const FlowRecord& r) { tell(r); }) {}
+Exporter::Exporter(const ExportOptions& options, std::function<uint64_t()> repairs)
+    : repairs_(std::move(repairs)),
+      cache_(options.timeouts, [this](const FlowRecord& r) { tell(r); }) {}
 
 Exporter::~Exporter() {
   if (!thread_.joinable()) return;
@@ -149,6 +151,8 @@ std::string Exporter::metrics() const {
   m.counter("observations_total", "Observations that became flows.", observations_);
   m.counters("observations_lost_total", "Observations that did not, by where they were lost.",
              "where", {{"telemetry", missed_}, {"export_queue", dropped_}});
+  m.counter("repairs_total", "Lost wake-ups that a stack found by the clock: a fault to report.",
+            repairs_());
   if (ipfix_) {
     const IpfixExport::Counts& c = ipfix_->counts();
     m.counter("ipfix_records_total", "Flow records sent to the collector.", c.records);

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <span>
@@ -27,8 +28,10 @@ class Exporter {
  public:
   static constexpr size_t kQueue = 65536;  // observations
 
-  // Errors: limit (an address that is none, or not on this host), sys.
-  static Result<std::unique_ptr<Exporter>> start(const ExportOptions& options);
+  // `repairs`: how many lost wake-ups the stacks have repaired so far; asked from the exporter's
+  // thread. Errors: limit (an address that is none, or not on this host), sys.
+  static Result<std::unique_ptr<Exporter>> start(const ExportOptions& options,
+                                                 std::function<uint64_t()> repairs);
   // Tells every flow as ended.
   ~Exporter();
   Exporter(const Exporter&) = delete;
@@ -44,7 +47,7 @@ class Exporter {
   std::string prometheus_address() const { return prometheus_ ? prometheus_->address() : ""; }
 
  private:
-  explicit Exporter(const ExportOptions& options);
+  Exporter(const ExportOptions& options, std::function<uint64_t()> repairs);
   void run();
   void ring();
   void take_queue();
@@ -52,6 +55,7 @@ class Exporter {
   void flush(const Instant& now);
   std::string metrics() const;
 
+  const std::function<uint64_t()> repairs_;
   std::unique_ptr<IpfixExport> ipfix_;
   std::unique_ptr<JsonLinesExport> json_lines_;
   std::unique_ptr<PrometheusServer> prometheus_;

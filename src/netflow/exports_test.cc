@@ -850,7 +850,8 @@ TEST(MetricsText, IsPrometheusText) {
 TEST_F(JsonLines, AnExporterThatCannotKeepUpDropsAndCounts) {
   const std::string file = folder_ + "/flows.json";
   auto made = Exporter::start(
-      {.prometheus = {.listen = "unix:" + folder_ + "/m"}, .json_lines = {.file = file}});
+      {.prometheus = {.listen = "unix:" + folder_ + "/m"}, .json_lines = {.file = file}},
+      [] { return uint64_t{3}; });
   ASSERT_TRUE(made);
   const auto now = static_cast<uint64_t>(::time(nullptr)) * kSecond;
   std::vector<ExtendedObservation> many;
@@ -867,6 +868,7 @@ TEST_F(JsonLines, AnExporterThatCannotKeepUpDropsAndCounts) {
   char part[4096];
   for (ssize_t n; (n = ::recv(fd.get(), part, sizeof part, 0)) > 0;)
     answer.append(part, static_cast<size_t>(n));
+  EXPECT_NE(answer.find("mwcomms_repairs_total 3\n"), std::string::npos);
   EXPECT_NE(answer.find("mwcomms_observations_lost_total{where=\"export_queue\"} 10\n"),
             std::string::npos)
       << answer;

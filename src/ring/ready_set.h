@@ -158,6 +158,16 @@ class BasicReadySet {
            (Atomics::load_seq(h_->sleepers) != 0 && Atomics::load_seq(h_->rung) == 0);
   }
 
+  // Somebody sleeps although there are members: he has been rung for, or is about to be.
+  bool keeps_waiting() {
+    return Atomics::load_seq(h_->top) != 0 && Atomics::load_seq(h_->sleepers) != 0;
+  }
+  // The consumer looks by itself, and its sleep means nothing.
+  bool is_watched() const { return Atomics::load_relaxed(h_->watched) != 0; }
+
+  void count_repair() { Atomics::fetch_add(h_->repairs, 1u); }
+  uint32_t repairs() const { return Atomics::load_relaxed(h_->repairs); }
+
   // A consumer that never sleeps but wants to be rung for: the next add rings again.
   void clear_rung() { Atomics::exchange(h_->rung, 0u); }
   // Counts a consumer as asleep for good, whatever is in the set.

@@ -73,7 +73,9 @@ void mark_nested(uint32_t group) {
   SessionGroup& shared = process.session.group(group);
   if ((A::fetch_or(shared.flags, kGroupNested) & kGroupNested) != 0) return;
   // The INS rings for every piece of news from now on.
-  process.channel.group_news(group).stay_asleep();
+  ReadySet news = process.channel.group_news(group);
+  news.watch(true);
+  news.stay_asleep();
   if (epoll_has_events(group)) ring_bell(instances[group].bell);
 }
 
