@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netdb.h>
 #include <sys/ioctl.h>
@@ -13,6 +14,7 @@
 #include "ins/options.h"
 #include "ins/resolve.h"
 #include "ins/worker.h"
+#include "ring/order.h"
 
 namespace mw {
 namespace {
@@ -457,6 +459,177 @@ TEST(Ins, TokensAndGroupNewsAreSentOnceForEachWish) {
   ASSERT_TRUE(eventually([&] { return pvm.ready(s) == 2; }));
   pvm.call(MW_OP_GETPEERNAME, s);
   EXPECT_EQ(::recv(s.fd.get(), &token, 1, MSG_DONTWAIT), -1);  // nobody wished for another
+}
+
+TEST(Ins, ASleeperIsRungForBeforeTheWorkerSleeps) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
+  mw_slot& shared = pvm.ch.slot(s.slot);
+  const UniqueFd bell{::eventfd(0, EFD_NONBLOCK)};
+  pvm.tell(ControlType::group_open, 0, 0, bell.get());
+  ReadySet group = pvm.ch.group_news(0);
+  A::store_relaxed(shared.watches[0], uint64_t{1});
+  // One piece of news and nothing else: the worker goes straight to sleep after it.
+  for (int round = 0; round < 50; ++round) {
+    A::fetch_or(shared.want, MW_WANT_OUT_EVENT);
+    group.drain([](uint32_t) { return true; });
+    ASSERT_TRUE(group.prepare_sleep());
+    uint64_t rings = 0;
+    (void)!::read(bell.get(), &rings, sizeof rings);
+    pvm.put_all(s, "x");
+    ASSERT_TRUE(eventually([&] { return !group.empty(); }));
+    ASSERT_TRUE(eventually([&] { return pvm.ch.sock_news(0).consumer_rests(); }));
+    pollfd p{bell.get(), POLLIN, 0};
+    ASSERT_EQ(::poll(&p, 1, 0), 1) << "round " << round;
+    group.wake();
+    EXPECT_EQ(read_exactly(peer.get(), 1), "x");
+  }
+  EXPECT_EQ(pvm.ch.sock_news(0).repairs(), 0u);
+}
+
+TEST(Ins, TheBeatRepairsWhatNobodyRangForAndCountsIt) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  UniqueFd& peer = s_and_peer.second;
+  ReadySet news = pvm.ch.sock_news(0);
+  ASSERT_TRUE(eventually([&] { return news.consumer_rests(); }));
+  // In the set, and the bell is silent.
+  EXPECT_EQ(pvm.put_quietly(s, "one"), 3u);
+  news.put_back(s.slot);
+  EXPECT_EQ(read_exactly(peer.get(), 3), "one");
+  EXPECT_EQ(news.repairs(), 1u);
+  // Not even in the set.
+  EXPECT_EQ(pvm.put_quietly(s, "two"), 3u);
+  EXPECT_TRUE(eventually([&] {
+    pvm.ins->tick.fetch_add(1);
+    return A::load_acquire(pvm.ch.slot(s.slot).tx_head) == s.tx_tail;
+  }));
+  EXPECT_EQ(news.repairs(), 2u);
+  // Held back by the program: sent after a while, as by the kernel, and no fault.
+  A::fetch_or(pvm.ch.slot(s.slot).want, MW_WANT_HOLD);
+  EXPECT_EQ(pvm.put_quietly(s, "three"), 5u);
+  EXPECT_TRUE(eventually([&] {
+    pvm.ins->tick.fetch_add(1);
+    return A::load_acquire(pvm.ch.slot(s.slot).tx_head) == s.tx_tail;
+  }));
+  EXPECT_EQ(news.repairs(), 2u);
+  EXPECT_EQ(read_exactly(peer.get(), 8), "twothree");
+}
+
+TEST(Ins, TheBeatWakesASleeperOfAGroupAndCountsIt) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  const UniqueFd bell{::eventfd(0, EFD_NONBLOCK)};
+  pvm.tell(ControlType::group_open, 0, 0, bell.get());
+  pollfd p{bell.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&p, 1, 20'000), 1);  // what came before it was known may have been missed
+  uint64_t rings = 0;
+  (void)!::read(bell.get(), &rings, sizeof rings);
+  ReadySet group = pvm.ch.group_news(0);
+  ASSERT_TRUE(group.prepare_sleep());
+  group.put_back(s.slot);
+  ASSERT_EQ(::poll(&p, 1, 20'000), 1);
+  EXPECT_EQ(pvm.ch.sock_news(0).repairs(), 0u);  // a process that does not run is no lost wake-up
+  group.wake();
+  EXPECT_TRUE(eventually([&] { return pvm.ch.sock_news(0).repairs() == 1; }));
+}
+
+TEST(Ins, TheEndIsToldAfterTheLastByte) {
+  for (const bool reset : {false, true}) {
+    FakePvm pvm;
+    pvm.begin();
+    auto s_and_peer = pvm.connection();
+    FakeSock& s = s_and_peer.first;
+    UniqueFd& peer = s_and_peer.second;
+    // More than the ring holds: the rest waits in the kernel.
+    const std::string bytes = pattern(kTestGeometry.rx_ring + 20000);
+    write_all(peer.get(), bytes);
+    ASSERT_TRUE(eventually([&] { return pvm.ready(s) == kTestGeometry.rx_ring; }));
+    int under_way = 0;
+    ASSERT_TRUE(eventually(
+        [&] { return ::ioctl(peer.get(), SIOCOUTQ, &under_way) == 0 && under_way == 0; }));
+    const linger now{1, 0};
+    if (reset) ::setsockopt(peer.get(), SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    peer.reset();
+    mw_slot& shared = pvm.ch.slot(s.slot);
+    std::string got;
+    if (reset) {
+      // A writer is told at once; that bytes are missing stands beside the error.
+      EXPECT_EQ(pvm.wait_error(s), ECONNRESET);
+      EXPECT_NE(pvm.state(s) & MW_ST_SND_SHUT, 0u);
+      EXPECT_NE(pvm.state(s) & MW_ST_BEHIND, 0u);
+    }
+    ASSERT_TRUE(eventually([&] {
+      constexpr uint32_t kEnd = MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED;
+      const uint32_t state = pvm.state(s);
+      if ((state & kEnd) != 0) {
+        EXPECT_EQ(got.size() + pvm.ready(s), bytes.size());
+      }
+      got += pvm.take(s, 1000);
+      return got.size() == bytes.size() && (state & MW_ST_EOF) != 0;
+    }));
+    EXPECT_TRUE(got == bytes);
+    EXPECT_EQ(pvm.state(s) & MW_ST_BEHIND, 0u);
+    EXPECT_EQ((pvm.state(s) & MW_ST_FIN) != 0, !reset);
+    EXPECT_EQ(A::load_acquire(shared.error_seq), reset ? 1u : 0u);
+  }
+}
+
+TEST(Ins, AnEndBeforeAnErrorIsRemembered) {
+  FakePvm pvm;
+  pvm.begin();
+  auto s_and_peer = pvm.connection();
+  FakeSock& s = s_and_peer.first;
+  s_and_peer.second.reset();
+  ASSERT_TRUE(pvm.wait_state(s, MW_ST_EOF | MW_ST_FIN));
+  pvm.put_all(s, "nobody there");  // its answer is a reset
+  EXPECT_EQ(pvm.wait_error(s), EPIPE);
+  EXPECT_NE(pvm.state(s) & MW_ST_FIN, 0u);
+}
+
+TEST(Ins, SocketsAreServedInTheOrderOfTheirNews) {
+  FakePvm pvm;
+  pvm.begin();
+  auto first = pvm.connection();
+  auto second = pvm.connection();
+  ASSERT_LT(first.first.slot, second.first.slot);
+  const int on = 1;
+  for (const UniqueFd* peer : {&first.second, &second.second})
+    ::setsockopt(peer->get(), SOL_SOCKET, SO_TIMESTAMPNS, &on, sizeof on);
+  const auto arrival = [](const UniqueFd& peer) {
+    char byte = 0;
+    iovec iov{&byte, 1};
+    alignas(cmsghdr) char control[256];
+    msghdr m{};
+    m.msg_iov = &iov;
+    m.msg_iovlen = 1;
+    m.msg_control = control;
+    m.msg_controllen = sizeof control;
+    EXPECT_EQ(::recvmsg(peer.get(), &m, 0), 1);
+    timespec t{};
+    for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c))
+      if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPNS)
+        std::memcpy(&t, CMSG_DATA(c), sizeof t);
+    EXPECT_NE(t.tv_sec, 0);
+    return t.tv_sec * 1'000'000'000 + t.tv_nsec;
+  };
+  for (int round = 0; round < 20; ++round) {
+    // Both are there before the worker looks: the higher slot was first.
+    EXPECT_EQ(pvm.put_quietly(second.first, "b"), 1u);
+    A::store_relaxed(pvm.ch.slot(second.first.slot).sent_at, order_stamp());
+    pvm.ch.sock_news(0).put_back(second.first.slot);
+    EXPECT_EQ(pvm.put_quietly(first.first, "a"), 1u);
+    A::store_relaxed(pvm.ch.slot(first.first.slot).sent_at, order_stamp());
+    pvm.news(first.first);
+    EXPECT_LT(arrival(second.second), arrival(first.second)) << "round " << round;
+  }
 }
 
 TEST(Ins, ASlowReaderStopsItsOwnConnectionOnly) {

@@ -150,6 +150,7 @@ void Worker::turn(bool may_sleep) {
   } else if (!spin()) {
     sleep();
   }
+  if (!doubted_.empty()) settle_doubts();
   const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
   if (tick != tick_) {
     tick_ = tick;
@@ -159,7 +160,6 @@ void Worker::turn(bool may_sleep) {
     beat();
     retry_now_ = true;
   }
-  if (!doubted_.empty()) settle_doubts();
   if (retry_now_) retry_stalled();
   if (!wheel_.empty()) limits_turn();
   sock_news_.end_turn();
