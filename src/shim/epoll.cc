@@ -67,8 +67,9 @@ SessionWatch* free_watch(const Sock& s) {
 }
 
 void add_news(uint32_t group, uint32_t slot) {
-  if (process.channel.group_news(group).add(slot) && instances[group].bell >= 0)
-    ring_bell(instances[group].bell);
+  ReadySet news = process.channel.group_news(group);
+  if (!news.has(slot)) A::store_relaxed(process.session.slot(slot).queued_at, order_stamp());
+  if (news.add(slot) && instances[group].bell >= 0) ring_bell(instances[group].bell);
 }
 
 // The events of one registration now; asks the INS for an OUT event where one is wanted and
@@ -239,7 +240,7 @@ int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int
     return true;
   });
   if (again) {
-    A::store_relaxed(process.session.slot(index).reported_at, order_stamp());
+    A::store_relaxed(process.session.slot(index).queued_at, order_stamp());
     news.put_back(index);
   }
   return n;
@@ -267,9 +268,10 @@ int harvest(uint32_t group, epoll_event* out, int max) {
       const uint32_t i = members[k].index;
       const uint32_t told = A::load_relaxed(process.channel.slot(i).told_at);
       if (came_later(told, now)) continue;
-      // How long it has been waiting for its turn: since its news came, or since it was reported.
-      const uint32_t reported = A::load_relaxed(process.session.slot(i).reported_at);
-      members[count++] = {std::min(now - told, now - reported), i};
+      // How long it has been waiting for its turn: since its news came, or since it was
+      // reported or registered.
+      const uint32_t queued = A::load_relaxed(process.session.slot(i).queued_at);
+      members[count++] = {std::min(now - told, now - queued), i};
     }
     sort_by_age(members, count);
     for (uint32_t k = 0; k < count && n < max; ++k)

@@ -88,7 +88,7 @@ struct alignas(64) SessionSlot {
   // waits that are not.
   uint64_t waits;
   uint64_t waited_us;
-  uint32_t reported_at;  // when an epoll instance reported it last (src/ring/order.h)
+  uint32_t queued_at;  // since when it waits for its turn in epoll instances (src/ring/order.h)
 };
 static_assert(sizeof(SessionSlot) == 256);
 
