@@ -30,6 +30,8 @@ class RingBytes {
   RingBytes() = default;
   RingBytes(std::byte* data, uint32_t capacity) : data_(data), mask_(capacity - 1) {}
   uint32_t capacity() const { return mask_ + 1; }
+  // False: its memory could not be mapped.
+  bool is_there() const { return data_ != nullptr; }
 
   void copy_in(uint32_t at, const void* from, uint32_t n) const {
     const uint32_t off = at & mask_;

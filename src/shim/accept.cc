@@ -90,7 +90,7 @@ bool is_waiting(const mw_accept_record& r) {
 
 // A connection that came without a placeholder whose end would tell the INS.
 void drop_bare(const mw_accept_record& r) {
-  if (!is_possible(r) || !claim(r, MW_CLAIM_DROPPED)) return;
+  if (!is_possible(r) || !has_slot(r.slot) || !claim(r, MW_CLAIM_DROPPED)) return;
   A::store_release(process.channel.slot(r.slot).closed, r.gen);
   announce(sock_of(-1, {Kind::socket, r.slot, r.gen}));
 }
@@ -153,6 +153,10 @@ int place_bare(const mw_accept_record& r, int flags, Place& out) {
   int rc = -EAGAIN;
   if (stock_take(process.channel.worker_of(r.slot), kept)) rc = place_from_stock(kept, flags, out);
   if (rc == -EAGAIN) rc = new_place(r, flags, out);
+  if (rc == 0 && !has_slot(out.number)) {
+    libc.close(out.fd);
+    rc = -ENOMEM;
+  }
   if (rc < 0)
     drop_bare(r);
   else
@@ -190,7 +194,11 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
     if (n == 0) return -EINVAL;  // the session is over
     if (n == sizeof record && record.gen != 0) {
       const bool bare = (record.flags & MW_ACCEPT_BARE) != 0;
-      if (is_possible(record) && bare == (*fd < 0)) return 0;
+      if (is_possible(record) && bare == (*fd < 0)) {
+        if (has_slot(record.slot)) return 0;
+        if (*fd >= 0) libc.close(*fd);  // the INS resets it, as it does a bare one
+        return -ENOMEM;
+      }
       if (is_possible(record) && !bare) return -EMFILE;
     }
     if (*fd >= 0) libc.close(*fd);

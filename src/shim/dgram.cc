@@ -26,7 +26,8 @@ struct Record {
   uint32_t bytes;  // of the whole record
 };
 
-// Under rx_lock: the oldest record. Returns 1, 0 if there is none, or -ECONNRESET if the INS lied.
+// Under rx_lock: the oldest record. Returns 1, 0 if there is none, -ECONNRESET if the INS lied, or
+// -ENOMEM.
 int oldest(const Sock& s, Record& r) {
   const uint32_t capacity = process.channel.geometry().rx_ring;
   const uint32_t head = s.mine.rx_head;
@@ -34,7 +35,9 @@ int oldest(const Sock& s, Record& r) {
   const char* lie = "datagram record";
   if (ready && *ready == 0) return 0;
   if (ready && *ready >= sizeof r.head) {
-    process.channel.rx(s.index).copy_out(head, &r.head, sizeof r.head);
+    const RingBytes ring = process.channel.rx(s.index);
+    if (!ring.is_there()) return -ENOMEM;
+    ring.copy_out(head, &r.head, sizeof r.head);
     const uint64_t bytes = sizeof r.head + uint64_t{r.head.control_len} + r.head.data_len;
     if (r.head.name_len <= sizeof r.head.name && bytes <= *ready && padded(bytes) <= *ready) {
       r.at = head + static_cast<uint32_t>(sizeof r.head);
@@ -173,6 +176,7 @@ ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_le
 ssize_t send_datagram(const Sock& s, const msghdr* m, int flags, uint32_t total) {
   SharedLock lock(s.mine.tx_lock);
   const RingBytes ring = process.channel.tx(s.index);
+  if (!ring.is_there()) return -ENOBUFS;
   const uint32_t tail = s.mine.tx_tail;
   uint32_t done = 0;
   for (size_t i = 0; i < m->msg_iovlen; ++i) {

@@ -50,7 +50,9 @@ void publish_watches(const Sock& s) {
     if (is_live(w)) packed[i / MW_WATCHES_IN_WORD] |= uint64_t{w.group & 0xffff} << shift;
     ++i;
   }
-  for (uint32_t word = 0; word < kWords; ++word)
+  // Without memory for the far ones the words that tell of them stay as they are.
+  const uint32_t words = watches_of(s).most() / MW_WATCHES_IN_WORD;
+  for (uint32_t word = 0; word < words; ++word)
     if (A::load_relaxed(s.slot.watches[word]) != packed[word])
       A::exchange(s.slot.watches[word], packed[word]);
   A::fence();  // pairs with the INS's fence between publication and its look at watches
@@ -61,12 +63,14 @@ SessionWatch* free_watch(const Sock& s) {
   const SessionWatches all = watches_of(s);
   uint32_t i = 0;
   while (i < all.size() && is_live(all[i])) ++i;
-  if (i == MW_MAX_WATCHES) return nullptr;
+  if (i == all.most()) return nullptr;
   if (i == all.size()) A::store_relaxed(s.mine.watch_end, static_cast<uint16_t>(i + 1));
   return &all[i];
 }
 
 void add_news(uint32_t group, uint32_t slot) {
+  // Another process's, and no memory for it: the INS tells of the next change.
+  if (!process.channel.has_group(group)) return;
   ReadySet news = process.channel.group_news(group);
   if (!news.has(slot)) A::store_relaxed(process.session.slot(slot).queued_at, order_stamp());
   if (news.add(slot) && instances[group].bell >= 0) ring_bell(instances[group].bell);
@@ -98,7 +102,7 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
     if (op == EPOLL_CTL_ADD) {
       if (w != nullptr) return -EEXIST;
       w = free_watch(s);
-      if (w == nullptr) return -ENOSPC;
+      if (w == nullptr) return watches_of(s).most() == MW_MAX_WATCHES ? -ENOSPC : -ENOMEM;
     } else if (w == nullptr) {
       return -ENOENT;
     }
@@ -248,7 +252,8 @@ int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int
 
 // Turns the group's news into events. Sockets take turns as in the kernel's list: who has waited
 // longest comes first, and one that stays ready goes to the end. Of a crowd only a part is sorted
-// at a time, and the next call begins with the next part.
+// at a time, and the next call begins with the next part. -ENOMEM if there is no memory to look at
+// the first.
 int harvest(uint32_t group, epoll_event* out, int max) {
   constexpr uint32_t kCrowd = 128;
   ReadySet news = process.channel.group_news(group);
@@ -260,12 +265,17 @@ int harvest(uint32_t group, epoll_event* out, int max) {
   Round round(shared, news.bits());
   int n = 0;
   bool any = false;
+  bool no_memory = false;
   while (n < max && !round.is_over()) {
     const uint32_t found = round.next(news, members, kCrowd);
     any |= found != 0;
     uint32_t count = 0;
     for (uint32_t k = 0; k < found; ++k) {
       const uint32_t i = members[k].index;
+      if (!has_slot(i)) {
+        no_memory = true;
+        continue;
+      }
       const uint32_t told = A::load_relaxed(process.channel.slot(i).told_at);
       if (came_later(told, now)) continue;
       // How long it has been waiting for its turn: since its news came, or since it was
@@ -284,7 +294,7 @@ int harvest(uint32_t group, epoll_event* out, int max) {
       news.put_back(index);
       return true;
     });
-  return n;
+  return n == 0 && no_memory ? -ENOMEM : n;
 }
 
 // What one thread has left is for the next sleeper.
@@ -323,7 +333,7 @@ bool epoll_has_events(uint32_t group) {
     uint32_t index = news.bits();
     news.look(at, news.bits(), 1, [&](uint32_t i) { index = i; });
     at = index + 1;
-    if (index == news.bits() || !news.take(index)) continue;
+    if (index == news.bits() || !has_slot(index) || !news.take(index)) continue;
     each_ready(group, index, [&](SessionWatch&, uint32_t) {
       any = true;
       return false;
@@ -345,6 +355,7 @@ bool epoll_has_events(uint32_t group) {
 int shim_epoll_ctl(int epfd, int op, int fd, epoll_event* event) {
   const Entry e = look_up(fd);
   if (e.kind == Kind::hidden || is_hidden(epfd)) return -EBADF;
+  if (e.kind == Kind::lost && op != EPOLL_CTL_DEL) return -ENETDOWN;
   if (e.kind != Kind::socket) {
     const int rc = libc.epoll_ctl(epfd, op, fd, event);
     if (rc < 0) return -errno;
@@ -392,10 +403,11 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
   settle();
   for (;;) {
     const Entry e = instance_of(epfd);
-    const bool ours = e.kind == Kind::epoll && e.slot != 0 && max > 0;
-    const bool bad = ours && !is_room(out, sizeof *out * static_cast<size_t>(std::min(max, kLook)));
+    const bool grouped = e.kind == Kind::epoll && e.slot != 0 && max > 0;
+    const bool bad =
+        grouped && !is_room(out, sizeof *out * static_cast<size_t>(std::min(max, kLook)));
     if (bad && epoll_has_events(e.slot - 1)) return -EFAULT;
-    if (!ours || bad) {
+    if (!grouped || bad) {
       // No protected socket in it, so far: the bell of a group that is made while we sleep ends
       // this wait.
       refresh_nested(epfd);
@@ -418,7 +430,9 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       n = kernel_wait(epfd, out, max, 0, mask);
       n = n > 0 ? corrected(epfd, out, without_bell(out, n)) : 0;
     }
-    n += harvest(group, out + n, max - n);
+    const int ours = harvest(group, out + n, max - n);
+    if (ours < 0 && n == 0) return ours;
+    n += std::max(ours, 0);
     if (n > 0 || timeout_ns == 0) {
       if (!kernel_first && n == max) {
         A::store_relaxed(instances[group].kernel_first, uint8_t{1});
@@ -437,7 +451,9 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     epoll_wake(group);
     if (k < 0) return k;
     n = corrected(epfd, out, without_bell(out, k));
-    n += harvest(group, out + n, max - n);
+    const int news = harvest(group, out + n, max - n);
+    if (news < 0 && n == 0) return news;
+    n += std::max(news, 0);
     if (n > 0 || left == 0) {
       pass_on(group);
       return n;

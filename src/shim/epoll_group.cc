@@ -30,6 +30,7 @@ int ask_about(AttachType what, std::span<const int> fds, ReceivedMessage* got = 
   auto answer = ask_driver(process.attach_fd, what, fds, reply);
   if (!answer) return answer.error().fault == Fault::sys ? -answer.error().err : -ENETDOWN;
   if (!group_in_range(reply.group)) return -ENETDOWN;
+  if (!process.channel.has_group(reply.group)) return -ENOMEM;
   if (got != nullptr) *got = std::move(*answer);
   return static_cast<int>(reply.group);
 }

@@ -246,7 +246,10 @@ MW_EXPORT ssize_t sendfile64(int out, int in, off64_t* offset, size_t n) {
 }
 MW_EXPORT ssize_t splice(int in, off64_t* in_off, int out, off64_t* out_off, size_t n,
                          unsigned flags) {
-  if (look_up(in).kind != Kind::socket && look_up(out).kind != Kind::socket)
+  const Kind from = look_up(in).kind;
+  const Kind to = look_up(out).kind;
+  if (from == Kind::lost || to == Kind::lost) return lost_call();
+  if (from != Kind::socket && to != Kind::socket)
     return libc.splice(in, in_off, out, out_off, n, flags);
   const int saved = errno;
   return finish(shim_splice(in, in_off, out, out_off, n, flags), saved);
@@ -322,7 +325,7 @@ MW_EXPORT int prctl(int option, ...) noexcept {
   unsigned long a[4];
   for (unsigned long& x : a) x = va_arg(ap, unsigned long);
   va_end(ap);
-  if (option == PR_SET_SECCOMP) process.confined = true;
+  if (option == PR_SET_SECCOMP) become_confined();
   return static_cast<int>(libc.syscall(SYS_prctl, option, a[0], a[1], a[2], a[3]));
 }
 

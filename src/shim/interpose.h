@@ -39,6 +39,8 @@ auto dispatch(int fd, Theirs&& theirs, Ours&& ours) -> decltype(theirs()) {
     errno = EBADF;
     return -1;
   }
+  if (e.kind == Kind::lost) [[unlikely]]
+    return lost_call();
   release_held();  // this may wait
   return theirs();
 }

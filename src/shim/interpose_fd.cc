@@ -24,7 +24,7 @@ int close_one(int fd) {
   }
   if (in_vfork_child()) return libc.close(fd);
   if (e.kind == Kind::socket) return sock_close(fd, e);
-  if (e.kind == Kind::epoll) forget(fd);
+  if (e.kind == Kind::epoll || e.kind == Kind::lost) forget(fd);
   return libc.close(fd);
 }
 
@@ -112,13 +112,12 @@ MW_EXPORT int fcntl(int fd, int command, ...) {
   va_start(ap, command);
   const long arg = va_arg(ap, long);
   va_end(ap);
-  return dispatch(
-      fd,
-      [&] {
-        const int rc = libc.fcntl(fd, command, arg);
-        return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? after_dup(fd, rc) : rc;
-      },
-      [&](const Sock& s) { return sock_fcntl(s, command, arg); });
+  const auto theirs = [&] {
+    const int rc = libc.fcntl(fd, command, arg);
+    return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? after_dup(fd, rc) : rc;
+  };
+  if (look_up(fd).kind == Kind::lost) return theirs();
+  return dispatch(fd, theirs, [&](const Sock& s) { return sock_fcntl(s, command, arg); });
 }
 MW_EXPORT int fcntl64(int fd, int command, ...) {
   va_list ap;
@@ -137,7 +136,7 @@ MW_EXPORT int ioctl(int fd, unsigned long request, ...) noexcept {
       [&](const Sock& s) { return sock_ioctl(s, request, arg); });
 }
 MW_EXPORT FILE* fdopen(int fd, const char* mode) noexcept {
-  return look_up(fd).kind == Kind::socket ? open_stream(fd, mode) : libc.fdopen(fd, mode);
+  return is_protected(look_up(fd)) ? open_stream(fd, mode) : libc.fdopen(fd, mode);
 }
 
 // Formatted output to a descriptor writes by an internal call, so sockets get theirs here.

@@ -151,7 +151,7 @@ MW_EXPORT long syscall(long number, ...) noexcept {
                     static_cast<off64_t*>(pointer(3)), static_cast<size_t>(a[4]),
                     static_cast<unsigned>(a[5]));
     case SYS_seccomp:
-      process.confined = true;
+      become_confined();
       return libc.syscall(number, a[0], a[1], a[2]);
     case SYS_prctl:
       return prctl(fd, a[1], a[2], a[3], a[4]);

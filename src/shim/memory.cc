@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/uio.h>
 
 #include <cstring>
@@ -124,32 +125,36 @@ namespace {
 struct MapsLine {
   uint64_t first, end;
   bool own_data;  // private and writable: it can be locked, unless a limit forbids it
+  uint64_t device, inode;
 };
 
-// "FIRST-END rwxp ...", in hexadecimal.
+// "FIRST-END rwxp OFFSET MAJOR:MINOR INODE ...", in hexadecimal, but for the inode.
 MapsLine parse_maps_line(const char* text) {
   MapsLine line{};
   char* at = nullptr;
   line.first = ::strtoull(text, &at, 16);
   line.end = *at == '-' ? ::strtoull(at + 1, &at, 16) : 0;
   line.own_data = std::strncmp(at, " rw", 3) == 0 && at[4] == 'p';
+  if (std::strlen(at) < 6) return line;
+  (void)::strtoull(at + 6, &at, 16);  // the offset
+  const auto major = static_cast<unsigned>(::strtoul(at, &at, 16));
+  const auto minor = *at == ':' ? static_cast<unsigned>(::strtoul(at + 1, &at, 16)) : 0;
+  line.device = makedev(major, minor);
+  line.inode = ::strtoull(at, nullptr, 10);
   return line;
 }
 
-bool is_region(uint64_t address) {
-  if (!process.attached) return false;
-  const auto within = [address](const std::byte* base, uint64_t bytes) {
-    return address - reinterpret_cast<uintptr_t>(base) < bytes;
+bool is_region(const MapsLine& line) {
+  const auto is_of = [&line](const SealedFile& file) {
+    return line.inode == file.inode && line.device == file.device;
   };
-  const Channel& c = process.channel;
-  return within(c.base(), c.layout().bytes) ||
-         within(process.session.base(), session_layout_of(c.geometry()).bytes);
+  return process.attached && (is_of(process.channel.file()) || is_of(process.session.file()));
 }
 
 // 0, or the errno that mlockall() would give. What cannot be locked, as a page behind the end of its
 // file, it passes over too.
 int lock_mapping(const MapsLine& line, unsigned how) {
-  if (line.end <= line.first || is_region(line.first)) return 0;
+  if (line.end <= line.first || is_region(line)) return 0;
   if (libc.syscall(SYS_mlock2, line.first, line.end - line.first, how) == 0) return 0;
   return errno == EPERM || (errno == ENOMEM && line.own_data) ? errno : 0;
 }
@@ -181,8 +186,10 @@ int lock_current(unsigned how) {
 int lock_all(int flags) {
   constexpr int kAll = MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT;
   const bool known = (flags & ~kAll) == 0 && (flags & (MCL_CURRENT | MCL_FUTURE)) != 0;
-  if (!known || (flags & MCL_CURRENT) == 0)
-    return static_cast<int>(libc.syscall(SYS_mlockall, flags));
+  if (!known) return static_cast<int>(libc.syscall(SYS_mlockall, flags));
+  // What is mapped from now on of the regions must not be locked either.
+  if ((flags & MCL_FUTURE) != 0) process.locks_memory = true;
+  if ((flags & MCL_CURRENT) == 0) return static_cast<int>(libc.syscall(SYS_mlockall, flags));
   if ((flags & MCL_FUTURE) != 0 && libc.syscall(SYS_mlockall, flags & ~MCL_CURRENT) != 0) return -1;
   const int saved = errno;
   const int error = lock_current((flags & MCL_ONFAULT) != 0 ? MLOCK_ONFAULT : 0);

@@ -19,7 +19,7 @@ namespace {
 using A = StdAtomics;
 
 // What the kernel has to watch for an entry while we sleep.
-enum class Watch : uint8_t { kernel, token, group };
+enum class Watch : uint8_t { kernel, token, group, lost };
 
 struct Item {
   Watch watch = Watch::kernel;
@@ -48,7 +48,7 @@ class Scratch {
 };
 
 bool is_ours(const Entry& e) {
-  return e.kind == Kind::socket || epoll_is_ours(e);
+  return is_protected(e) || epoll_is_ours(e);
 }
 
 Item classify(int fd) {
@@ -60,6 +60,8 @@ Item classify(int fd) {
     if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) item.watch = Watch::token;
   } else if (epoll_is_ours(item.entry)) {
     item.watch = Watch::group;
+  } else if (item.entry.kind == Kind::lost) {
+    item.watch = Watch::lost;
   }
   return item;
 }
@@ -73,7 +75,10 @@ bool judge(pollfd* fds, Item* items, nfds_t n) {
   for (nfds_t i = 0; i < n; ++i) {
     if (items[i].watch == Watch::kernel) continue;
     uint32_t mask = 0;
-    if (items[i].watch == Watch::token)
+    // A lost listener never has a connection for this process; another socket has an error.
+    if (items[i].watch == Watch::lost)
+      mask = items[i].entry.slot != 0 ? 0 : POLLIN | POLLRDNORM | POLLERR | POLLHUP;
+    else if (items[i].watch == Watch::token)
       mask = poll_mask(sock_of(fds[i].fd, items[i].entry));
     else if (epoll_is_readable(fds[i].fd, items[i].entry))
       mask = POLLIN | POLLRDNORM;
@@ -92,6 +97,7 @@ void fill_native(pollfd* native, const pollfd* fds, const Item* items, nfds_t n,
       native[i].events &= ~(POLLOUT | POLLWRNORM | POLLWRBAND);  // a listener is never writable
     if (items[i].watch == Watch::token) native[i].events = POLLIN;
     if ((items[i].watch != Watch::kernel && !sleep) || items[i].gone) native[i].fd = -1;
+    if (items[i].watch == Watch::lost) native[i].fd = -1;
     if (items[i].entry.kind == Kind::hidden) native[i].fd = kTableSize + 1;  // EBADF: POLLNVAL
   }
 }

@@ -19,7 +19,6 @@
 #include "shim/stdio.h"
 #include "shim/stock.h"
 #include "shim/taker.h"
-#include "transport/local/mapping.h"
 
 extern "C" {
 [[gnu::visibility("hidden"), gnu::tls_model("initial-exec")]] thread_local int mw_in_vfork = 0;
@@ -38,6 +37,7 @@ namespace {
 
 // fd -> Entry in one word: kind (4 bits) | slot (20 bits) | gen (32 bits).
 uint64_t* table = nullptr;
+uint32_t slots_named = 0;  // by at least one descriptor
 // What this process knows of a slot.
 struct SlotUse {
   uint64_t gen_and_count;  // of the newest socket there that we saw: gen << 32 | descriptors
@@ -56,6 +56,7 @@ uint32_t limits_raised = 0;  // threads that have raised RLIMIT_NOFILE for a mom
 
 constexpr int kHiddenBase = 1100;  // above what select() can name
 constexpr suseconds_t kIdentityMark = 500000;
+constexpr suseconds_t kListenerMark = 600000;
 constexpr unsigned kIdentitySlotBits = 18;
 static_assert(MW_MAX_SLOTS <= 1u << kIdentitySlotBits);
 
@@ -87,7 +88,13 @@ void count_reference(const Entry& e, int delta) {
     if (!same && (delta < 0 || (gen != 0 && static_cast<int32_t>(e.gen - gen) < 0))) return;
     const uint64_t fresh =
         (same ? old : uint64_t{e.gen} << 32) + static_cast<uint64_t>(int64_t{delta});
-    if (word.compare_exchange_weak(old, fresh, std::memory_order_relaxed)) return;
+    if (!word.compare_exchange_weak(old, fresh, std::memory_order_relaxed)) continue;
+    const bool was_named = static_cast<uint32_t>(old) != 0;
+    const bool is_named = static_cast<uint32_t>(fresh) != 0;
+    if (was_named == is_named) return;
+    StdAtomics::fetch_add(slots_named, is_named ? 1u : ~0u);
+    if (!is_named) process.channel.rings().trim();
+    return;
   }
 }
 
@@ -142,6 +149,23 @@ int connect_to_driver() {
   return hide(fd);
 }
 
+// The regions, whose descriptors stay open: more of them is mapped when it is used.
+Status join(UniqueFd& channel, UniqueFd& session, const mw_geometry& geometry) {
+  auto a = check_sealed(channel.get());
+  auto b = check_sealed(session.get());
+  if (!a || !b) return a ? b.error() : a.error();
+  a->fd = hide(channel.release());
+  b->fd = hide(session.release());
+  Status joined = process.channel.open(*a, geometry);
+  if (joined) {
+    joined = process.session.open(*b, geometry);
+    if (!joined) process.channel.close();
+  }
+  if (!joined)
+    for (const int fd : {a->fd, b->fd}) unhide_and_close(fd);
+  return joined;
+}
+
 bool attach_locked() {
   if (process.attached) return true;
   if (session_name[0] == 0) {
@@ -165,23 +189,15 @@ bool attach_locked() {
     complain("the driver refused this process; network sockets fail with ENETDOWN.");
     return false;
   }
-  auto region_a = map_sealed(answer->fds[0].get(), true);
-  auto region_b = map_sealed(answer->fds[1].get(), true);
-  if (!region_a || !region_b || region_b->bytes() < session_layout_of(reply.geometry).bytes) {
+  if (Status joined = join(answer->fds[0], answer->fds[1], reply.geometry); !joined) {
     unhide_and_close(fd);
-    complain("the session's memory cannot be mapped; network sockets fail with ENETDOWN.");
+    complain(
+        joined.error().fault == Fault::sys
+            ? "the session's memory cannot be mapped (is RLIMIT_AS, `ulimit -v`, too small?); network "
+              "sockets fail with ENETDOWN."
+            : "the session's memory does not fit its geometry; network sockets fail with ENETDOWN.");
     return false;
   }
-  auto channel = Channel::over(region_a->base(), region_a->bytes(), reply.geometry);
-  if (!channel) {
-    unhide_and_close(fd);
-    complain("the session's memory does not fit its geometry.");
-    return false;
-  }
-  process.channel = *channel;
-  process.session = SessionRegion{region_b->base(), reply.geometry};
-  region_a->release();  // mapped until the process ends
-  region_b->release();
   process.drop_fd = hide(answer->fds[2].release());
   for (uint32_t i = 0; i < reply.geometry.workers; ++i)
     process.bells[i] = hide(answer->fds[3 + i].release());
@@ -205,13 +221,17 @@ Entry probe(int fd) {
   }
   const auto slot = static_cast<uint32_t>(t.tv_sec & ((1 << kIdentitySlotBits) - 1));
   const auto gen = static_cast<uint64_t>(t.tv_sec) >> kIdentitySlotBits;
-  if (t.tv_usec != kIdentityMark || gen == 0 || gen > UINT32_MAX) return ordinary;
+  const bool listener = t.tv_usec == kListenerMark;
+  if ((t.tv_usec != kIdentityMark && !listener) || gen == 0 || gen > UINT32_MAX) return ordinary;
   int domain = 0;
   len = sizeof domain;
   if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 ||
       domain != AF_UNIX)
     return ordinary;
-  if (!attach() || slot >= process.channel.geometry().slots) return ordinary;
+  const Entry lost{Kind::lost, listener ? 1u : 0u, 0};
+  if (!attach()) return lost;
+  if (slot >= process.channel.geometry().slots) return ordinary;
+  if (!has_slot(slot)) return lost;
   note_origin(slot, 0);
   // Where this program does not know the socket yet, our first thread cannot be waiting for it: it
   // was when it became this program by exec, and has kept its number.
@@ -279,7 +299,7 @@ Entry peek(int fd) {
 
 Entry look_up(int fd) {
   const Entry e = peek(fd);
-  if (e.kind != Kind::unknown) [[likely]]
+  if (e.kind != Kind::unknown && (e.kind != Kind::lost || !process.attached)) [[likely]]
     return e;
   const int saved = errno;
   const Entry found = probe(fd);
@@ -325,6 +345,19 @@ uint32_t references(uint32_t slot, uint32_t gen) {
   return use >> 32 == gen ? static_cast<uint32_t>(use) : 0;
 }
 
+uint32_t references(uint32_t slot) {
+  return static_cast<uint32_t>(StdAtomics::load_relaxed(slot_use[slot].gen_and_count));
+}
+uint32_t sockets_in_use() {
+  return StdAtomics::load_relaxed(slots_named);
+}
+bool has_slot(uint32_t slot) {
+  const auto both = [slot] {
+    return process.channel.has_slot(slot) && process.session.has_slot(slot);
+  };
+  return both() || (process.channel.rings().drop_unused() && both());
+}
+
 int highest_epoll_fd() {
   return StdAtomics::load_relaxed(highest_epoll);
 }
@@ -362,6 +395,7 @@ void after_fork_in_child() {
   process.pid = static_cast<uint32_t>(::getpid());
   cached_tid = 0;
   attach_lock = 0;
+  process.locks_memory = false;
   stock_after_fork();
   epoll_after_fork();
 }
@@ -441,13 +475,28 @@ bool in_vfork_child() {
   return mw_in_vfork != 0;
 }
 
-int identify(int fd, uint32_t slot, uint32_t gen) {
+int identify(int fd, uint32_t slot, uint32_t gen, bool listener) {
   // The send timeout of the placeholder means nothing to us, as nobody sends on it; it is 64 bits
   // that live and travel with the kernel object, and only its holders can change them.
   timeval t{};
   t.tv_sec = static_cast<time_t>(static_cast<uint64_t>(gen) << kIdentitySlotBits | slot);
-  t.tv_usec = kIdentityMark;
+  t.tv_usec = listener ? kListenerMark : kIdentityMark;
   return libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) < 0 ? -errno : 0;
+}
+
+int lost_call() {
+  const timespec pause{0, 10'000'000};
+  ::nanosleep(&pause, nullptr);
+  errno = ENETDOWN;
+  return -1;
+}
+
+void become_confined() {
+  if (process.attached && !process.confined) {
+    process.channel.map_all();
+    process.session.map_all();
+  }
+  process.confined = true;
 }
 
 const char* preload_setting() {
@@ -498,6 +547,16 @@ long raw_futex(uint32_t* word, int op, uint32_t value, const timespec* timeout) 
 
 bool is_thread_gone(uint32_t tid) {
   return libc.syscall(SYS_tkill, tid, 0) < 0 && errno == ESRCH;
+}
+
+void free_left_lock(uint32_t& word, uint32_t& lost) {
+  constexpr int kMostYields = 16;
+  uint32_t owner = 0;
+  for (int k = 0; (owner = StdAtomics::load_acquire(word)) != 0 && k < kMostYields; ++k)
+    ::sched_yield();
+  if (owner == 0) return;
+  if (!is_thread_gone(owner & ~kWaiters)) StdAtomics::exchange(lost, 1u);
+  StdAtomics::exchange(word, 0u);
 }
 
 void SharedLock::lock_slow(uint32_t me) {

@@ -19,28 +19,34 @@
 #include "abi/mw_region.h"
 #include "base/log.h"
 #include "base/result.h"
-#include "ring/channel.h"
 #include "shim/libc_calls.h"
+#include "shim/regions.h"
 #include "shim/shared_lock.h"
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
-#include "transport/local/session_region.h"
 
 namespace mw::shim {
 
-enum class Kind : uint8_t { unknown = 0, kernel = 1, socket = 2, epoll = 3, hidden = 4 };
+// lost: a socket of the session that this process could not join. Calls about it fail with ENETDOWN,
+// and nothing is taken from its placeholder.
+enum class Kind : uint8_t { unknown = 0, kernel = 1, socket = 2, epoll = 3, hidden = 4, lost = 5 };
 
 struct Entry {
   Kind kind = Kind::unknown;
-  uint32_t slot = 0;  // socket: slot; epoll: 0, or 1 + group
+  uint32_t slot = 0;  // socket: slot; epoll: 0, or 1 + group; lost: 1 if it is a listener
   uint32_t gen = 0;   // socket; epoll without a group: see epoll.cc
 };
+
+// Bytes of it are the shim's to give, or nobody's.
+inline bool is_protected(const Entry& e) {
+  return e.kind == Kind::socket || e.kind == Kind::lost;
+}
 
 constexpr int kTableSize = 1 << 20;
 
 struct Process {
-  Channel channel;
-  SessionRegion session;
+  ChannelView channel;
+  SessionView session;
   int attach_fd = -1;
   int drop_fd = -1;
   int bells[MW_MAX_WORKERS] = {};
@@ -52,6 +58,7 @@ struct Process {
   // The program has confined itself with a seccomp filter: from now on the shim sleeps with read()
   // and poll() only, which every such filter of a network program allows.
   bool confined = false;
+  bool locks_memory = false;  // mlockall(MCL_FUTURE): what is mapped from now on is locked
   // The program talks to itself over the network (it connected to a port that it listens on, at an
   // address of its own). See settle.h.
   bool talks_to_itself = false;
@@ -75,8 +82,13 @@ void copy_entry(int old, int fresh);
 // Forgets fd before it is closed or replaced; drops the epoll registrations when it was the last
 // one.
 void forget(int fd);
-// Descriptors of this process that name the socket.
+// Descriptors of this process that name the socket; or the newest one that it has seen of a slot.
 uint32_t references(uint32_t slot, uint32_t gen);
+uint32_t references(uint32_t slot);
+// Slots that descriptors of this process name.
+uint32_t sockets_in_use();
+// Maps what this process needs of a slot. False: there is no memory for it.
+bool has_slot(uint32_t slot);
 // No descriptor that names an epoll instance is above this one.
 int highest_epoll_fd();
 
@@ -150,7 +162,12 @@ Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<co
                                    AttachReply& reply);
 
 // Writes the identity of a socket into its placeholder. 0 or -errno.
-int identify(int fd, uint32_t slot, uint32_t gen);
+int identify(int fd, uint32_t slot, uint32_t gen, bool listener = false);
+// The result of a call about a lost socket: -1 with errno. A program that is told of readiness by an
+// epoll instance which came along, and calls again at once, does not take a processor.
+int lost_call();
+// The program is about to install a seccomp filter, which may forbid to map memory.
+void become_confined();
 
 // The environment entries that a program started by us needs, or null before the constructor ran.
 const char* preload_setting();

@@ -76,7 +76,7 @@ void note_connection(const Sock& s, const sockaddr* to, socklen_t len) {
 
 void settle_slowly() {
   process.unsettled = false;
-  const Channel& channel = process.channel;
+  const ChannelView& channel = process.channel;
   const uint32_t workers = channel.geometry().workers;
   const int64_t from = monotonic_ns();
   uint32_t begun[MW_MAX_WORKERS];

@@ -70,4 +70,30 @@ class SharedLock {
   bool owned_ = false;
 };
 
+// Frees a lock of a slot that gets another socket. An owner that lives and does not leave at once
+// has left it by a jump, or is stopped: `lost` says so from then on.
+void free_left_lock(uint32_t& word, uint32_t& lost);
+
+// Holds a lock that was free, of anybody: also the thread itself may be in what it guards.
+class TryLock {
+ public:
+  explicit TryLock(uint32_t& word) : word_(word) {
+    uint32_t nobody = 0;
+    held_ = std::atomic_ref(word_).compare_exchange_strong(nobody, this_thread(),
+                                                           std::memory_order_acquire);
+  }
+  ~TryLock() {
+    if (!held_) return;
+    const uint32_t was = std::atomic_ref(word_).exchange(0, std::memory_order_release);
+    if ((was & kWaiters) != 0) raw_futex(&word_, FUTEX_WAKE, 1, nullptr);
+  }
+  TryLock(const TryLock&) = delete;
+  TryLock& operator=(const TryLock&) = delete;
+  bool held() const { return held_; }
+
+ private:
+  uint32_t& word_;
+  bool held_ = false;
+};
+
 }  // namespace mw::shim

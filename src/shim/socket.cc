@@ -304,11 +304,14 @@ void discard_tokens(const Sock& s) {
 
 int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int protocol,
                  uint32_t flags, uint32_t then) {
+  if (!has_slot(slot)) return -ENOMEM;
   SessionSlot& mine = process.session.slot(slot);
   // Threads that still sleep over an earlier socket of the slot.
   if (const uint32_t taker = taker_of(A::load_seq(mine.taker)); taker != 0)
     end_turn_of(mine.taker, taker);
-  std::memset(static_cast<void*>(&mine), 0, sizeof mine);
+  free_left_lock(mine.rx_lock, mine.lock_lost);
+  free_left_lock(mine.tx_lock, mine.lock_lost);
+  renew(mine);
   mine.domain = static_cast<uint16_t>(domain);
   mine.type = static_cast<uint16_t>(type);
   mine.protocol = static_cast<uint16_t>(protocol);

@@ -54,7 +54,7 @@ FILE* open_stream(int fd, const char* mode) {
 
 void adopt_standard_stream(int fd) {
   FILE** variable = variable_of(fd);
-  const bool socket = look_up(fd).kind == Kind::socket;
+  const bool socket = is_protected(look_up(fd));
   if (socket && made_for[fd] == nullptr) {
     FILE* f = open_stream(fd, fd == 0 ? "r" : "w");
     if (f == nullptr) return;
@@ -71,7 +71,7 @@ void adopt_standard_stream(int fd) {
 
 void adopt_standard_streams() {
   for (int fd = 0; fd < 3; ++fd)
-    if (look_up(fd).kind == Kind::socket) adopt_standard_stream(fd);
+    if (is_protected(look_up(fd))) adopt_standard_stream(fd);
 }
 
 }  // namespace mw::shim

@@ -88,6 +88,8 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
   }
   if (n == 0) return 0;
   const RingBytes ring = process.channel.rx(s.index);
+  if (!ring.is_there()) [[unlikely]]
+    return -ENOMEM;
   if (!truncate) {
     n = good_bytes(to, n, is_room);
     if (n == 0) return -EFAULT;
@@ -307,8 +309,10 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       const uint32_t most = std::min(*room, send_room(s));
       full = most == 0;
       if (!full) {
-        n = fill(process.channel.tx(s.index), tail,
-                 static_cast<uint32_t>(std::min<size_t>(most, total - sent)));
+        const RingBytes ring = process.channel.tx(s.index);
+        n = ring.is_there() ? fill(ring, tail,
+                                   static_cast<uint32_t>(std::min<size_t>(most, total - sent)))
+                            : -ENOMEM;
         if (n > 0) {
           A::store_relaxed(s.mine.tx_tail, tail + static_cast<uint32_t>(n));
           A::store_release(s.slot.tx_tail, tail + static_cast<uint32_t>(n));

@@ -87,13 +87,13 @@ struct Session {
     require(static_cast<bool>(made));
     fds = std::move(*made);
     auto a = map_sealed(fds.channel.get());
-    auto b = map_sealed(fds.session.get());
-    require(a && b);
-    auto channel = Channel::over(a->base(), a->bytes(), kGeometry);
-    require(static_cast<bool>(channel));
-    process.channel = *channel;
-    process.session = SessionRegion{b->release(), kGeometry};
+    require(static_cast<bool>(a));
+    auto whole = Channel::over(a->base(), a->bytes(), kGeometry);
+    require(static_cast<bool>(whole));
+    channel = *whole;
     a->release();
+    require(static_cast<bool>(process.channel.open(*check_sealed(fds.channel.get()), kGeometry)));
+    require(static_cast<bool>(process.session.open(*check_sealed(fds.session.get()), kGeometry)));
     process.drop_fd = fds.drop_pvm.get();
     process.bells[0] = fds.bells[0].get();
     int pair[2];
@@ -106,11 +106,12 @@ struct Session {
     process.attached = true;
     process.session.header().state = kSessionUp;
     process.session.header().first_gen = 1;
-    answerer = std::make_unique<Answerer>(process.channel, fds.drop_ins.get());
+    answerer = std::make_unique<Answerer>(channel, fds.drop_ins.get());
     epfd = ::epoll_create1(EPOLL_CLOEXEC);
     set_entry(epfd, {Kind::epoll, 0, 0});
   }
   SessionFds fds;
+  Channel channel;  // as the INS has it
   UniqueFd driver;
   std::unique_ptr<Answerer> answerer;
   int epfd = -1;
@@ -120,11 +121,11 @@ struct Session {
 class World {
  public:
   explicit World(Session& session) : session_(session) {
-    const mw_layout& l = process.channel.layout();
+    const mw_layout& l = session_.channel.layout();
     process.poisoned = false;
     session_.answerer->set_answer(mw_call{});
-    std::memset(process.channel.base() + l.group_news, 0, l.group_news_stride);
-    std::memset(process.channel.base() + l.slots, 0, sizeof(mw_slot) * kGeometry.slots);
+    std::memset(session_.channel.base() + l.group_news, 0, l.group_news_stride);
+    std::memset(session_.channel.base() + l.slots, 0, sizeof(mw_slot) * kGeometry.slots);
     make(kStream, SOCK_STREAM, 0, MW_ST_OPEN | MW_ST_CONNECTED);
     make(kDatagram, SOCK_DGRAM, 0, MW_ST_OPEN);
     make(kListener, SOCK_STREAM, kSlotListener, MW_ST_OPEN | MW_ST_LISTENING);
@@ -153,7 +154,7 @@ class World {
     require(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair) == 0);
     app_[i] = UniqueFd{pair[0]};
     ins_[i] = UniqueFd{pair[1]};
-    mw_slot& s = process.channel.slot(i);
+    mw_slot& s = session_.channel.slot(i);
     s.rx_tail = s.tx_head = MW_INDEX_START;
     s.state = state;
     s.gen = kGen;
@@ -165,7 +166,7 @@ class World {
 
   void ins_acts(Input& in) {
     const uint32_t i = some_socket(in);
-    mw_slot& s = process.channel.slot(i);
+    mw_slot& s = session_.channel.slot(i);
     switch (in.below(7)) {
       case 0:  // its line of the slot, as it should be or not
         in.take({reinterpret_cast<std::byte*>(&s.rx_tail), 28});
@@ -174,7 +175,7 @@ class World {
         std::byte data[512];
         const uint32_t n = in.below(sizeof data);
         in.take({data, n});
-        process.channel.rx(i).copy_in(s.rx_tail, data, n);
+        session_.channel.rx(i).copy_in(s.rx_tail, data, n);
         StdAtomics::store_release(s.rx_tail, s.rx_tail + n);
         return;
       }
@@ -183,8 +184,8 @@ class World {
         in.take(writable_bytes_of(head));
         head.data_len = in.below(3) == 0 ? head.data_len : head.data_len % 64;
         head.control_len = in.below(3) == 0 ? head.control_len : head.control_len % 64;
-        mw_slot& d = process.channel.slot(kDatagram);
-        process.channel.rx(kDatagram).copy_in(d.rx_tail, &head, sizeof head);
+        mw_slot& d = session_.channel.slot(kDatagram);
+        session_.channel.rx(kDatagram).copy_in(d.rx_tail, &head, sizeof head);
         StdAtomics::store_release(d.rx_tail, d.rx_tail + 48 + in.below(256) * 8);
         return;
       }
@@ -195,7 +196,7 @@ class World {
         record.gen = kGen + in.below(2);
         record.flags = in.below(4) | in.below(11) << MW_ACCEPT_PLACEHOLDER_SHIFT;
         if (in.below(4) != 0)
-          process.channel.slot(record.slot % kGeometry.slots).claim = uint64_t{record.gen} << 32;
+          session_.channel.slot(record.slot % kGeometry.slots).claim = uint64_t{record.gen} << 32;
         record.local.len = in.below(40);
         record.peer.len = in.below(40);
         if (in.below(3) == 0) in.take(writable_bytes_of(record));
@@ -208,7 +209,7 @@ class World {
         return;
       }
       case 4:  // the group's set
-        in.take({process.channel.base() + process.channel.layout().group_news, 160});
+        in.take({session_.channel.base() + session_.channel.layout().group_news, 160});
         return;
       case 5: {  // the answer to all calls from now on
         mw_call answer{};

@@ -27,16 +27,21 @@ Result<UniqueFd> make_sealed_memfd(const char* name, uint64_t bytes) {
   return fd;
 }
 
-Result<Mapping> map_sealed(int fd, bool never_locked) {
+Result<SealedFile> check_sealed(int fd) {
   const int seals = ::fcntl(fd, F_GET_SEALS);
   if (seals < 0 || (seals & kSeals) != kSeals)
     return Error{Fault::peer, 0, "the region's memory is not sealed"};
   struct stat st {};
   if (::fstat(fd, &st) < 0) return Error{Fault::sys, errno, "fstat of a region"};
-  const auto bytes = static_cast<uint64_t>(st.st_size);
+  return SealedFile{fd, static_cast<uint64_t>(st.st_size), st.st_dev, st.st_ino};
+}
+
+Result<Mapping> map_range(const SealedFile& file, uint64_t offset, uint64_t bytes,
+                          bool never_locked) {
   constexpr int kBoth = PROT_READ | PROT_WRITE;
   void* base =
-      ::mmap(nullptr, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE, fd, 0);
+      ::mmap(nullptr, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE, file.fd,
+             static_cast<off_t>(offset));
   if (base == MAP_FAILED) return Error{Fault::sys, errno, "mmap of a region"};
   const bool unlocked =
       !never_locked || (::munlock(base, bytes) == 0 && ::mprotect(base, bytes, kBoth) == 0);
@@ -46,6 +51,12 @@ Result<Mapping> map_sealed(int fd, bool never_locked) {
     return Error{Fault::sys, err, "preparing a region"};
   }
   return Mapping{static_cast<std::byte*>(base), bytes};
+}
+
+Result<Mapping> map_sealed(int fd, bool never_locked) {
+  auto file = check_sealed(fd);
+  if (!file) return file.error();
+  return map_range(*file, 0, file->bytes, never_locked);
 }
 
 }  // namespace mw

@@ -37,6 +37,21 @@ class [[nodiscard]] Mapping {
 // resized.
 Result<UniqueFd> make_sealed_memfd(const char* name, uint64_t bytes);
 
+// A received region whose seals were checked: its size stays what it is.
+struct SealedFile {
+  int fd = -1;
+  uint64_t bytes = 0;
+  uint64_t device = 0;  // with inode: the file itself, whatever the descriptor names later
+  uint64_t inode = 0;
+};
+// Errors: peer (not sealed, or no memfd), sys.
+Result<SealedFile> check_sealed(int fd);
+// Maps [offset, offset + bytes) of it; offset is a multiple of the page size.
+// Requires: the range lies within the file.
+// Errors: sys.
+Result<Mapping> map_range(const SealedFile& file, uint64_t offset, uint64_t bytes,
+                          bool never_locked);
+
 // Maps a received memfd after checking its seals. The mapping is left out of core dumps.
 // never_locked: not even in a process that has called mlockall(), where the kernel would fill it.
 // Errors: peer (not sealed, or no memfd), sys.

@@ -16,7 +16,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "abi/mw_region.h"
 
@@ -89,8 +91,19 @@ struct alignas(64) SessionSlot {
   uint64_t waits;
   uint64_t waited_us;
   uint32_t queued_at;  // since when it waits for its turn in epoll instances (src/ring/order.h)
+  uint32_t lock_lost;  // rx_lock or tx_lock was taken from a living thread: it may still copy
 };
 static_assert(sizeof(SessionSlot) == 256);
+
+// As new, but for the two locks of the rings: a thread may be in a copy of an earlier socket's
+// bytes, and gives its lock back when it leaves (src/shim/ring_window.h).
+inline void renew(SessionSlot& s) {
+  auto* const bytes = reinterpret_cast<std::byte*>(&s);
+  constexpr size_t kLocks = offsetof(SessionSlot, rx_lock);
+  constexpr size_t kBehind = offsetof(SessionSlot, watch_lock);
+  std::memset(bytes, 0, kLocks);
+  std::memset(bytes + kBehind, 0, offsetof(SessionSlot, lock_lost) - kBehind);
+}
 
 // A thread goes to sleep until this socket has news, and wakes. Times are CLOCK_MONOTONIC. The
 // order of the two words is such that whoever reads in between finds too little, and not too much.
@@ -235,11 +248,14 @@ class SessionWatches {
     const SessionWatches& all_;
     uint32_t i_;
   };
-  SessionWatches(SessionSlot& slot, SessionFarWatches& far)
+  // far: null if it is not there; then the near ones are all that are seen.
+  SessionWatches(SessionSlot& slot, SessionFarWatches* far)
       : near_(slot.watches),
-        far_(far.watches),
+        far_(far == nullptr ? nullptr : far->watches),
         end_(std::min<uint32_t>(std::atomic_ref(slot.watch_end).load(std::memory_order_relaxed),
-                                MW_MAX_WATCHES)) {}
+                                most())) {}
+  // How many there may be.
+  uint32_t most() const { return far_ == nullptr ? kNearWatches : MW_MAX_WATCHES; }
   SessionWatch& operator[](uint32_t i) const {
     return i < kNearWatches ? near_[i] : far_[i - kNearWatches];
   }
@@ -262,7 +278,7 @@ class SessionRegion {
   SessionHeader& header() const { return *at<SessionHeader>(0); }
   SessionSlot& slot(uint32_t i) const { return at<SessionSlot>(l_.slots)[i]; }
   SessionWatches watches(uint32_t i) const {
-    return {slot(i), at<SessionFarWatches>(l_.far_watches)[i]};
+    return {slot(i), at<SessionFarWatches>(l_.far_watches) + i};
   }
   SessionOwner& owner(uint32_t gen) const { return at<SessionOwner>(l_.owners)[gen % slots_]; }
   SessionCall& call(uint32_t i) const { return at<SessionCall>(l_.calls)[i]; }
