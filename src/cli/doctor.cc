@@ -119,7 +119,8 @@ void Examiner::kernel() {
   }
 }
 
-// The whole memory of a session is made and mapped, as mw run and every process do it.
+// The whole memory of a session is made and mapped, as the session's own processes do it. The
+// application's map what they use.
 void Examiner::memory() {
   group("memory");
   auto made = make_session_fds("doctor-" + std::to_string(::getpid()), kDefaultGeometry);
@@ -131,6 +132,12 @@ void Examiner::memory() {
   }
   struct stat st {};
   void* mapped = MAP_FAILED;
+  // As they do.
+  if (rlimit limit{}; ::getrlimit(RLIMIT_AS, &limit) == 0) {
+    const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+    const rlimit most{limit.rlim_max, limit.rlim_max};
+    if (::setrlimit(RLIMIT_AS, &unlimited) < 0) (void)::setrlimit(RLIMIT_AS, &most);
+  }
   if (::fstat(made->channel.get(), &st) == 0) {
     mapped = ::mmap(nullptr, static_cast<size_t>(st.st_size), PROT_READ | PROT_WRITE, MAP_SHARED,
                     made->channel.get(), 0);

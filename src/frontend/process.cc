@@ -105,6 +105,13 @@ void enter_background(const SpawnRequest& request, int report_fd) {
   }
   if (::dup2(STDERR_FILENO, STDOUT_FILENO) < 0) give_up(report_fd, "dup2 stderr");
   rlimit limit{};
+  // The session's own processes map all of its memory; the application's limit is not theirs.
+  if (::getrlimit(RLIMIT_AS, &limit) == 0) {
+    const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
+    const rlimit most{limit.rlim_max, limit.rlim_max};
+    if (::geteuid() != 0 || ::setrlimit(RLIMIT_AS, &unlimited) < 0)
+      (void)::setrlimit(RLIMIT_AS, &most);
+  }
   if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) give_up(report_fd, "getrlimit");
   rlimit wanted{kHelperFds, std::max(limit.rlim_max, kHelperFds)};
   if (::geteuid() == 0 && ::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return;

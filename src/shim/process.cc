@@ -191,11 +191,11 @@ bool attach_locked() {
   }
   if (Status joined = join(answer->fds[0], answer->fds[1], reply.geometry); !joined) {
     unhide_and_close(fd);
-    complain(
-        joined.error().fault == Fault::sys
-            ? "the session's memory cannot be mapped (is RLIMIT_AS, `ulimit -v`, too small?); network "
-              "sockets fail with ENETDOWN."
-            : "the session's memory does not fit its geometry; network sockets fail with ENETDOWN.");
+    complain(joined.error().fault == Fault::sys ? "the session's memory cannot be mapped (is "
+                                                  "RLIMIT_AS, `ulimit -v`, too small?); network "
+                                                  "sockets fail with ENETDOWN."
+                                                : "the session's memory does not fit its geometry; "
+                                                  "network sockets fail with ENETDOWN.");
     return false;
   }
   process.drop_fd = hide(answer->fds[2].release());
@@ -203,7 +203,7 @@ bool attach_locked() {
     process.bells[i] = hide(answer->fds[3 + i].release());
   process.attach_fd = fd;
   process.attach_pid = process.pid;
-  std::atomic_thread_fence(std::memory_order_seq_cst);
+  StdAtomics::fence();
   process.attached = true;
   return true;
 }

@@ -23,9 +23,11 @@ Status ChannelView::open(const SealedFile& file, const mw_geometry& geometry) {
   file_ = file;
   Status s = open_table(first_, file_, 0, l_.group_news);
   if (s) s = open_table(second_, file_, l_.calls, l_.slots);
-  if (s) s = open_table(groups_, file_, l_.group_news, l_.calls, l_.group_news_stride * kGroupsAPiece);
-  if (s) s = open_table(slots_, file_, l_.slots, l_.slots + sizeof(mw_slot) * g_.slots,
-                        sizeof(mw_slot) * kSlotsAPiece);
+  if (s)
+    s = open_table(groups_, file_, l_.group_news, l_.calls, l_.group_news_stride * kGroupsAPiece);
+  if (s)
+    s = open_table(slots_, file_, l_.slots, l_.slots + sizeof(mw_slot) * g_.slots,
+                   sizeof(mw_slot) * kSlotsAPiece);
   if (s) s = rings_.open(file_, l_, g_.slots);
   if (!s) {
     close();
@@ -58,8 +60,9 @@ Status SessionView::open(const SealedFile& file, const mw_geometry& geometry) {
   Status s = open_table(first_, file_, 0, l_.slots);
   if (s) s = open_table(slots_, file_, l_.slots, l_.owners, sizeof(SessionSlot) * kSlotsAPiece);
   if (s) s = open_table(second_, file_, l_.owners, l_.far_watches);
-  if (s) s = far_.open(file_, l_.far_watches, sizeof(SessionFarWatches) * uint64_t{count_},
-                       sizeof(SessionFarWatches) * kSlotsAPiece / 4);
+  if (s)
+    s = far_.open(file_, l_.far_watches, sizeof(SessionFarWatches) * uint64_t{count_},
+                  sizeof(SessionFarWatches) * kSlotsAPiece / 4);
   if (!s) {
     close();
     return s.error();

@@ -310,9 +310,9 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       full = most == 0;
       if (!full) {
         const RingBytes ring = process.channel.tx(s.index);
-        n = ring.is_there() ? fill(ring, tail,
-                                   static_cast<uint32_t>(std::min<size_t>(most, total - sent)))
-                            : -ENOMEM;
+        n = ring.is_there()
+                ? fill(ring, tail, static_cast<uint32_t>(std::min<size_t>(most, total - sent)))
+                : -ENOMEM;
         if (n > 0) {
           A::store_relaxed(s.mine.tx_tail, tail + static_cast<uint32_t>(n));
           A::store_release(s.slot.tx_tail, tail + static_cast<uint32_t>(n));

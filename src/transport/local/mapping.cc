@@ -39,9 +39,8 @@ Result<SealedFile> check_sealed(int fd) {
 Result<Mapping> map_range(const SealedFile& file, uint64_t offset, uint64_t bytes,
                           bool never_locked) {
   constexpr int kBoth = PROT_READ | PROT_WRITE;
-  void* base =
-      ::mmap(nullptr, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE, file.fd,
-             static_cast<off_t>(offset));
+  void* base = ::mmap(nullptr, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE,
+                      file.fd, static_cast<off_t>(offset));
   if (base == MAP_FAILED) return Error{Fault::sys, errno, "mmap of a region"};
   const bool unlocked =
       !never_locked || (::munlock(base, bytes) == 0 && ::mprotect(base, bytes, kBoth) == 0);
