@@ -106,6 +106,8 @@ void Processes::on_message(uint32_t id, uint32_t events) {
       good = answer_group_keep(a, m->fds[0].get());
     } else if (good && request.type == AttachType::violation && m->fd_count == 0) {
       on_violation(a.who, request.epoch);
+    } else if (good && request.type == AttachType::introduce && m->fd_count == 1 && a.admitted) {
+      admit(std::move(m->fds[0]));
     } else {
       good = false;
     }

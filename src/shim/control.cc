@@ -77,15 +77,31 @@ int make_placeholder(int type, int pair[2]) {
   return -EMFILE;
 }
 
+namespace {
+int kernel_socket(int domain, int type, int protocol) {
+  const int fd = libc.socket(domain, type, protocol);
+  if (fd < 0) return -errno;
+  if (!in_vfork_child()) set_entry(fd, {Kind::kernel, 0, 0});
+  return fd;
+}
+}  // namespace
+
 int sock_create(int domain, int type, int protocol) {
   constexpr int kTypeMask = 0xf;
   constexpr int kTypes = 11;  // SOCK_MAX of the kernel
   if ((type & ~(kTypeMask | SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0 || (type & kTypeMask) >= kTypes)
     return -EINVAL;
+  // Not even a word to the driver, who is not to be reached from there.
+  if (!process.attached && is_abroad()) return kernel_socket(domain, type, protocol);
   if (!attach()) return -ENETDOWN;
   const uint32_t then = descriptor_copies();
   int pair[2];
   if (const int rc = make_placeholder(type, pair); rc < 0) return rc;
+  if (is_abroad(pair[0])) {
+    libc.close(pair[0]);
+    libc.close(pair[1]);
+    return kernel_socket(domain, type, protocol);
+  }
   CallRequest r;
   r.op = MW_OP_SOCKET;
   r.arg[0] = domain;

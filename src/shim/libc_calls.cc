@@ -118,6 +118,7 @@ constinit LibcCalls libc = {
     .getaddrinfo = nullptr,
     .freeaddrinfo = nullptr,
     .getnameinfo = nullptr,
+    .res_nsend = nullptr,
     .syscall = variadic_syscall,
 };
 
@@ -179,6 +180,7 @@ void resolve_libc_calls() {
   MW_FIND(getaddrinfo);
   MW_FIND(freeaddrinfo);
   MW_FIND(getnameinfo);
+  MW_FIND(res_nsend);
   MW_FIND(syscall);
 #undef MW_FIND
 }

@@ -9,6 +9,7 @@
 
 #include <netdb.h>
 #include <poll.h>
+#include <resolv.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -79,6 +80,7 @@ struct LibcCalls {
   int (*getaddrinfo)(const char*, const char*, const addrinfo*, addrinfo**);
   void (*freeaddrinfo)(addrinfo*);
   int (*getnameinfo)(const sockaddr*, socklen_t, char*, socklen_t, char*, socklen_t, int);
+  int (*res_nsend)(res_state, const unsigned char*, int, unsigned char*, int);
   long (*syscall)(long, ...);
 };
 

@@ -19,6 +19,7 @@
 #include "shim/stdio.h"
 #include "shim/stock.h"
 #include "shim/taker.h"
+#include "transport/local/namespace.h"
 
 extern "C" {
 [[gnu::visibility("hidden"), gnu::tls_model("initial-exec")]] thread_local int mw_in_vfork = 0;
@@ -54,7 +55,8 @@ bool complained = false;
 uint32_t attach_lock = 0;
 uint32_t limits_raised = 0;  // threads that have raised RLIMIT_NOFILE for a moment
 
-constexpr int kHiddenBase = 1100;  // above what select() can name
+constexpr int kHiddenBase = 1100;   // above what select() can name
+constexpr timeval kPatience{5, 0};  // a driver that hangs must not hang the application with it
 constexpr suseconds_t kIdentityMark = 500000;
 constexpr suseconds_t kListenerMark = 600000;
 constexpr unsigned kIdentitySlotBits = 18;
@@ -123,6 +125,9 @@ bool parse_session(const char* value) {
     if (hi < 0 || lo < 0) return false;
     session_token[i] = static_cast<uint8_t>(hi << 4 | lo);
   }
+  // Behind the name's last '-': the network namespace in which it can be reached.
+  if (const char* home = strrchr(session_name, '-'); home != nullptr && !strchr(home, '/'))
+    process.home = ::strtoull(home + 1, nullptr, 16);
   return true;
 }
 
@@ -139,9 +144,7 @@ int connect_to_driver() {
   do {
     rc = libc.connect(fd, reinterpret_cast<sockaddr*>(&a), len);
   } while (rc < 0 && errno == EINTR);
-  // A driver that hangs must not hang the application with it.
-  const timeval patience{5, 0};
-  libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
   if (rc < 0) {
     libc.close(fd);
     return -1;
@@ -166,6 +169,31 @@ Status join(UniqueFd& channel, UniqueFd& session, const mw_geometry& geometry) {
   return joined;
 }
 
+// As connect_to_driver(), for a process that cannot reach its address but has a connection of the
+// process that it is a copy of.
+int be_introduced() {
+  int pair[2];
+  if (process.attach_fd < 0 ||
+      libc.syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
+    return -1;
+  AttachRequest request{};
+  request.type = AttachType::introduce;
+  request.version = MW_PROTOCOL_VERSION;
+  memcpy(request.token, session_token, sizeof session_token);
+  const int fds[] = {pair[1]};
+  const auto sent = send_message(process.attach_fd, bytes_of(request), fds, 0);
+  libc.close(pair[1]);
+  libc.setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
+  if (sent) return hide(pair[0]);
+  libc.close(pair[0]);
+  return -1;
+}
+
+int reach_driver() {
+  const int fd = connect_to_driver();
+  return fd < 0 && is_abroad() ? be_introduced() : fd;
+}
+
 bool attach_locked() {
   if (process.attached) return true;
   if (session_name[0] == 0) {
@@ -175,6 +203,12 @@ bool attach_locked() {
     return false;
   }
   const int fd = connect_to_driver();
+  if (fd < 0 && is_abroad()) {
+    complain(
+        "a socket of the session came to a program that was started in another network namespace; "
+        "it cannot be used there.");
+    return false;
+  }
   if (fd < 0) {
     complain(
         "the session's driver does not answer, so network sockets fail with ENETDOWN. Start the "
@@ -273,12 +307,32 @@ bool attach() {
   return ok;
 }
 
+bool is_abroad(int socket) {
+  if (process.home == 0) return false;
+  const int saved = errno;
+  const uint64_t here = network_namespace_of(socket);
+  errno = saved;
+  return here != 0 && here != process.home;
+}
+
+bool is_abroad() {
+  if (process.home == 0) return false;
+  const int saved = errno;
+  const int fd = beyond_limit([] {
+    return static_cast<int>(libc.syscall(SYS_socket, AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  });
+  const bool abroad = fd >= 0 && is_abroad(fd);
+  if (fd >= 0) libc.syscall(SYS_close, fd);
+  errno = saved;
+  return abroad;
+}
+
 bool attach_as_this_process() {
   if (!attach()) return false;
   if (process.attach_pid == process.pid) return true;
   SharedLock lock(attach_lock);
   if (process.attach_pid == process.pid) return true;
-  const int fd = connect_to_driver();
+  const int fd = reach_driver();
   if (fd < 0) return false;
   AttachReply reply{};
   if (!ask_driver(fd, AttachType::attach, {}, reply)) {
@@ -515,7 +569,7 @@ void poison(const char* where) {
   log_line("mwshim", "the network stack broke the channel protocol (%s): all its sockets are reset",
            where);
   // Over a connection of its own: ours may be a forked parent's, or that of a driver which died.
-  if (const int fd = connect_to_driver(); fd >= 0) {
+  if (const int fd = reach_driver(); fd >= 0) {
     AttachRequest report{};
     report.type = AttachType::violation;
     report.version = MW_PROTOCOL_VERSION;

@@ -52,6 +52,7 @@ struct Process {
   int bells[MW_MAX_WORKERS] = {};
   uint32_t pid = 0;         // of the process that this state belongs to
   uint32_t attach_pid = 0;  // of the process that made attach_fd
+  uint64_t home = 0;        // the session's network namespace; 0: not known
   bool attached = false;
   bool poisoned = false;  // by the INS of poisoned_epoch; see is_poisoned()
   uint32_t poisoned_epoch = 0;
@@ -70,6 +71,11 @@ extern Process process;
 
 // Joins the session; true if it is joined. The first failure is said once on stderr.
 bool attach();
+// True if the calling thread's network namespace is not the session's: the program went elsewhere
+// by unshare(), setns() or clone(), so what it makes now is the kernel's own over there. The second
+// form asks about a socket that the calling thread has just made. errno is preserved.
+bool is_abroad();
+bool is_abroad(int socket);
 // Makes sure that attach_fd is this process's own (after fork). False if the driver is not there.
 bool attach_as_this_process();
 

@@ -24,11 +24,12 @@ namespace {
 constexpr int kHeaderBytes = NS_HFIXEDSZ;
 
 // Returns the answer's length, which may be more than the room; -1 with errno.
-int exchange(const u_char* query, int length, u_char* answer, int room) {
+int exchange(res_state state, const u_char* query, int length, u_char* answer, int room) {
   if (length < kHeaderBytes || length > static_cast<int>(MW_CALL_PAYLOAD) || room < kHeaderBytes) {
     errno = EINVAL;
     return -1;
   }
+  if (is_abroad()) return libc.res_nsend(state, query, length, answer, room);
   if (!attach()) {
     errno = ENETDOWN;
     return -1;
@@ -80,7 +81,7 @@ int query(res_state state, const char* name, int klass, int type, u_char* answer
   if (length <= 0) return fail(state, NO_RECOVERY);
   auto* header = reinterpret_cast<HEADER*>(answer);
   header->rcode = ns_r_noerror;  // in case nothing comes
-  const int n = exchange(message, length, answer, room);
+  const int n = exchange(state, message, length, answer, room);
   if (n < 0) return fail(state, TRY_AGAIN);
   switch (header->rcode) {
     case ns_r_noerror:
@@ -149,7 +150,7 @@ int search(res_state state, const char* name, int klass, int type, u_char* answe
 
 MW_EXPORT int res_nsend(res_state state, const u_char* message, int length, u_char* answer,
                         int room) {
-  const int n = exchange(message, length, answer, room);
+  const int n = exchange(state, message, length, answer, room);
   return n < 0 ? fail(state, TRY_AGAIN) : n;
 }
 MW_EXPORT int res_send(const u_char* message, int length, u_char* answer, int room) {

@@ -91,7 +91,7 @@ int numeric(const mw_addr& a, const char* service, const addrinfo* hints, addrin
 }  // namespace
 
 int shim_getaddrinfo(const char* node, const char* service, const addrinfo* hints, addrinfo** out) {
-  if (node == nullptr || session_setting() == nullptr)
+  if (node == nullptr || session_setting() == nullptr || is_abroad())
     return libc.getaddrinfo(node, service, hints, out);
   addrinfo h{};
   if (hints != nullptr) h = *hints;
@@ -126,7 +126,7 @@ int shim_getnameinfo(const sockaddr* a, socklen_t len, char* host, socklen_t hos
   const bool inet = a != nullptr && len >= sizeof(sa_family_t) &&
                     (a->sa_family == AF_INET || a->sa_family == AF_INET6);
   if (wants_name && inet && len <= sizeof(sockaddr_in6) && session_setting() != nullptr &&
-      attach()) {
+      !is_abroad() && attach()) {
     CallRequest r;
     r.op = MW_OP_RESOLVE_ADDR;
     r.arg[0] = flags;

@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import socket
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,12 @@ PRINT_ERRNO = ("import socket\n"
                "        except OSError as error: print(error.errno)\n"
                "socket.socketpair()[0].close()\n")
 ENETDOWN = b"100\n"
+
+
+def network_namespace() -> int:
+    with socket.socketpair()[0] as one:
+        so_netns_cookie = 71
+        return struct.unpack("=Q", one.getsockopt(socket.SOL_SOCKET, so_netns_cookie, 8))[0]
 
 
 @pytest.fixture
@@ -90,13 +98,15 @@ def test_a_path_that_ld_preload_cannot_name(tree, unchanged, name):
 @pytest.mark.parametrize(("session", "sentence"), [
     (None, "no session: MWCOMMS_SESSION is not set. Start the program with `mw run -- PROGRAM`"),
     ("mwcomms/none-0/0011223344556677:00112233445566778899aabbccddeeff", "the session's driver does not answer"),
+    ("mwcomms/none-0/0011223344556677-HERE:00112233445566778899aabbccddeeff",
+     "the session's driver does not answer"),
     ("nonsense", "no session: MWCOMMS_SESSION"),
 ])
 def test_no_driver(mw, unchanged, session, sentence):
     """ENETDOWN for every network socket and one line; what is no network goes on."""
     environment = {**os.environ, "LD_PRELOAD": str(build.directory() / "lib/libmwshim.so")}
     if session is not None:
-        environment["MWCOMMS_SESSION"] = session
+        environment["MWCOMMS_SESSION"] = session.replace("HERE", f"{network_namespace():x}")
     done = proc.run(["/usr/bin/python3", "-c", PRINT_ERRNO], SECONDS, env=environment)
     assert done.stdout == ENETDOWN * 4
     lines = done.stderr.decode().splitlines()

@@ -197,3 +197,20 @@ print(own.recv(512)[-4:].hex())
 """)
     assert out == ("192.0.2.7 ('192.0.2.7', 80)\nb.test ('b.test', '80')\n0 -103 0 True\n0 -103 0 True\nc0000207\n")
     from_the_ins(asked)
+
+
+def test_another_network_namespace_has_its_own_names(ask):
+    """Nothing leaves a program that has cut itself off, neither through the INS nor otherwise."""
+    out, asked = ask("""
+print(libc.unshare(0x40000000))
+for call in (lambda: socket.getaddrinfo("a.test", 80), lambda: socket.gethostbyname("a.test"),
+             lambda: socket.gethostbyaddr("192.0.2.1")):
+    try:
+        print(call())
+    except OSError as error:
+        print(type(error).__name__)
+print(libc.res_query(b"a.test", 1, 1, answer, 65536))
+print(socket.gethostbyname("localhost"))
+""")
+    assert out == "0\ngaierror\ngaierror\nherror\n-1\n127.0.0.1\n"
+    assert asked == []

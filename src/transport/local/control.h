@@ -123,6 +123,9 @@ enum class AttachType : uint32_t {
   group_keep = 4,  // shim: AttachRequest + an epoll instance that is about to leave the process (by
                    // exec or SCM_RIGHTS): its group then lasts as long as the instance
   violation = 5,   // shim: AttachRequest: the INS of this epoch broke the protocol. No answer.
+  introduce = 6,   // shim: AttachRequest + one end of a SEQPACKET pair: from now on that is a
+                   // connection like those that come by the abstract address, which a process in
+                   // another network namespace cannot reach. No answer.
 };
 
 struct AttachRequest {

@@ -15,6 +15,7 @@
 #include "ring/channel.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
+#include "transport/local/namespace.h"
 #include "transport/local/session_region.h"
 
 namespace mw {
@@ -113,13 +114,17 @@ Result<UniqueFd> listen_abstract(const std::string& name) {
 }
 
 // Not to be guessed, so that nobody takes it beforehand; nor do two sessions share it that have the
-// same name in different network namespaces.
+// same name in different network namespaces. Behind the random number stands the namespace in which
+// the name can be reached, so that a process can tell whether it has left it.
 Result<std::string> make_attach_name(const std::string& session) {
   uint64_t number = 0;
   if (::getrandom(&number, sizeof number, 0) != sizeof number)
     return Error{Fault::sys, errno, "getrandom"};
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(number));
+  const UniqueFd probe{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  if (!probe) return Error{Fault::sys, errno, "socket for the namespace's number"};
+  char text[40];
+  std::snprintf(text, sizeof text, "%016llx-%llx", static_cast<unsigned long long>(number),
+                static_cast<unsigned long long>(network_namespace_of(probe.get())));
   return "mwcomms/" + session + "/" + text;
 }
 
