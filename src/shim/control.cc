@@ -171,10 +171,11 @@ void end_listening(const Sock& s) {
 }
 }  // namespace
 
-int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
+int sock_connect(const Sock& s, const sockaddr* a, socklen_t len, int flags) {
+  const bool blocking = !s.nonblocking() && (flags & MSG_DONTWAIT) == 0;
   if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_CONNECT);
-  r.arg[0] = s.nonblocking() ? 0 : 1;
+  r.arg[0] = blocking ? 1 : 0;
   r.in[0] = {a, len};
   s.mine.local.len = 0;
   const int rc = plain(r);
@@ -189,7 +190,7 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len) {
     forget_unread(s);
     if ((A::load_relaxed(s.mine.flags) & kSlotListener) != 0) end_listening(s);
   }
-  if (s.datagram() || s.nonblocking()) return rc;
+  if (s.datagram() || !blocking) return rc;
   if (rc != -EINPROGRESS && rc != -EALREADY) return rc;
   const int64_t deadline = deadline_after_us(s.mine.sndtimeo_us);
   const int waited = wait_for(s, POLLOUT, deadline, [&] {

@@ -346,7 +346,9 @@ ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags) {
 }
 
 ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags) {
-  if (s.datagram() || (flags & (MSG_OOB | MSG_FASTOPEN)) != 0) return message_send(s, m, flags);
+  if (s.datagram()) return message_send(s, m, flags);
+  if ((flags & (MSG_OOB | MSG_FASTOPEN)) != 0) [[unlikely]]
+    return (flags & MSG_FASTOPEN) != 0 ? fastopen_send(s, m, flags) : message_send(s, m, flags);
   return stream_send(s, m->msg_iov, m->msg_iovlen, flags);
 }
 

@@ -191,11 +191,15 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags);
 ssize_t special_recv(const Sock& s, msghdr* m, int flags);
 uint32_t first_datagram_bytes(const Sock& s);
 
+// ---- fastopen.cc ----
+ssize_t fastopen_send(const Sock& s, const msghdr* m, int flags);
+
 // ---- control.cc ----
 int sock_create(int domain, int type, int protocol);
 int sock_bind(const Sock& s, const sockaddr* a, socklen_t len);
 int sock_listen(const Sock& s, int backlog);
-int sock_connect(const Sock& s, const sockaddr* a, socklen_t len);
+// flags: MSG_DONTWAIT counts.
+int sock_connect(const Sock& s, const sockaddr* a, socklen_t len, int flags = 0);
 int sock_shutdown(const Sock& s, int how);
 int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len);
 int sock_setsockopt(const Sock& s, int level, int name, const void* value, socklen_t len);

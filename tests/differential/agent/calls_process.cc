@@ -161,6 +161,14 @@ void do_limit_files(const Call& call, Reply& reply) {
   reply.call([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); });
 }
 
+// sysctl NAME VALUE: of the script's own network namespace.
+void do_sysctl(const Call& call, Reply& reply) {
+  const std::string path = "/proc/sys/" + call.text(0);
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  reply.call([&] { return ::write(fd, call.text(1).data(), call.text(1).size()); });
+  ::close(fd);
+}
+
 void do_getpid_same(const Call&, Reply& reply) {
   reply.field("thread", ::gettid() == ::getpid());
 }
@@ -182,6 +190,7 @@ void add_process_calls(Table& table) {
                 {"map", do_map},
                 {"protect", do_protect},
                 {"limit_files", do_limit_files},
+                {"sysctl", do_sysctl},
                 {"main_thread", do_getpid_same}});
 }
 
