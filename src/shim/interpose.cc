@@ -175,12 +175,16 @@ MW_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec* time
       },
       [&](const Sock& s) -> int {
         if (const int error = fault_of(timeout); error != 0) return -error;
-        const int64_t deadline = timeout != nullptr ? mw::monotonic_ns() + to_ns(timeout) : 0;
+        const int64_t limit = to_ns(timeout);
+        const int64_t deadline = limit >= 0 ? mw::monotonic_ns() + limit : 0;
+        if ((flags & MSG_ERRQUEUE) == 0)
+          if (const int error = take_error(s); error != 0) return -error;
         unsigned got = 0;
         while (got < n) {
           int f = flags & ~MSG_WAITFORONE;
           if (got > 0 && (flags & MSG_WAITFORONE) != 0) f |= MSG_DONTWAIT;
           if (!is_room(v + got, sizeof *v)) return got > 0 ? static_cast<int>(got) : -EFAULT;
+          if (got > 0 && error_pending(s)) break;  // the next call's to tell
           const ssize_t k = sock_recvmsg(s, &v[got].msg_hdr, f);
           if (k < 0) return got > 0 ? static_cast<int>(got) : static_cast<int>(k);
           v[got++].msg_len = static_cast<unsigned>(k);
@@ -226,8 +230,9 @@ MW_EXPORT int sendmmsg(int fd, mmsghdr* v, unsigned n, int flags) {
         return libc.sendmmsg(fd, v, n, flags);
       },
       [&](const Sock& s) -> int {
+        const unsigned most = std::min<unsigned>(n, UIO_MAXIOV);  // as in the kernel
         unsigned sent = 0;
-        for (; sent < n; ++sent) {
+        for (; sent < most; ++sent) {
           if (!is_room(v + sent, sizeof *v)) return sent > 0 ? static_cast<int>(sent) : -EFAULT;
           const ssize_t k = sock_sendmsg(s, &v[sent].msg_hdr, flags);
           if (k < 0) return sent > 0 ? static_cast<int>(sent) : static_cast<int>(k);

@@ -7,6 +7,10 @@
 #pragma once
 
 #include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/select.h>
 
 #include "shim/memory.h"
 #include "shim/process.h"
@@ -45,8 +49,10 @@ auto dispatch(int fd, Theirs&& theirs, Ours&& ours) -> decltype(theirs()) {
   return theirs();
 }
 
+// -1: no limit, as good as one of many years.
 inline int64_t to_ns(const timespec* t) {
-  return t == nullptr ? -1 : t->tv_sec * 1'000'000'000 + t->tv_nsec;
+  constexpr time_t kForever = 4'000'000'000;
+  return t == nullptr || t->tv_sec >= kForever ? -1 : t->tv_sec * 1'000'000'000 + t->tv_nsec;
 }
 
 // What the kernel says to a time limit: 0 or the errno.
@@ -55,5 +61,17 @@ inline int fault_of(const timespec* t) {
   if (!is_buffer(t, sizeof *t)) return EFAULT;
   return t->tv_sec < 0 || t->tv_nsec < 0 || t->tv_nsec >= 1'000'000'000 ? EINVAL : 0;
 }
+
+// What syscall() calls: as the kernel's own, with the size of the signal mask, bad pointers told as
+// EFAULT, and (all but epoll's) the time that is left written back. As syscall() they return -1 and
+// errno. interpose_wait.cc
+long raw_ppoll(pollfd* fds, nfds_t n, timespec* timeout, const sigset_t* mask, size_t mask_size);
+long raw_select(int n, fd_set* r, fd_set* w, fd_set* x, timeval* timeout);
+// `pair`: the mask's address and its size.
+long raw_pselect6(int n, fd_set* r, fd_set* w, fd_set* x, timespec* timeout, const void* pair);
+long raw_epoll_pwait(int epfd, epoll_event* out, int max, int timeout, const sigset_t* mask,
+                     size_t mask_size);
+long raw_epoll_pwait2(int epfd, epoll_event* out, int max, const timespec* timeout,
+                      const sigset_t* mask, size_t mask_size);
 
 }  // namespace mw::shim

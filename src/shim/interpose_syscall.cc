@@ -18,13 +18,6 @@
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 
-namespace {
-long failed(int error) {
-  errno = error;
-  return -1;
-}
-}  // namespace
-
 MW_EXPORT long syscall(long number, ...) noexcept {
   va_list ap;
   va_start(ap, number);
@@ -109,24 +102,20 @@ MW_EXPORT long syscall(long number, ...) noexcept {
     case SYS_ioctl:
       return ioctl(fd, static_cast<unsigned long>(a[1]), a[2]);
     case SYS_poll:
-      return poll(reinterpret_cast<pollfd*>(a[0]), static_cast<nfds_t>(a[1]),
+      return poll(reinterpret_cast<pollfd*>(a[0]), static_cast<nfds_t>(static_cast<unsigned>(a[1])),
                   static_cast<int>(a[2]));
     case SYS_ppoll:
-      return ppoll(reinterpret_cast<pollfd*>(a[0]), static_cast<nfds_t>(a[1]),
-                   static_cast<timespec*>(pointer(2)), static_cast<sigset_t*>(pointer(3)));
+      return raw_ppoll(reinterpret_cast<pollfd*>(a[0]),
+                       static_cast<nfds_t>(static_cast<unsigned>(a[1])),
+                       static_cast<timespec*>(pointer(2)), static_cast<sigset_t*>(pointer(3)),
+                       static_cast<size_t>(a[4]));
     case SYS_select:
-      return select(fd, static_cast<fd_set*>(pointer(1)), static_cast<fd_set*>(pointer(2)),
-                    static_cast<fd_set*>(pointer(3)), static_cast<timeval*>(pointer(4)));
-    case SYS_pselect6: {
-      // The signal mask and its size stand in a pair of words.
-      sigset_t* mask = nullptr;
-      if (a[5] != 0) {
-        if (!is_memory(pointer(5), sizeof mask)) return failed(EFAULT);
-        std::memcpy(&mask, pointer(5), sizeof mask);
-      }
-      return pselect(fd, static_cast<fd_set*>(pointer(1)), static_cast<fd_set*>(pointer(2)),
-                     static_cast<fd_set*>(pointer(3)), static_cast<timespec*>(pointer(4)), mask);
-    }
+      return raw_select(fd, static_cast<fd_set*>(pointer(1)), static_cast<fd_set*>(pointer(2)),
+                        static_cast<fd_set*>(pointer(3)), static_cast<timeval*>(pointer(4)));
+    case SYS_pselect6:
+      return raw_pselect6(fd, static_cast<fd_set*>(pointer(1)), static_cast<fd_set*>(pointer(2)),
+                          static_cast<fd_set*>(pointer(3)), static_cast<timespec*>(pointer(4)),
+                          pointer(5));
     case SYS_epoll_create:
       return epoll_create(fd);
     case SYS_epoll_create1:
@@ -138,11 +127,13 @@ MW_EXPORT long syscall(long number, ...) noexcept {
       return epoll_wait(fd, static_cast<epoll_event*>(pointer(1)), static_cast<int>(a[2]),
                         static_cast<int>(a[3]));
     case SYS_epoll_pwait:
-      return epoll_pwait(fd, static_cast<epoll_event*>(pointer(1)), static_cast<int>(a[2]),
-                         static_cast<int>(a[3]), static_cast<sigset_t*>(pointer(4)));
+      return raw_epoll_pwait(fd, static_cast<epoll_event*>(pointer(1)), static_cast<int>(a[2]),
+                             static_cast<int>(a[3]), static_cast<sigset_t*>(pointer(4)),
+                             static_cast<size_t>(a[5]));
     case SYS_epoll_pwait2:
-      return epoll_pwait2(fd, static_cast<epoll_event*>(pointer(1)), static_cast<int>(a[2]),
-                          static_cast<timespec*>(pointer(3)), static_cast<sigset_t*>(pointer(4)));
+      return raw_epoll_pwait2(fd, static_cast<epoll_event*>(pointer(1)), static_cast<int>(a[2]),
+                              static_cast<timespec*>(pointer(3)),
+                              static_cast<sigset_t*>(pointer(4)), static_cast<size_t>(a[5]));
     case SYS_sendfile:
       return sendfile(fd, static_cast<int>(a[1]), static_cast<off_t*>(pointer(2)),
                       static_cast<size_t>(a[3]));
