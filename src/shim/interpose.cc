@@ -243,7 +243,12 @@ MW_EXPORT int sendmmsg(int fd, mmsghdr* v, unsigned n, int flags) {
 }
 MW_EXPORT ssize_t sendfile(int out, int in, off_t* offset, size_t n) {
   return dispatch(
-      out, [&] { return libc.sendfile(out, in, offset, n); },
+      out,
+      [&]() -> ssize_t {
+        if (look_up(in).kind != Kind::socket) return libc.sendfile(out, in, offset, n);
+        const int saved = errno;
+        return finish(shim_sendfile_from(out, in, offset, n), saved);
+      },
       [&](const Sock&) { return shim_sendfile(out, in, offset, n); });
 }
 MW_EXPORT ssize_t sendfile64(int out, int in, off64_t* offset, size_t n) {

@@ -514,20 +514,58 @@ void do_until(const Call& call, Reply& reply) {
 template <ssize_t (*kSend)(int, int, off_t*, std::size_t)>
 void do_sendfile(const Call& call, Reply& reply) {
   off_t offset = call.option("offset", 0);
+  off_t* const at = call.has("offset_at") ? static_cast<off_t*>(bad_pointer())
+                    : call.has("offset")  ? &offset
+                                          : nullptr;
   const long result = reply.call([&] {
-    return kSend(fd_of(call), static_cast<int>(call.number(1)),
-                 call.has("offset") ? &offset : nullptr, static_cast<std::size_t>(call.number(2)));
+    return kSend(fd_of(call), static_cast<int>(call.number(1)), at,
+                 static_cast<std::size_t>(call.number(2)));
   });
   if (result >= 0 && call.has("offset")) reply.field("offset", offset);
 }
 
-// splice IN OUT COUNT [FLAGS]
+// An offset of a call: NAME=NUMBER, NAME=BAD or none.
+off64_t* offset_of(const Call& call, std::string_view name, off64_t& room) {
+  if (!call.has(name)) return nullptr;
+  if (call.options.find(name)->second == "BAD") return static_cast<off64_t*>(bad_pointer());
+  room = call.option(name, 0);
+  return &room;
+}
+
+// splice|tee|copy_range IN OUT COUNT [FLAGS] [in_off=N] [out_off=N]
 void do_splice(const Call& call, Reply& reply) {
+  off64_t in = 0;
+  off64_t out = 0;
   reply.call([&] {
-    return ::splice(fd_of(call), nullptr, static_cast<int>(call.number(1)), nullptr,
-                    static_cast<std::size_t>(call.number(2)),
+    return ::splice(fd_of(call), offset_of(call, "in_off", in), static_cast<int>(call.number(1)),
+                    offset_of(call, "out_off", out), static_cast<std::size_t>(call.number(2)),
                     static_cast<unsigned>(call.number(3, 0)));
   });
+}
+void do_tee(const Call& call, Reply& reply) {
+  reply.call([&] {
+    return ::tee(fd_of(call), static_cast<int>(call.number(1)),
+                 static_cast<std::size_t>(call.number(2)),
+                 static_cast<unsigned>(call.number(3, 0)));
+  });
+}
+void do_copy_range(const Call& call, Reply& reply) {
+  off64_t in = 0;
+  off64_t out = 0;
+  reply.call([&] {
+    return ::copy_file_range(fd_of(call), offset_of(call, "in_off", in),
+                             static_cast<int>(call.number(1)), offset_of(call, "out_off", out),
+                             static_cast<std::size_t>(call.number(2)),
+                             static_cast<unsigned>(call.number(3, 0)));
+  });
+}
+
+// vmsplice FD BYTES [FLAGS]
+void do_vmsplice(const Call& call, Reply& reply) {
+  const Outgoing out(call, 1);
+  const iovec piece{out.pointer, out.length};
+  reply.call(
+      [&] { return ::vmsplice(fd_of(call), &piece, 1, static_cast<unsigned>(call.number(2, 0))); });
 }
 
 // stdio: streams are numbered from 0 in the order of fdopen.
@@ -614,6 +652,9 @@ void add_data_calls(Table& table) {
                 {"sendfile", do_sendfile<::sendfile>},
                 {"sendfile64", do_sendfile<::sendfile64>},
                 {"splice", do_splice},
+                {"tee", do_tee},
+                {"copy_range", do_copy_range},
+                {"vmsplice", do_vmsplice},
                 {"fdopen", do_fdopen},
                 {"fputs", do_fputs},
                 {"fprintf", do_fprintf},

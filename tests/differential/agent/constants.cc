@@ -147,6 +147,8 @@ constexpr Constant kConstants[] = {
     MW_NAME(O_CREAT),
     MW_NAME(O_TRUNC),
     MW_NAME(O_APPEND),
+    MW_NAME(O_PATH),
+    MW_NAME(O_DIRECTORY),
     MW_NAME(O_ASYNC),
     MW_NAME(FD_CLOEXEC),
     MW_NAME(F_GETFL),
