@@ -12,8 +12,7 @@
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 
-#define MW_OUR_ENVIRONMENT(env) \
-  environment_with_us(env, static_cast<char**>(alloca(environment_room(env) * sizeof(char*))))
+#define MW_OUR_ENVIRONMENT(env) environment_with_us(env, alloca(environment_room(env)))
 
 MW_EXPORT int execve(const char* path, char* const* argv, char* const* env) noexcept {
   epoll_before_exec();
@@ -101,12 +100,14 @@ void find_libc_calls() {
 
 MW_EXPORT int system(const char* command) {
   find_libc_calls();
+  keep_own_environment();
   epoll_before_exec();
   const Copying copying;
   return libc.system(command);
 }
 MW_EXPORT FILE* popen(const char* command, const char* type) {
   find_libc_calls();
+  keep_own_environment();
   epoll_before_exec();
   const Copying copying;
   return libc.popen(command, type);

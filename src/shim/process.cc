@@ -15,6 +15,7 @@
 #include "base/received_fds.h"
 #include "shim/epoll.h"
 #include "shim/epoll_group.h"
+#include "shim/exec.h"
 #include "shim/memory.h"
 #include "shim/stdio.h"
 #include "shim/stock.h"
@@ -47,7 +48,7 @@ struct SlotUse {
 SlotUse* slot_use = nullptr;
 int highest_epoll = -1;
 
-char preload_env[4200];
+char own_library_name[4096];
 char session_env[256];
 char session_name[160];
 uint8_t session_token[16];
@@ -289,7 +290,8 @@ Entry probe(int fd) {
   if (const char* s = ::getenv("MWCOMMS_SESSION"); s != nullptr && parse_session(s))
     snprintf(session_env, sizeof session_env, "MWCOMMS_SESSION=%s", s);
   if (const char* p = ::getenv("LD_PRELOAD"))
-    snprintf(preload_env, sizeof preload_env, "LD_PRELOAD=%s", p);
+    if (const PreloadWord own = find_own_library(p); own.length < sizeof own_library_name)
+      memcpy(own_library_name, own.text, own.length);
   table = static_cast<uint64_t*>(memory);
   ::pthread_atfork(begin_copying, end_copying, after_fork_in_child);
   adopt_standard_streams();
@@ -553,8 +555,8 @@ void become_confined() {
   process.confined = true;
 }
 
-const char* preload_setting() {
-  return preload_env[0] != 0 ? preload_env : nullptr;
+const char* own_library() {
+  return own_library_name[0] != 0 ? own_library_name : nullptr;
 }
 const char* session_setting() {
   return session_env[0] != 0 ? session_env : nullptr;

@@ -175,8 +175,9 @@ int lost_call();
 // The program is about to install a seccomp filter, which may forbid to map memory.
 void become_confined();
 
-// The environment entries that a program started by us needs, or null before the constructor ran.
-const char* preload_setting();
+// What a program started by us needs in its environment: the name of this library as LD_PRELOAD has
+// it, and the entry of the session. Null before the constructor ran, or where there is none.
+const char* own_library();
 const char* session_setting();
 
 // Marks the channel as broken by its other end: says so once, to the user and to the driver, which
