@@ -97,8 +97,8 @@ def test_it_is_joined_with_ours(started):
 
 
 def test_it_is_there_once_and_always(started):
-    jobs = [(way, given) for way in ("execve", "posix_spawn", "system", "syscall") for given, _ in GIVEN]
-    expected = [text for _ in range(4) for _, text in GIVEN]
+    jobs = [(way, given) for way in ("execve", "system") for given, _ in GIVEN]
+    expected = [text for _ in range(2) for _, text in GIVEN]
     for job, preload, answer in zip(jobs, expected, started(jobs), strict=True):
         assert answer is not None, job
         ours = next(word for word in answer[0].replace(":", " ").split() if word.endswith("/libmwshim.so"))
