@@ -31,6 +31,14 @@ const sockaddr* address_of(const Request& r) {
   return reinterpret_cast<const sockaddr*>(r.payload);
 }
 
+// The call failed because another socket has the address.
+bool is_taken(const Request& r, const Answer& a) {
+  if (a.ret >= 0) return false;
+  if (r.op == MW_OP_CONNECT && a.err == EADDRNOTAVAIL) return true;
+  return a.err == EADDRINUSE &&
+         (r.op == MW_OP_BIND || r.op == MW_OP_LISTEN || r.op == MW_OP_CONNECT);
+}
+
 }  // namespace
 
 void Worker::on_call(uint32_t call) {
@@ -46,6 +54,12 @@ void Worker::on_call(uint32_t call) {
     note.call = call;
     return ins_.to_control.post(std::move(note));
   }
+  serve(call, false);
+}
+
+// Executes request_. `again`: it was set aside before.
+void Worker::serve(uint32_t call, bool again) {
+  const Request& r = request_;
   Answer& a = answer_;
   a.ret = 0;
   a.err = 0;
@@ -58,7 +72,35 @@ void Worker::on_call(uint32_t call) {
   else
     execute(r.slot, *s, r, a);
   if (ins_.poisoned.load(std::memory_order_relaxed) != nullptr) return;
+  if (!again && is_taken(r, a)) return set_aside(call);
   ins_.calls.answer(call, r.seq, a);
+}
+
+// The socket that has the address may be closed already, by a close() or the end of a process: the
+// kernel frees an address before these return, and here the news of it may still be on its way to
+// one of the workers. So they all look, and then the call is tried once more.
+void Worker::set_aside(uint32_t call) {
+  const uint32_t workers = ch_.geometry().workers;
+  late_.push_back({call, workers - 1, std::make_unique<Request>(request_)});
+  for (uint32_t w = 0; w < workers; ++w) {
+    if (w == index_) continue;
+    WorkerNote note(WorkerNote::Kind::look, index_);
+    note.gen = call;
+    ins_.to_worker[w]->post(std::move(note));
+  }
+}
+
+void Worker::retry_late() {
+  for (size_t k = 0; k < late_.size();) {
+    if (late_[k].looks_due != 0) {
+      ++k;
+      continue;
+    }
+    const LateCall late = std::move(late_[k]);
+    late_.erase(late_.begin() + static_cast<std::ptrdiff_t>(k));
+    request_ = *late.request;
+    serve(late.call, true);
+  }
 }
 
 void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {

@@ -72,14 +72,26 @@ struct ControlNote {
   InsReply reply{};
 };
 
-// Control thread to worker.
+// Control thread to worker, or worker to worker.
 struct WorkerNote {
-  enum class Kind { group_open, group_close, adopt, abandon, telemetry, request, stop };
+  enum class Kind {
+    group_open,
+    group_close,
+    adopt,
+    abandon,
+    telemetry,
+    request,
+    look,
+    looked,
+    stop
+  };
   explicit WorkerNote(Kind k, uint32_t about = 0, UniqueFd doorbell = UniqueFd{})
       : kind(k), index(about), bell(std::move(doorbell)) {}
   Kind kind;
-  uint32_t index;  // group; slot of a listener that was made again, or of a socket nobody can watch
-  uint32_t gen = 0;  // abandon
+  // Group; slot of a listener that was made again, or of a socket nobody can watch; look: the worker
+  // that asks; looked: the call it asks for.
+  uint32_t index;
+  uint32_t gen = 0;  // abandon: the socket's; look: the call
   UniqueFd bell;
   std::shared_ptr<TelemetryChannel> telemetry;
   InsRequest request{};

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -138,7 +139,7 @@ void Worker::run() {
 void Worker::turn(bool may_sleep) {
   // One piece of news is not yet load: the look at both sets before the sleep is cheaper then than
   // a system call that finds nothing. Unless somebody takes our sleep for the end of all work.
-  bool busy = turn_news() > (sock_news_.is_asked() ? 0 : 1);
+  bool busy = turn_news() > (sock_news_.is_asked() ? 0 : 1) || !late_.empty();
   if (!local_.empty()) {
     turn_local();
     busy = true;
@@ -151,6 +152,7 @@ void Worker::turn(bool may_sleep) {
     sleep();
   }
   if (!doubted_.empty()) settle_doubts();
+  if (!late_.empty() || !asked_looks_.empty()) see_closes();
   const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
   if (tick != tick_) {
     tick_ = tick;
@@ -300,6 +302,17 @@ int Worker::turn_events(int timeout_ms) {
   return n;
 }
 
+// Everything that was closed before now is seen, for calls that found an address taken.
+void Worker::see_closes() {
+  const std::vector<WorkerNote> asked = std::exchange(asked_looks_, {});
+  turn_news();
+  while (turn_events(0) == kEventsPerTurn) {
+  }
+  for (const WorkerNote& note : asked)
+    ins_.to_worker[note.index]->post(WorkerNote(WorkerNote::Kind::looked, note.gen));
+  retry_late();
+}
+
 void Worker::turn_local() {
   std::swap(local_, local_next_);
   local_.clear();
@@ -388,6 +401,13 @@ void Worker::on_notes() {
         break;
       case WorkerNote::Kind::request:
         on_request(note.request);
+        break;
+      case WorkerNote::Kind::look:
+        asked_looks_.push_back(std::move(note));
+        break;
+      case WorkerNote::Kind::looked:
+        for (LateCall& late : late_)
+          if (late.call == note.index) --late.looks_due;
         break;
       case WorkerNote::Kind::stop:
         stop_ = true;

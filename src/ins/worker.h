@@ -59,6 +59,7 @@ class Worker {
   uint32_t turn_calls();
   int turn_events(int timeout_ms);
   void sleep();
+  void see_closes();
   void turn_local();
   void on_event(const epoll_event& e);
   void on_placeholder(uint32_t i, Sock& s, uint32_t events);
@@ -208,6 +209,9 @@ class Worker {
 
   // calls.cc
   void on_call(uint32_t call);
+  void serve(uint32_t call, bool again);
+  void set_aside(uint32_t call);
+  void retry_late();
   void execute(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_bind(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_listen(uint32_t i, Sock& s, const Request& r, Answer& a);
@@ -258,7 +262,15 @@ class Worker {
   std::vector<uint32_t> handing_;  // listeners with bare records
   uint32_t handed_by_ = 0;         // the listener whose record was sent last
   std::vector<uint32_t> stalled_;  // listeners out of descriptors or slots
-  std::vector<uint8_t> scratch_;   // one datagram whose control messages precede it
+  // Calls that found an address taken, until all closes before them are seen.
+  struct LateCall {
+    uint32_t call;
+    uint32_t looks_due;  // other workers that have not looked yet
+    std::unique_ptr<Request> request;
+  };
+  std::vector<LateCall> late_;
+  std::vector<WorkerNote> asked_looks_;
+  std::vector<uint8_t> scratch_;  // one datagram whose control messages precede it
   Request request_;
   Answer answer_;
 };

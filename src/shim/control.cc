@@ -132,7 +132,9 @@ int sock_bind(const Sock& s, const sockaddr* a, socklen_t len) {
   if (const int rc = check_address(a, len); rc < 0) return rc;
   CallRequest r = about(s, MW_OP_BIND);
   r.in[0] = {a, len};
-  return plain(r);
+  const int rc = plain(r);
+  if (rc == 0) set_flag(s, kSlotHasPort, true);
+  return rc;
 }
 
 int sock_listen(const Sock& s, int backlog) {
@@ -180,6 +182,7 @@ int sock_connect(const Sock& s, const sockaddr* a, socklen_t len, int flags) {
   s.mine.local.len = 0;
   const int rc = plain(r);
   if (rc == 0 || rc == -EINPROGRESS) note_connection(s, a, len);
+  if (rc == 0 && s.datagram()) set_flag(s, kSlotHasPort, true);
   // The INS has collected the outcome of the attempt before this one; nobody has told the program
   // yet.
   if (rc == -ECONNABORTED)
@@ -365,7 +368,13 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
 }
 
 bool close_is_awaited(const Sock& s) {
-  return (A::load_relaxed(s.mine.flags) & (kSlotResets | kSlotListener)) != 0 && !is_dead(s);
+  const uint32_t flags = A::load_relaxed(s.mine.flags);
+  if ((flags & (kSlotResets | kSlotListener | kSlotHasPort)) == 0 || is_dead(s)) return false;
+  if ((flags & (kSlotResets | kSlotListener)) != 0) return true;
+  if (references(s.index, s.gen) > 1) return false;
+  // A connection that stands keeps its port beyond its close().
+  constexpr uint32_t kOver = MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED;
+  return s.datagram() || (state_of(s) & (MW_ST_CONNECTED | kOver)) != MW_ST_CONNECTED;
 }
 
 void await_close(const Sock& s) {

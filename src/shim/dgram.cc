@@ -266,6 +266,8 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
     if (const int error = take_error(s); error != 0) return -error;
     const ssize_t n = send_datagram(s, m, flags, static_cast<uint32_t>(total));
     if (n == -EPIPE) return raise_sigpipe(flags);
+    if (n >= 0 && (A::load_relaxed(s.mine.flags) & kSlotHasPort) == 0)
+      A::fetch_or(s.mine.flags, kSlotHasPort);
     if (n != -EAGAIN || !blocking) return n;
     if (const int rc = wait_a_little(timeout, pause_ns); rc < 0) return rc;
   }

@@ -75,6 +75,9 @@ int close_many(unsigned first, unsigned last, int flags) {
     if (e.kind == Kind::hidden) {
       if (fd > from && libc.syscall(SYS_close_range, from, fd - 1, flags) < 0) return -1;
       from = fd + 1;
+    } else if (flags == 0 && mine && e.kind == Kind::socket &&
+               close_is_awaited(sock_of(static_cast<int>(fd), e))) {
+      sock_close(static_cast<int>(fd), e);
     } else if (closing && mine && e.kind != Kind::unknown && e.kind != Kind::kernel) {
       forget(static_cast<int>(fd));
     }

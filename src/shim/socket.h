@@ -207,7 +207,9 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len);
 int sock_fcntl(const Sock& s, int command, long arg);
 int sock_ioctl(const Sock& s, unsigned long request, void* arg);
 // True if a close() has to be followed by await_close(), because the program may look for its
-// effect as soon as it returns: a peer that is reset, or an address that is free again.
+// effect as soon as it returns: a peer that is reset, an address that is free again, or datagrams
+// that reach nobody any more. Never of an accepted connection, nor of one whose port the kernel
+// chose.
 bool close_is_awaited(const Sock& s);
 // Waits until the INS has seen that a descriptor of the socket is gone. errno is preserved.
 void await_close(const Sock& s);

@@ -71,10 +71,11 @@ class Reply {
 using Handler = void (*)(const Call&, Reply&);
 using Table = std::map<std::string, Handler, std::less<>>;
 
-void add_control_calls(Table& table);  // socket, bind, listen, options, names, fcntl, dup ...
-void add_data_calls(Table& table);     // send, recv and their families, sendfile, stdio ...
-void add_event_calls(Table& table);    // poll, select, epoll
-void add_process_calls(Table& table);  // fork, exec, signals, limits
+void add_control_calls(Table& table);   // socket, bind, listen, options, names, fcntl, dup ...
+void add_datagram_calls(Table& table);  // many at once, of ports and datagrams
+void add_data_calls(Table& table);      // send, recv and their families, sendfile, stdio ...
+void add_event_calls(Table& table);     // poll, select, epoll
+void add_process_calls(Table& table);   // fork, exec, signals, limits
 
 // For `timed=MILLISECONDS`: whether a call that had to end after that time ended before it, about
 // then, or long after. How long after depends on the machine's load.

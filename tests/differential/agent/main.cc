@@ -50,6 +50,7 @@ const Table& table() {
     auto* all = new Table;
     add_control_calls(*all);
     add_data_calls(*all);
+    add_datagram_calls(*all);
     add_event_calls(*all);
     add_process_calls(*all);
     return all;
