@@ -76,8 +76,9 @@ struct mw_slot {
 MW_STATIC_ASSERT(sizeof(struct mw_slot) == 128, "frozen since protocol 1");
 MW_STATIC_ASSERT(offsetof(struct mw_slot, rx_tail) == 64, "one writer per cache line");
 
-/* A received datagram in the receive ring: this head, then control_len bytes of control messages,
- * then data_len bytes; the next one starts at the next multiple of 8. */
+/* A received datagram in the receive ring: this head, then control_len bytes of control messages
+ * (zeros may follow the last one), then data_len bytes; the next one starts mw_dgram_bytes() behind
+ * this one. */
 struct mw_dgram_head {
   uint32_t data_len;
   uint32_t control_len;
@@ -86,3 +87,14 @@ struct mw_dgram_head {
   uint8_t name[32];
 };
 MW_STATIC_ASSERT(sizeof(struct mw_dgram_head) == 48, "frozen since protocol 1");
+
+/* What a datagram takes of the ring: no less than Linux counts it for against SO_RCVBUF, so that a
+ * limit of the ring's bytes bounds small datagrams as the kernel's limit does. A multiple of 8. */
+static inline uint64_t mw_dgram_bytes(uint64_t control_len, uint64_t data_len) {
+  const uint64_t least = data_len <= 192    ? 832
+                         : data_len <= 640  ? 1280
+                         : data_len <= 1664 ? 2304
+                                            : 0;
+  const uint64_t bytes = (sizeof(struct mw_dgram_head) + control_len + data_len + 7) & ~(uint64_t)7;
+  return bytes < least ? least : bytes;
+}

@@ -335,6 +335,7 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
 
 // Options that are about the receive ring too. The kernel's clamping counts.
 void Worker::option_set(uint32_t i, Sock& s, int level, int name) {
+  if (s.kind == SockKind::dgram) return dgram_option_set(i, s, level, name);
   if (s.kind != SockKind::stream || level != SOL_SOCKET) return;
   int value = 1;
   socklen_t len = sizeof value;
@@ -435,10 +436,7 @@ void Worker::call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
     if ((flags & MSG_ERRQUEUE) != 0 && a.err == EAGAIN) set_state(i, s, s.state & ~MW_ST_ERRQ);
     return;
   }
-  if ((flags & MSG_ERRQUEUE) != 0) {
-    pollfd p{s.fd, 0, 0};
-    if (::poll(&p, 1, 0) == 0) set_state(i, s, s.state & ~MW_ST_ERRQ);
-  }
+  if ((flags & MSG_ERRQUEUE) != 0) error_entry_taken(i, s, m);
   head.name_len = std::min<uint32_t>(m.msg_namelen, name_room);
   head.control_len = static_cast<uint32_t>(std::min<size_t>(m.msg_controllen, control_room));
   head.data_len = std::min(static_cast<uint32_t>(a.ret), data_room);

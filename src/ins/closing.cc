@@ -143,6 +143,7 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   s.untold = 0;
   s.rcvlowat = 1;
   s.rx_limit = 0;
+  s.control_room = 0;
   s.backlog = 0;
   s.linger = LingerMode::off;
   if (s.tx_high > MW_PAGE && keep == 0) {

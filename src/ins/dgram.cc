@@ -1,12 +1,19 @@
 // dgram.cc - datagram sockets: records in the receive ring; a send is a call, its data the next
 // bytes of the send ring.
+#include <time.h>
+
+// needs timespec
+#include <linux/errqueue.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstring>
 
+#include "ins/options.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
 
@@ -26,8 +33,17 @@ bool has_error_queue(const Sock& s) {
   return ::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0;
 }
 
-uint32_t padded(uint32_t n) {
-  return (n + 7) & ~7u;
+// True if a message from the error queue tells of an ICMP error.
+bool is_icmp(msghdr& m) {
+  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
+    const bool error = (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_RECVERR) ||
+                       (c->cmsg_level == IPPROTO_IPV6 && c->cmsg_type == IPV6_RECVERR);
+    if (!error || c->cmsg_len < CMSG_LEN(sizeof(sock_extended_err))) continue;
+    sock_extended_err e{};
+    std::memcpy(&e, CMSG_DATA(c), sizeof e);
+    if (e.ee_origin == SO_EE_ORIGIN_ICMP || e.ee_origin == SO_EE_ORIGIN_ICMP6) return true;
+  }
+  return false;
 }
 
 }  // namespace
@@ -41,8 +57,7 @@ void Worker::on_dgram_event(uint32_t i, Sock& s, uint32_t events) {
     socklen_t len = sizeof err;
     if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
       publish_error(i, s, err);
-    else if (has_error_queue(s))
-      set_state(i, s, s.state | MW_ST_ERRQ);
+    if (has_error_queue(s)) set_state(i, s, s.state | MW_ST_ERRQ);
     news |= kNewsAll;
   }
   // The shut sides and their poll bits are decided by the application's own shutdown().
@@ -61,9 +76,12 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
   const uint32_t capacity = ch_.geometry().rx_ring;
   const RingBytes ring = ch_.rx(i);
   mw_slot& shared = ch_.slot(i);
-  const uint32_t largest = padded(sizeof(mw_dgram_head) + kMaxControl + kMaxDatagram);
+  const auto largest = static_cast<uint32_t>(mw_dgram_bytes(kMaxControl, kMaxDatagram));
   const uint32_t need = largest < capacity ? largest : capacity;
   const uint32_t data_room = need - static_cast<uint32_t>(sizeof(mw_dgram_head)) - kMaxControl - 7;
+  // The application can tell how many datagrams there are ahead of it: few, and never none.
+  const uint32_t limit = rx_limit(s);
+  const uint32_t enough = std::max(need, capacity - limit / 2);
   uint32_t news = 0;
   for (int turn = 0;; ++turn) {
     auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
@@ -71,8 +89,10 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
       fault(room.error());
       return 0;
     }
-    if (*room < need) {
-      if (!rx_wait_for_room(i, s, need)) break;
+    const uint32_t used = capacity - *room;
+    if (*room < need || (used != 0 && used >= limit) ||
+        ((s.flags & kRxWait) != 0 && *room < enough)) {
+      if (!rx_wait_for_room(i, s, enough)) break;
       continue;
     }
     s.flags &= ~kRxWait;
@@ -89,7 +109,9 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     m.msg_control = control;
     m.msg_controllen = sizeof control;
     m.msg_iov = iov;
-    const uint32_t data_at = s.rx_tail + static_cast<uint32_t>(sizeof head);
+    // Most have as many control messages as the one before.
+    const uint32_t control_at = s.rx_tail + static_cast<uint32_t>(sizeof head);
+    const uint32_t data_at = control_at + s.control_room;
     m.msg_iovlen = static_cast<size_t>(ring.pieces(data_at, data_room, iov));
     const ssize_t n = ::recvmsg(s.fd, &m, MSG_DONTWAIT);
     if (n < 0) {
@@ -107,19 +129,21 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     // After shutdown for reading an empty queue reads as an empty datagram from nowhere.
     if (n == 0 && m.msg_namelen == 0 && (s.state & MW_ST_RCV_SHUT) != 0) break;
     head.data_len = data_len;
-    head.control_len = static_cast<uint32_t>(m.msg_controllen);
+    const auto control_len = static_cast<uint32_t>(m.msg_controllen);
     head.flags = m.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
     head.name_len = m.msg_namelen <= sizeof head.name ? m.msg_namelen : sizeof head.name;
-    if (head.control_len != 0) {
-      // The control messages come first in the record and are longer than nothing: make way for
-      // them.
+    if (control_len > s.control_room) {
+      // They come first in the record: make way for them.
       if (scratch_.size() < data_len) scratch_.resize(kMaxDatagram + 1);
       ring.copy_out(data_at, scratch_.data(), data_len);
-      ring.copy_in(data_at, control, head.control_len);
-      ring.copy_in(data_at + head.control_len, scratch_.data(), data_len);
+      s.control_room = static_cast<uint16_t>(CMSG_ALIGN(control_len));
+      ring.copy_in(control_at + s.control_room, scratch_.data(), data_len);
     }
+    head.control_len = s.control_room;
+    std::memset(control + control_len, 0, head.control_len - control_len);
+    if (head.control_len != 0) ring.copy_in(control_at, control, head.control_len);
     ring.copy_in(s.rx_tail, &head, sizeof head);
-    s.rx_tail += padded(static_cast<uint32_t>(sizeof head) + head.control_len + data_len);
+    s.rx_tail += static_cast<uint32_t>(mw_dgram_bytes(head.control_len, data_len));
     A::store_release(shared.rx_tail, s.rx_tail);
     s.bytes_in += data_len;
     if (s.bytes_in == data_len) s.sampled.first_in_ms = coarse_monotonic_ms();
@@ -130,6 +154,26 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     news |= kNewsIn;
   }
   return news;
+}
+
+void Worker::dgram_option_set(uint32_t i, Sock& s, int level, int name) {
+  keep_control_messages(s.fd, level, name);
+  if (level != SOL_SOCKET || (name != SO_RCVBUF && name != SO_RCVBUFFORCE)) return;
+  s.rx_limit = datagrams_ahead(s.fd);
+  A::store_relaxed(ch_.slot(i).rx_limit, rx_limit(s));
+  if ((s.flags & kRxWait) == 0) return;
+  if (const uint32_t news = dgram_rx(i, s); news != 0) announce(i, news);
+}
+
+// An entry of the error queue was taken. The kernel's pending error is then that of the next entry,
+// and none if there is no next one; ours follows.
+void Worker::error_entry_taken(uint32_t i, Sock& s, msghdr& taken) {
+  int err = 0;
+  socklen_t len = sizeof err;
+  if (s.kind == SockKind::dgram && ::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 &&
+      (err != 0 || is_icmp(taken)))
+    publish_error(i, s, err);
+  set_state(i, s, has_error_queue(s) ? s.state | MW_ST_ERRQ : s.state & ~MW_ST_ERRQ);
 }
 
 void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {

@@ -780,7 +780,7 @@ TEST(Ins, DatagramsKeepTheirBoundariesAndAddresses) {
     pvm.take_exactly(s, head.control_len);
     EXPECT_TRUE(pvm.take_exactly(s, head.data_len) == m);
     const size_t used = sizeof head + head.control_len + head.data_len;
-    pvm.take_exactly(s, (used + 7) / 8 * 8 - used);
+    pvm.take_exactly(s, mw_dgram_bytes(head.control_len, head.data_len) - used);
   }
   const std::string out = pattern(9000);
   ASSERT_EQ(pvm.put(s, out), out.size());

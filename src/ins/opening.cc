@@ -8,6 +8,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/received_fds.h"
+#include "ins/options.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
 
@@ -131,6 +132,10 @@ void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   s.protocol = r.arg[2];
   s.state = MW_ST_OPEN;
   if (s.kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s.fd);
+  if (s.kind == SockKind::dgram) {
+    want_control_messages(s.fd, domain);
+    s.rx_limit = datagrams_ahead(s.fd);
+  }
   init_shared_slot(i, s);
   const mw_new_socket out{i, s.gen};
   std::memcpy(a.payload, &out, sizeof out);

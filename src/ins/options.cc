@@ -8,6 +8,8 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+
 namespace mw {
 
 bool option_is_refused(int level, int name, bool set) {
@@ -65,6 +67,50 @@ uint32_t ioctl_size(uint32_t request) {
     default:
       return 0;
   }
+}
+
+namespace {
+
+struct Wanted {
+  int level;
+  int name;
+};
+constexpr Wanted kWanted[] = {
+    {IPPROTO_IP, IP_PKTINFO},         {IPPROTO_IP, IP_RECVTTL},
+    {IPPROTO_IP, IP_RECVTOS},         {IPPROTO_IP, IP_RECVORIGDSTADDR},
+    {IPPROTO_IPV6, IPV6_RECVPKTINFO}, {IPPROTO_IPV6, IPV6_RECVHOPLIMIT},
+    {IPPROTO_IPV6, IPV6_RECVTCLASS},  {IPPROTO_IPV6, IPV6_RECVORIGDSTADDR},
+};
+// SO_TIMESTAMP_NEW and SO_TIMESTAMPNS_NEW.
+constexpr int kTimestampNew = 63;
+constexpr int kTimestampNsNew = 64;
+
+// A kernel that does not know one has nothing to say about it.
+void want(int fd, int level, int name) {
+  const int on = 1;
+  (void)::setsockopt(fd, level, name, &on, sizeof on);
+}
+
+}  // namespace
+
+void want_control_messages(int fd, int domain) {
+  for (const Wanted& w : kWanted)
+    if (w.level == IPPROTO_IP || domain == AF_INET6) want(fd, w.level, w.name);
+}
+
+void keep_control_messages(int fd, int level, int name) {
+  for (const Wanted& w : kWanted)
+    if (w.level == level && w.name == name) want(fd, level, name);
+  // Once anybody has asked for times, every record has them, in one form.
+  if (level == SOL_SOCKET && (name == SO_TIMESTAMP || name == SO_TIMESTAMPNS ||
+                              name == kTimestampNew || name == kTimestampNsNew))
+    want(fd, SOL_SOCKET, SO_TIMESTAMPNS);
+}
+
+uint32_t datagrams_ahead(int fd) {
+  // The kernel holds twice what it grants, and an eighth more hardly shows.
+  constexpr uint32_t kShare = 4;
+  return std::max(1u, granted_rcvbuf(fd) / kShare);
 }
 
 uint32_t granted_rcvbuf(int fd) {

@@ -17,4 +17,13 @@ uint32_t ioctl_size(uint32_t request);
 // Bytes of SO_RCVBUF that are not the kernel's overhead.
 uint32_t granted_rcvbuf(int fd);
 
+// The control messages that every record of a datagram socket carries: the application decides
+// later which of them it wants. Has the real socket give them.
+void want_control_messages(int fd, int domain);
+// The application has set an option of its own: if it was one of those, they are wanted again.
+void keep_control_messages(int fd, int level, int name);
+// How many bytes of the receive ring datagrams may take, in addition to what SO_RCVBUF grants them
+// in the kernel.
+uint32_t datagrams_ahead(int fd);
+
 }  // namespace mw

@@ -118,11 +118,14 @@ struct alignas(64) Sock {
   uint32_t next_free = 0;
   int32_t backlog = 0;
   uint32_t rcvlowat = 1;
-  uint32_t rx_limit = 0;  // SO_RCVBUF as the application set it, without the overhead; 0: not set
-  uint32_t tx_high = 0;   // send ring bytes that may be resident
+  // How far the receive ring is filled: SO_RCVBUF as the application set it, without the overhead, or
+  // for datagrams a part of it; 0: not set.
+  uint32_t rx_limit = 0;
+  uint32_t tx_high = 0;  // send ring bytes that may be resident
   LingerMode linger = LingerMode::off;
-  uint8_t conn = 0;     // MW_CONN_*: how the connection stands
-  bool in_use = false;  // under the lock of its part
+  uint8_t conn = 0;           // MW_CONN_*: how the connection stands
+  uint16_t control_room = 0;  // datagrams: so many bytes of control messages the last one had
+  bool in_use = false;        // under the lock of its part
   // An accepted connection's, while the worker that accepted it still registers it: it is not
   // closed yet, and that worker looks whether it has to be.
   std::atomic<bool> handed{true};

@@ -135,6 +135,8 @@ class Worker {
   // dgram.cc
   void on_dgram_event(uint32_t i, Sock& s, uint32_t events);
   uint32_t dgram_rx(uint32_t i, Sock& s);
+  void dgram_option_set(uint32_t i, Sock& s, int level, int name);
+  void error_entry_taken(uint32_t i, Sock& s, msghdr& taken);
   void dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a);
 
   // listener.cc

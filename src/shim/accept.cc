@@ -266,8 +266,6 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if ((flags & ~(SOCK_CLOEXEC | SOCK_NONBLOCK)) != 0) return -EINVAL;
   if (s.datagram()) return -EOPNOTSUPP;
   if ((A::load_relaxed(s.mine.flags) & kSlotListener) == 0) return -EINVAL;
-  if (a != nullptr)
-    if (const int rc = check_room(a, len); rc < 0) return rc;
   if (!has_room_to_accept(s)) return -EMFILE;
   settle();
   uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
@@ -293,7 +291,12 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
   mine.sndtimeo_us = s.mine.sndtimeo_us;
   mine.sndbuf = s.mine.sndbuf;
-  give_address(record.peer, a, len);
+  if (a == nullptr) return place.fd;
+  // The kernel takes the connection first, and drops it if its name cannot be told.
+  if (const int rc = give_name(record.peer.bytes, record.peer.len, a, len); rc < 0) {
+    sock_close(place.fd, {Kind::socket, record.slot, record.gen});
+    return rc;
+  }
   return place.fd;
 }
 

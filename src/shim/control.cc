@@ -11,6 +11,7 @@
 
 #include <algorithm>
 
+#include "shim/ancillary.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
 #include "shim/memory.h"
@@ -59,10 +60,14 @@ bool is_listener(const Sock& s) {
 
 }  // namespace
 
-int check_room(const sockaddr* a, const socklen_t* len) {
-  if (!is_buffer(len, sizeof *len)) return -EFAULT;
-  if (static_cast<int>(*len) < 0) return -EINVAL;
-  return is_buffer(a, std::min<size_t>(*len, sizeof(sockaddr_in6))) ? 0 : -EFAULT;
+int give_name(const void* name, socklen_t n, void* to, socklen_t* len) {
+  if (!is_room(len, sizeof *len)) return -EFAULT;
+  const int room = std::min(static_cast<int>(*len), static_cast<int>(n));
+  if (room < 0) return -EINVAL;
+  *len = n;
+  if (!is_room(to, static_cast<size_t>(room))) return -EFAULT;
+  memcpy(to, name, static_cast<size_t>(room));
+  return 0;
 }
 
 int make_placeholder(int type, int pair[2]) {
@@ -155,12 +160,6 @@ int sock_listen(const Sock& s, int backlog) {
     epoll_socket_became_listener(s);
   }
   return rc;
-}
-
-void give_address(const mw_addr& from, sockaddr* a, socklen_t* len) {
-  if (a == nullptr || len == nullptr) return;
-  memcpy(a, from.bytes, std::min<size_t>(*len, from.len));
-  *len = from.len;
 }
 
 namespace {
@@ -266,6 +265,8 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
       return give(&domain, sizeof domain);
     }
   }
+  if (int own = 0; s.datagram() && own_answer(s, level, name, own))
+    return give(&own, sizeof own);
   if (level == IPPROTO_TCP && name == TCP_CORK && !s.datagram()) {
     const int on = (A::load_relaxed(s.mine.flags) & kSlotCorked) != 0 ? 1 : 0;
     return give(&on, sizeof on);
@@ -279,6 +280,7 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
   uint8_t answer[MW_CALL_PAYLOAD];
   const CallAnswer a = call(r, answer, sizeof answer);
   if (a.ret < 0) return -a.err;
+  if (s.datagram() && !is_asked(s, level, name)) memset(answer, 0, sizeof answer);
   return give(answer, a.len);
 }
 
@@ -325,6 +327,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     return 0;
   }
   const int rc = plain(r);
+  if (rc == 0 && s.datagram()) note_asked(s, level, name, value, len);
   if (rc < 0 || level != SOL_SOCKET) return rc;
   if ((name == SO_RCVTIMEO || name == SO_SNDTIMEO) && len >= sizeof(timeval)) {
     timeval t{};
@@ -351,20 +354,15 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
 }
 
 int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
-  if (const int rc = check_room(a, len); rc < 0) return rc;
   // A connection's own name does not change. Whether there still is a peer does, and the kernel
   // knows it before the channel does.
-  if (!peer && s.mine.local.len != 0) {
-    give_address(s.mine.local, a, len);
-    return 0;
-  }
+  if (!peer && s.mine.local.len != 0)
+    return give_name(s.mine.local.bytes, s.mine.local.len, a, len);
   mw_addr got{};
   const CallAnswer answer =
       call(about(s, peer ? MW_OP_GETPEERNAME : MW_OP_GETSOCKNAME), got.bytes, sizeof got.bytes);
   if (answer.ret < 0) return -answer.err;
-  got.len = answer.len;
-  give_address(got, a, len);
-  return 0;
+  return give_name(got.bytes, answer.len, a, len);
 }
 
 bool close_is_awaited(const Sock& s) {
@@ -412,6 +410,18 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
       if (is_listener(s)) return -EINVAL;
       const int n = static_cast<int>(s.datagram() ? first_datagram_bytes(s) : readable_bytes(s));
       memcpy(arg, &n, sizeof n);
+      return 0;
+    }
+    case SIOCGSTAMP_OLD:
+    case SIOCGSTAMPNS_OLD:
+    case SIOCGSTAMP_NEW:
+    case SIOCGSTAMPNS_NEW: {
+      const int64_t ns = last_stamp(s);
+      if (ns < 0) return static_cast<int>(ns);
+      const bool micro = request == SIOCGSTAMP_OLD || request == SIOCGSTAMP_NEW;
+      const int64_t parts[] = {ns / 1'000'000'000, ns % 1'000'000'000 / (micro ? 1000 : 1)};
+      if (!is_room(arg, sizeof parts)) return -EFAULT;
+      memcpy(arg, parts, sizeof parts);
       return 0;
     }
     case FIOASYNC:

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "shim/ancillary.h"
 #include "shim/calls.h"
 #include "shim/memory.h"
 #include "shim/settle.h"
@@ -15,10 +16,6 @@ namespace mw::shim {
 namespace {
 
 using A = StdAtomics;
-
-uint32_t padded(uint64_t n) {
-  return static_cast<uint32_t>((n + 7) & ~7ull);
-}
 
 struct Record {
   mw_dgram_head head;
@@ -38,10 +35,10 @@ int oldest(const Sock& s, Record& r) {
     const RingBytes ring = process.channel.rx(s.index);
     if (!ring.is_there()) return -ENOMEM;
     ring.copy_out(head, &r.head, sizeof r.head);
-    const uint64_t bytes = sizeof r.head + uint64_t{r.head.control_len} + r.head.data_len;
-    if (r.head.name_len <= sizeof r.head.name && bytes <= *ready && padded(bytes) <= *ready) {
+    const uint64_t bytes = mw_dgram_bytes(r.head.control_len, r.head.data_len);
+    if (r.head.name_len <= sizeof r.head.name && bytes <= *ready) {
       r.at = head + static_cast<uint32_t>(sizeof r.head);
-      r.bytes = padded(bytes);
+      r.bytes = static_cast<uint32_t>(bytes);
       return 1;
     }
   } else if (!ready) {
@@ -61,7 +58,7 @@ size_t scatter(const RingBytes& ring, uint32_t at, uint32_t n, const iovec* iov,
 }
 
 // Whether all that deliver() and the copy of the data write to is the program's to be written.
-bool has_room(const msghdr& m, const mw_dgram_head& h) {
+bool has_room(const msghdr& m, const mw_dgram_head& h, size_t control) {
   size_t left = h.data_len;
   for (size_t i = 0; i < m.msg_iovlen && left != 0; ++i) {
     const size_t n = std::min(m.msg_iov[i].iov_len, left);
@@ -70,28 +67,36 @@ bool has_room(const msghdr& m, const mw_dgram_head& h) {
   }
   return (m.msg_name == nullptr ||
           is_room(m.msg_name, std::min<size_t>(m.msg_namelen, h.name_len))) &&
-         (m.msg_control == nullptr ||
-          is_room(m.msg_control, std::min<size_t>(m.msg_controllen, h.control_len)));
+         is_room(m.msg_control, control);
 }
 
-// Delivers a record as recvmsg() does. `take` copies `n` bytes from offset `from` behind the head.
-template <class Copy>
-ssize_t deliver(const mw_dgram_head& h, msghdr* m, int flags, size_t copied, Copy&& control) {
+// The control messages of one message, before they go to the program.
+struct Control {
+  static constexpr size_t kMost = 1024;
+  size_t used = 0;
+  int flags = 0;
+  alignas(cmsghdr) char bytes[kMost];
+
+  // Those that the program is to have, of the `len` bytes at `from`.
+  void choose(const Sock& s, const msghdr& m, const char* from, uint32_t len) {
+    used = m.msg_control != nullptr ? std::min(m.msg_controllen, kMost) : 0;
+    flags = give_control(s, from, len, bytes, &used);
+  }
+};
+
+// Delivers a message as recvmsg() does, but for its data.
+ssize_t deliver(const mw_dgram_head& h, msghdr* m, int flags, size_t copied,
+                const Control& control) {
   int out_flags = h.flags & (MSG_TRUNC | MSG_CTRUNC | MSG_ERRQUEUE | MSG_OOB | MSG_EOR);
   if (copied < h.data_len) out_flags |= MSG_TRUNC;
   if (m->msg_name != nullptr) {
     std::memcpy(m->msg_name, h.name, std::min<size_t>(m->msg_namelen, h.name_len));
     m->msg_namelen = h.name_len;
-  } else {
-    m->msg_namelen = 0;
   }
-  const size_t room = m->msg_control != nullptr ? m->msg_controllen : 0;
-  const auto fits = static_cast<uint32_t>(std::min<size_t>(room, h.control_len));
-  if (fits < h.control_len) out_flags |= MSG_CTRUNC;
-  // A control message is given whole or not at all, save the last one, as the kernel does.
-  if (fits != 0) control(m->msg_control, fits);
-  m->msg_controllen = fits;
-  m->msg_flags = out_flags | ((flags & MSG_CMSG_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0);
+  if (control.used != 0) std::memcpy(m->msg_control, control.bytes, control.used);
+  m->msg_controllen = control.used;
+  m->msg_flags =
+      out_flags | control.flags | ((flags & MSG_CMSG_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0);
   return static_cast<ssize_t>((flags & MSG_TRUNC) != 0 ? h.data_len : copied);
 }
 
@@ -121,11 +126,17 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
         const RingBytes ring = process.channel.rx(s.index);
         // A datagram that the program has no memory for is lost, as in the kernel.
         ssize_t n = -EFAULT;
-        if (has_room(*m, r.head)) {
+        Control control;
+        const bool wanted = wants_control(s);
+        char raw[Control::kMost];
+        const uint32_t raw_len = wanted ? std::min<uint32_t>(r.head.control_len, sizeof raw) : 0;
+        if (raw_len != 0) ring.copy_out(r.at, raw, raw_len);
+        if (wanted) control.choose(s, *m, raw, raw_len);
+        note_stamp(s, raw, raw_len);
+        if (has_room(*m, r.head, control.used)) {
           const size_t copied =
               scatter(ring, r.at + r.head.control_len, r.head.data_len, m->msg_iov, m->msg_iovlen);
-          n = deliver(r.head, m, flags, copied,
-                      [&](void* to, uint32_t fits) { ring.copy_out(r.at, to, fits); });
+          n = deliver(r.head, m, flags, copied, control);
         }
         if ((flags & MSG_PEEK) == 0) {
           A::store_relaxed(s.mine.rx_head, s.mine.rx_head + r.bytes);
@@ -135,9 +146,14 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
         return n;
       }
     }
-    if ((state_of(s) & MW_ST_RCV_SHUT) != 0 || (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0)
-      return 0;
+    // Only a call that would wait is told of the end.
     if (!blocking) return -EAGAIN;
+    if ((state_of(s) & MW_ST_RCV_SHUT) != 0 || (A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) {
+      if (m->msg_name != nullptr) m->msg_namelen = 0;
+      m->msg_controllen = 0;
+      m->msg_flags = 0;
+      return 0;
+    }
     const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
       return readable_bytes(s) != 0 || error_pending(s) || timeout.changed() ||
              (state_of(s) & MW_ST_RCV_SHUT) != 0 ||
@@ -149,6 +165,12 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
 
 namespace {
 
+// The kernel reads no more of a longer name.
+uint32_t name_bytes(const msghdr& m) {
+  constexpr uint32_t kMost = sizeof(sockaddr_storage);
+  return m.msg_name != nullptr ? std::min<uint32_t>(m.msg_namelen, kMost) : 0;
+}
+
 // Sends one message by a call; `inline_data`: the data travel in the cell.
 ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_len,
                      const void* data) {
@@ -156,7 +178,7 @@ ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_le
   r.op = MW_OP_SENDMSG;
   r.slot = s.index;
   r.gen = s.gen;
-  const auto name_len = static_cast<uint32_t>(m->msg_name != nullptr ? m->msg_namelen : 0);
+  const uint32_t name_len = name_bytes(*m);
   const auto control_len = static_cast<uint32_t>(m->msg_control != nullptr ? m->msg_controllen : 0);
   r.arg[0] = flags | MSG_NOSIGNAL | MSG_DONTWAIT;
   r.arg[1] = static_cast<int32_t>(name_len);
@@ -253,8 +275,6 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
     if (!is_buffer(m->msg_iov[i].iov_base, m->msg_iov[i].iov_len)) return -EFAULT;
     total += m->msg_iov[i].iov_len;
   }
-  if (m->msg_name != nullptr && m->msg_namelen > 128) return -EINVAL;
-  if (m->msg_name != nullptr && !is_memory(m->msg_name, m->msg_namelen)) return -EFAULT;
   if (m->msg_controllen > 1024) return -ENOBUFS;
   if (m->msg_control != nullptr && !is_buffer(m->msg_control, m->msg_controllen)) return -EFAULT;
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
@@ -279,14 +299,15 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   size_t total = 0;
   for (size_t i = 0; i < m->msg_iovlen; ++i) total += m->msg_iov[i].iov_len;
   constexpr uint32_t kControlRoom = 512;
+  constexpr uint32_t kDataRoom = 1344;
   CallRequest r;
   r.op = MW_OP_RECVMSG;
   r.slot = s.index;
   r.gen = s.gen;
   r.arg[0] = flags | MSG_DONTWAIT;
   r.arg[1] = 32;
-  r.arg[2] = static_cast<int32_t>(std::min<size_t>(kControlRoom, m->msg_controllen));
-  r.arg[3] = static_cast<int32_t>(std::min<size_t>(1024, total));
+  r.arg[2] = kControlRoom;
+  r.arg[3] = static_cast<int32_t>(std::min<size_t>(kDataRoom, total));
   alignas(8) char answer[MW_CALL_PAYLOAD];
   const CallAnswer a = call(r, answer, sizeof answer);
   if (a.ret < 0) return -a.err;
@@ -308,15 +329,17 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   std::memcpy(as_record.name, at, head.name_len);
   const char* control = at + head.name_len;
   const char* data = control + head.control_len;
-  if (!has_room(*m, as_record)) return -EFAULT;
+  Control chosen;
+  chosen.choose(s, *m, control, head.control_len);
+  if ((flags & MSG_ERRQUEUE) != 0 && s.datagram()) note_stamp(s, control, head.control_len);
+  if (!has_room(*m, as_record, chosen.used)) return -EFAULT;
   size_t copied = 0;
   for (size_t i = 0; i < m->msg_iovlen && copied < head.data_len; ++i) {
     const size_t k = std::min<size_t>(m->msg_iov[i].iov_len, head.data_len - copied);
     std::memcpy(m->msg_iov[i].iov_base, data + copied, k);
     copied += k;
   }
-  return deliver(as_record, m, flags, copied,
-                 [&](void* to, uint32_t fits) { std::memcpy(to, control, fits); });
+  return deliver(as_record, m, flags, copied, chosen);
 }
 
 }  // namespace mw::shim

@@ -34,16 +34,24 @@ msghdr message_of(void* data, size_t n, iovec& iov, void* name, socklen_t name_l
 ssize_t receive_from(const Sock& s, void* data, size_t n, int flags, sockaddr* from,
                      socklen_t* len) {
   iovec iov;
-  if (from != nullptr && !is_room(len, sizeof *len)) return -EFAULT;
-  msghdr m = message_of(data, n, iov, from, from != nullptr ? *len : 0);
+  if (from == nullptr) {
+    msghdr m = message_of(data, n, iov, nullptr, 0);
+    return sock_recvmsg(s, &m, flags);
+  }
+  // The length is looked at when the bytes are taken, as in the kernel.
+  sockaddr_in6 name{};
+  msghdr m = message_of(data, n, iov, &name, sizeof name);
   const ssize_t got = sock_recvmsg(s, &m, flags);
-  if (got >= 0 && from != nullptr) *len = m.msg_namelen;
-  return got;
+  if (got < 0) return got;
+  const int rc = give_name(&name, m.msg_namelen, from, len);
+  return rc < 0 ? rc : got;
 }
 
 ssize_t send_to(const Sock& s, const void* data, size_t n, int flags, const sockaddr* to,
                 socklen_t len) {
   iovec iov;
+  if (to != nullptr && (len > sizeof(sockaddr_storage) || (len == 0 && s.datagram())))
+    return -EINVAL;
   const msghdr m = message_of(const_cast<void*>(data), n, iov, const_cast<sockaddr*>(to),
                               to != nullptr ? len : 0);
   return sock_sendmsg(s, &m, flags);

@@ -12,6 +12,7 @@
 
 #include "ring/order.h"
 #include "shim/calls.h"
+#include "shim/memory.h"
 
 namespace mw::shim {
 namespace {
@@ -46,7 +47,8 @@ uint32_t state_of(const Sock& s) {
 
 bool error_pending(const Sock& s) {
   if (is_dead(s)) return (A::load_relaxed(s.mine.flags) & kSlotResetTaken) == 0;
-  return A::load_acquire(s.slot.error_seq) != A::load_relaxed(s.mine.error_taken);
+  return A::load_acquire(s.slot.error_seq) != A::load_relaxed(s.mine.error_taken) &&
+         A::load_relaxed(s.slot.error) != 0;
 }
 
 bool error_told(const Sock& s) {
@@ -64,7 +66,7 @@ int take_error(const Sock& s) {
   if (seq == taken) return 0;
   if (!std::atomic_ref(s.mine.error_taken).compare_exchange_strong(taken, seq)) return 0;
   const int error = A::load_relaxed(s.slot.error);
-  return error > 0 && error < 4096 ? error : ECONNRESET;
+  return error >= 0 && error < 4096 ? error : ECONNRESET;
 }
 
 // How far the INS fills the receive ring.
@@ -334,11 +336,13 @@ int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int 
 }
 
 ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags) {
-  if ((flags & (MSG_OOB | MSG_ERRQUEUE)) != 0) return special_recv(s, m, flags);
+  if (m->msg_name != nullptr && static_cast<int>(m->msg_namelen) < 0) return -EINVAL;
+  if ((flags & MSG_ERRQUEUE) != 0) return special_recv(s, m, flags);
   if (s.datagram()) return dgram_recv(s, m, flags);
+  if ((flags & MSG_OOB) != 0) return special_recv(s, m, flags);
   const ssize_t n = stream_recv(s, m->msg_iov, m->msg_iovlen, flags);
   if (n >= 0) {
-    m->msg_namelen = 0;
+    if (m->msg_name != nullptr) m->msg_namelen = 0;
     m->msg_controllen = 0;
     m->msg_flags = 0;
   }
@@ -346,6 +350,12 @@ ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags) {
 }
 
 ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags) {
+  if (m->msg_name != nullptr) {
+    if (static_cast<int>(m->msg_namelen) < 0) return -EINVAL;
+    // Streams take a name too, and make nothing of it.
+    const size_t n = std::min<size_t>(m->msg_namelen, sizeof(sockaddr_storage));
+    if (!is_memory(m->msg_name, n)) return -EFAULT;
+  }
   if (s.datagram()) return message_send(s, m, flags);
   if ((flags & (MSG_OOB | MSG_FASTOPEN)) != 0) [[unlikely]]
     return (flags & MSG_FASTOPEN) != 0 ? fastopen_send(s, m, flags) : message_send(s, m, flags);

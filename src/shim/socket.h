@@ -213,14 +213,13 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg);
 bool close_is_awaited(const Sock& s);
 // Waits until the INS has seen that a descriptor of the socket is gone. errno is preserved.
 void await_close(const Sock& s);
-// Copies an address out as the kernel does: truncated to *len, *len set to the true length.
-void give_address(const mw_addr& from, sockaddr* a, socklen_t* len);
+// Copies a name out as the kernel does when the rest of a call is done: truncated to *len, *len set
+// to the true length. 0, -EINVAL or -EFAULT.
+int give_name(const void* name, socklen_t n, void* to, socklen_t* len);
 
 // A placeholder pair; type: SOCK_CLOEXEC and SOCK_NONBLOCK count. The INS's end, pair[1], is gone
 // at once, so only the application's counts against the limit. 0 or -errno.
 int make_placeholder(int type, int pair[2]);
-// The address and length that accept() and the names fill. 0, -EINVAL or -EFAULT.
-int check_room(const sockaddr* a, const socklen_t* len);
 
 // ---- accept.cc ----
 int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags);

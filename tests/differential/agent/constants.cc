@@ -4,6 +4,7 @@
 #include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <netinet/udp.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -123,6 +124,17 @@ constexpr Constant kConstants[] = {
     MW_NAME(IPV6_TCLASS),
     MW_NAME(IPV6_UNICAST_HOPS),
     MW_NAME(IPV6_RECVPKTINFO),
+    MW_NAME(IPV6_RECVHOPLIMIT),
+    MW_NAME(IPV6_RECVTCLASS),
+    MW_NAME(IPV6_RECVERR),
+    MW_NAME(IP_RECVTOS),
+    MW_NAME(IP_RECVORIGDSTADDR),
+    MW_NAME(UDP_CORK),
+    MW_NAME(SO_TIMESTAMPNS),
+    MW_NAME(SO_TIMESTAMPING),
+    MW_NAME(SO_RXQ_OVFL),
+    MW_NAME(SIOCGSTAMP),
+    MW_NAME(SIOCGSTAMPNS),
     MW_NAME(MSG_PEEK),
     MW_NAME(MSG_WAITALL),
     MW_NAME(MSG_DONTWAIT),
