@@ -134,7 +134,8 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   s.ph = -1;
   // How far the send ring was used decides how much of it may be resident.
   s.tx_high = std::max(s.tx_high, s.tx_head - MW_INDEX_START);
-  A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED);
+  // A thread that still waits there is to know if the peer's end came first.
+  A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED | (s.state & MW_ST_EOF));
   const uint32_t keep = s.flags & kWarm;
   s.flags = keep;
   s.conn = 0;

@@ -179,6 +179,7 @@ ssize_t await_record(const Sock& s, mw_accept_record& record, int flags, int64_t
     const int64_t left = std::max<int64_t>(0, deadline - monotonic_ns());
     pollfd p{s.fd, POLLIN, 0};
     if (libc.poll(&p, 1, static_cast<int>((left + 999'999) / 1'000'000)) < 0) return -errno;
+    if (!is_still_there(s)) return wait_out(deadline);
     n = take_record(s, record, flags | MSG_DONTWAIT, fd);  // another process may have been faster
   } while (n == -EAGAIN && monotonic_ns() < deadline);
   return n;

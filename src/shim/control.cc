@@ -265,8 +265,7 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
       return give(&domain, sizeof domain);
     }
   }
-  if (int own = 0; s.datagram() && own_answer(s, level, name, own))
-    return give(&own, sizeof own);
+  if (int own = 0; s.datagram() && own_answer(s, level, name, own)) return give(&own, sizeof own);
   if (level == IPPROTO_TCP && name == TCP_CORK && !s.datagram()) {
     const int on = (A::load_relaxed(s.mine.flags) & kSlotCorked) != 0 ? 1 : 0;
     return give(&on, sizeof on);

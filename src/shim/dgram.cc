@@ -115,6 +115,8 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
   Timeout timeout(s.mine.rcvtimeo_us);
   if (!blocking) settle();
   for (;;) {
+    if (is_dead(s) && blocking && timeout.deadline() != 0 && is_closed_under(s))
+      return wait_out(timeout.deadline());
     if (const int error = take_error(s); error != 0) return -error;
     if (is_dead(s)) return -ECONNRESET;
     {

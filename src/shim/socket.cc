@@ -234,6 +234,20 @@ int doze(int64_t ns) {
 
 }  // namespace
 
+bool is_closed_under(const Sock& s) {
+  if (is_still_there(s)) return false;
+  return A::load_relaxed(s.mine.gen) != s.gen || A::load_acquire(s.slot.gen) != s.gen ||
+         (A::load_acquire(s.slot.state) & (MW_ST_OPEN | MW_ST_EOF)) == 0;
+}
+
+int wait_out(int64_t deadline) {
+  for (;;) {
+    const int64_t left = deadline - monotonic_ns();
+    if (left <= 0) return -EAGAIN;
+    if (const int rc = doze(left); rc < 0) return rc;
+  }
+}
+
 bool Waiting::begin_turn() {
   part_ = take_part(s_.mine.taker, seen_);
   // Looked at after the word was taken: sock_close() looks at the word after the entry is gone.

@@ -46,6 +46,12 @@ int broken_window(const Sock& s, const char* where);
 // False: the program has closed it meanwhile, and number and slot may be another socket's by now.
 bool is_still_there(const Sock& s);
 
+// True if the program has closed the socket, and the INS has, under a call that still waits for it.
+bool is_closed_under(const Sock& s);
+// The rest of such a call's time: natively the socket lives as long as the call, and nothing comes.
+// -EAGAIN or -EINTR.
+int wait_out(int64_t deadline);
+
 // The state word (MW_ST_*); a dead socket's is CONNECTED|RCV_SHUT|EOF|SND_SHUT|CLOSED.
 uint32_t state_of(const Sock& s);
 

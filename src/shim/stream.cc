@@ -216,6 +216,10 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
     if (static_cast<size_t>(got) >= target || (got == total && total != 0)) return got;
     if (n > 0) continue;
     if (end.ended()) {
+      if (blocking && timeout.deadline() != 0 && is_closed_under(s)) {
+        const int rc = wait_out(timeout.deadline());
+        return got > 0 ? got : rc;
+      }
       if (got > 0) return got;
       if (const int rc = no_bytes(s, end); rc <= 0) return rc;
     }
@@ -268,12 +272,14 @@ int cannot_send(const Sock& s, int flags, bool* connecting) {
 
 // Waits for room in the send ring or for a reason why there will be none. 0 or -errno.
 int wait_for_room(const Sock& s, Timeout& timeout) {
-  return wait_for(s, POLLOUT, timeout.deadline(), [&] {
+  const int rc = wait_for(s, POLLOUT, timeout.deadline(), [&] {
     const uint32_t state = state_of(s);
     if (error_pending(s) || (state & (MW_ST_SND_SHUT | MW_ST_CLOSED)) != 0) return true;
     if (timeout.changed()) return true;
     return (state & MW_ST_CONNECTING) == 0 && is_writable(s);
   });
+  const bool timed = timeout.deadline() != 0;
+  return rc == 0 && timed && is_closed_under(s) ? wait_out(timeout.deadline()) : rc;
 }
 
 // A non-blocking sender that found no room is told by its epoll groups when there is some.
