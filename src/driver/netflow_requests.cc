@@ -264,7 +264,8 @@ void NetflowService::on_session_value(const Asked& a, uint32_t slot, uint32_t nu
     const int64_t us = A::load_relaxed(static_cast<Feature>(a.request.name) == Feature::rcvtimeo
                                            ? mine.rcvtimeo_us
                                            : mine.sndtimeo_us);
-    answer(a, status, static_cast<uint64_t>(us / 1'000'000), static_cast<uint64_t>(us % 1'000'000));
+    const auto shown = static_cast<uint64_t>(std::max<int64_t>(us, 0));  // as the kernel shows it
+    answer(a, status, shown / 1'000'000, shown % 1'000'000);
   };
   if (!r.write()) return report(0);
   // Whoever is blocked already looks again, now.

@@ -239,13 +239,65 @@ int sock_shutdown(const Sock& s, int how) {
   return 0;
 }
 
+namespace {
+
+// The few options whose answer depends on what stands in its place, and how much of that counts:
+// the rest of an output buffer is the program's own business.
+uint32_t bytes_asked_with(int level, int name) {
+  constexpr int kTcpAoInfo = 40;
+  constexpr int kTcpAoGetKeys = 41;
+  constexpr int kSolMptcp = 284;
+  constexpr int kMptcpTcpinfo = 2;
+  constexpr int kMptcpSubflowAddresses = 3;
+  constexpr int kFlowLabelManager = 32;  // IPV6_FLOWLABEL_MGR
+  switch (level) {
+    case IPPROTO_IP:
+      if (name == IP_MSFILTER) return IP_MSFILTER_SIZE(0);
+      return name == MCAST_MSFILTER ? GROUP_FILTER_SIZE(0) : 0;
+    case IPPROTO_IPV6:
+      if (name == kFlowLabelManager) return 32;
+      return name == MCAST_MSFILTER ? GROUP_FILTER_SIZE(0) : 0;
+    case IPPROTO_TCP:
+      return name == kTcpAoInfo || name == kTcpAoGetKeys ? 160 : 0;
+    case kSolMptcp:
+      return name == kMptcpTcpinfo || name == kMptcpSubflowAddresses ? 16 : 0;
+    default:
+      return 0;
+  }
+}
+
+bool is_timeout(int name) {
+  return name == SO_RCVTIMEO_OLD || name == SO_RCVTIMEO_NEW || name == SO_SNDTIMEO_OLD ||
+         name == SO_SNDTIMEO_NEW;
+}
+
+int64_t& timeout_of(const Sock& s, int name) {
+  return name == SO_RCVTIMEO_OLD || name == SO_RCVTIMEO_NEW ? s.mine.rcvtimeo_us
+                                                            : s.mine.sndtimeo_us;
+}
+
+// What the real socket says. `room` is at most MW_CALL_PAYLOAD; bytes or -errno.
+int ask_option(const Sock& s, int level, int name, Bytes in, void* room, uint32_t room_len) {
+  CallRequest r = about(s, MW_OP_GETSOCKOPT);
+  r.arg[0] = level;
+  r.arg[1] = name;
+  r.arg[2] = static_cast<int32_t>(room_len);
+  r.in[0] = in;
+  const CallAnswer a = call(r, room, room_len);
+  return a.ret < 0 ? -a.err : static_cast<int>(a.len);
+}
+
+}  // namespace
+
 int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len) {
-  if (!is_memory(len, sizeof *len)) return -EFAULT;
-  if (static_cast<int>(*len) < 0) return -EINVAL;
-  if (!is_memory(value, *len)) return -EFAULT;
+  if (!is_buffer(len, sizeof *len)) return -EFAULT;
+  const socklen_t room = *len;  // often the length of nothing in particular
+  if (static_cast<int>(room) < 0) return -EINVAL;
   const auto give = [&](const void* from, size_t n) {
-    const size_t k = std::min<size_t>(*len, n);
+    const size_t k = std::min<size_t>(room, n);
+    if (!is_room(value, k)) return -EFAULT;
     memcpy(value, from, k);
+    if (!is_room(len, sizeof *len)) return -EFAULT;
     *len = static_cast<socklen_t>(k);
     return 0;
   };
@@ -253,10 +305,10 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
     if (name == SO_ERROR) {
       const int error = error_told(s) ? take_error(s) : 0;
       if (error != 0) return give(&error, sizeof error);
-    } else if (name == SO_RCVTIMEO || name == SO_SNDTIMEO) {
-      const int64_t us = name == SO_RCVTIMEO ? s.mine.rcvtimeo_us : s.mine.sndtimeo_us;
-      const timeval t{us / 1'000'000, us % 1'000'000};
-      return give(&t, sizeof t);
+    } else if (is_timeout(name)) {
+      const int64_t us = A::load_relaxed(timeout_of(s, name));
+      const timeval t{us > 0 ? us / 1'000'000 : 0, us > 0 ? us % 1'000'000 : 0};
+      if (us <= kLongestTimeoutUs) return give(&t, sizeof t);
     } else if (name == SO_TYPE) {
       const int type = s.mine.type;
       return give(&type, sizeof type);
@@ -270,17 +322,14 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
     const int on = (A::load_relaxed(s.mine.flags) & kSlotCorked) != 0 ? 1 : 0;
     return give(&on, sizeof on);
   }
-  CallRequest r = about(s, MW_OP_GETSOCKOPT);
-  const auto room = std::min<socklen_t>(*len, MW_CALL_PAYLOAD);
-  r.arg[0] = level;
-  r.arg[1] = name;
-  r.arg[2] = static_cast<int32_t>(room);
-  r.in[0] = {value, room};
+  const uint32_t asked_with = std::min<uint32_t>(room, bytes_asked_with(level, name));
+  if (!is_buffer(value, asked_with)) return -EFAULT;
   uint8_t answer[MW_CALL_PAYLOAD];
-  const CallAnswer a = call(r, answer, sizeof answer);
-  if (a.ret < 0) return -a.err;
+  const int n = ask_option(s, level, name, {value, asked_with}, answer,
+                           std::min<uint32_t>(room, sizeof answer));
+  if (n < 0) return n;
   if (s.datagram() && !is_asked(s, level, name)) memset(answer, 0, sizeof answer);
-  return give(answer, a.len);
+  return give(answer, static_cast<uint32_t>(n));
 }
 
 namespace {
@@ -293,12 +342,49 @@ bool never_fails(const Sock& s, int level, int name, socklen_t len) {
   return level == SOL_SOCKET && (name == SO_KEEPALIVE || name == SO_REUSEADDR);
 }
 
+// How much of a value of `len` bytes goes to the INS. The kernel reads what an option has, however
+// long a buffer the program says it is, so only that much has to be there.
+uint32_t bytes_of_value(int level, int name, const void* value, socklen_t len) {
+  constexpr int kTcpMd5sigExt = 32;
+  constexpr int kTcpAddAoKey = 38;
+  uint32_t n = std::min<uint32_t>(len, MW_CALL_PAYLOAD);
+  const bool key = name == TCP_MD5SIG || name == kTcpMd5sigExt || name >= kTcpAddAoKey;
+  if (level == SOL_SOCKET) n = std::min<uint32_t>(n, IFNAMSIZ);  // none has more
+  if (level == IPPROTO_TCP && !key) n = std::min<uint32_t>(n, 64);
+  const auto to_page_end =
+      static_cast<uint32_t>(MW_PAGE - reinterpret_cast<uintptr_t>(value) % MW_PAGE);
+  return is_buffer(value, n)                                ? n
+         : to_page_end < n && is_buffer(value, to_page_end) ? to_page_end
+                                                            : 0;
+}
+
+// A timeout that the real socket has taken, in its own steps. Natively a negative one means "at
+// once" and reads back as 0, as one that never ends does.
+void keep_timeout(const Sock& s, int name, const timeval& given) {
+  timeval t{};
+  int64_t us = 0;
+  if (given.tv_sec < 0) {
+    us = -1;
+  } else if (ask_option(s, SOL_SOCKET, name, {}, &t, sizeof t) == sizeof t && t.tv_sec >= 0 &&
+             t.tv_usec >= 0 && t.tv_usec < 1'000'000) {
+    us = t.tv_sec > kLongestTimeoutUs / 1'000'000 - 1 ? kLongestTimeoutUs + 1
+                                                      : t.tv_sec * 1'000'000 + t.tv_usec;
+  }
+  A::store_relaxed(timeout_of(s, name), us);
+}
+
 }  // namespace
 
 int sock_setsockopt(const Sock& s, int level, int name, const void* value, socklen_t len) {
   if (static_cast<int>(len) < 0) return -EINVAL;
-  if (!is_memory(value, len)) return -EFAULT;
-  if (len > MW_CALL_PAYLOAD) return -EINVAL;
+  constexpr int kNothing = 0;
+  if (level == IPPROTO_IPV6 && value == nullptr) {
+    // There the kernel takes no value for 0.
+    value = &kNothing;
+    len = std::min<socklen_t>(len, sizeof kNothing);
+  }
+  const uint32_t n = bytes_of_value(level, name, value, len);
+  if (n < std::min<uint32_t>(len, sizeof(int))) return -EFAULT;
   if (level == IPPROTO_TCP && name == TCP_CORK && !s.datagram() && len >= sizeof(int)) {
     int on = 0;
     memcpy(&on, value, sizeof on);
@@ -308,7 +394,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
         CallRequest below = about(s, MW_OP_SETSOCKOPT);
         below.arg[0] = level;
         below.arg[1] = name;
-        below.in[0] = {value, len};
+        below.in[0] = {value, n};
         return plain(below);
       }
       if (unsent_bytes(s) != 0) announce_held(s);
@@ -318,31 +404,30 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   CallRequest r = about(s, MW_OP_SETSOCKOPT);
   r.arg[0] = level;
   r.arg[1] = name;
-  r.in[0] = {value, len};
-  if (never_fails(s, level, name, len)) {
+  r.in[0] = {value, n};
+  if (never_fails(s, level, name, n)) {
     // In the kernel it pushes out what a cork holds back at that moment.
     if (level == IPPROTO_TCP && name == TCP_NODELAY && unsent_bytes(s) != 0) announce_held(s);
     post(r);
     return 0;
   }
   const int rc = plain(r);
-  if (rc == 0 && s.datagram()) note_asked(s, level, name, value, len);
+  if (rc == 0 && s.datagram()) note_asked(s, level, name, value, n);
   if (rc < 0 || level != SOL_SOCKET) return rc;
-  if ((name == SO_RCVTIMEO || name == SO_SNDTIMEO) && len >= sizeof(timeval)) {
+  if (is_timeout(name) && n >= sizeof(timeval)) {
     timeval t{};
     memcpy(&t, value, sizeof t);
-    const int64_t us = t.tv_sec < 0 ? 0 : t.tv_sec * 1'000'000 + t.tv_usec;
-    (name == SO_RCVTIMEO ? s.mine.rcvtimeo_us : s.mine.sndtimeo_us) = us;
-  } else if (name == SO_SNDBUF && len >= sizeof(int)) {
+    keep_timeout(s, name, t);
+  } else if (name == SO_SNDBUF && n >= sizeof(int)) {
     int granted = 0;
     socklen_t granted_len = sizeof granted;
     if (sock_getsockopt(s, level, name, &granted, &granted_len) == 0 && granted > 0)
       A::store_relaxed(s.mine.sndbuf, static_cast<uint32_t>(granted) / 2);  // half is overhead
-  } else if (name == SO_LINGER && len >= sizeof(linger)) {
+  } else if (name == SO_LINGER && n >= sizeof(linger)) {
     linger l{};
     memcpy(&l, value, sizeof l);
     set_flag(s, kSlotResets, l.l_onoff != 0 && l.l_linger == 0);
-  } else if (name == SO_RCVLOWAT && len >= sizeof(int)) {
+  } else if (name == SO_RCVLOWAT && n >= sizeof(int)) {
     int low = 0;
     memcpy(&low, value, sizeof low);
     // More than the ring holds could never be satisfied.

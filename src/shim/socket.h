@@ -128,8 +128,10 @@ void arm(const Sock& s, short what);
 // Removes tokens that turned out to be stale. Only for the taker that did not read them.
 void discard_tokens(const Sock& s);
 
+// A timeout of 0 is none, a negative one is over at once.
 inline int64_t deadline_after_us(int64_t us) {
-  return us == 0 ? 0 : monotonic_ns() + us * 1000;
+  if (us == 0 || us > kLongestTimeoutUs) return 0;
+  return us < 0 ? 1 : monotonic_ns() + us * 1000;
 }
 
 // When a blocked call gives up. A timeout that somebody changes while the call waits counts from

@@ -61,6 +61,9 @@ struct SessionFarWatches {
   SessionWatch watches[MW_MAX_WATCHES - kNearWatches];
 };
 
+// What ends later ends never: a century.
+constexpr int64_t kLongestTimeoutUs = int64_t{100} * 366 * 86'400 * 1'000'000;
+
 struct alignas(64) SessionSlot {
   uint32_t gen;
   uint16_t domain;
@@ -76,7 +79,7 @@ struct alignas(64) SessionSlot {
   uint32_t error_taken;  // the error_seq that was delivered last
   uint32_t rcvlowat;
   uint32_t waiter;      // pid of the process whose thread began to wait for this socket last
-  int64_t rcvtimeo_us;  // 0: none
+  int64_t rcvtimeo_us;  // 0: none; negative: over at once
   int64_t sndtimeo_us;
   uint64_t posted;  // the last call that nobody waited for: posted_call(), or 0
   uint32_t taker;   // the thread that takes the tokens (src/shim/taker.h)

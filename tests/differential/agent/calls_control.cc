@@ -125,7 +125,8 @@ void do_close(const Call& call, Reply& reply) {
   reply.call([&] { return ::close(fd_of(call)); });
 }
 
-// Value of setsockopt: NUMBER, linger:ON:SECONDS, time:MILLISECONDS, x:HEX, NULL, BAD.
+// Value of setsockopt: NUMBER, linger:ON:SECONDS, time:MILLISECONDS, timeval:SECONDS:MICROSECONDS,
+// x:HEX, or an odd pointer, at=N bytes behind its beginning.
 void do_setsockopt(const Call& call, Reply& reply) {
   const std::string& word = call.text(3);
   std::string value;
@@ -139,17 +140,20 @@ void do_setsockopt(const Call& call, Reply& reply) {
     const long milliseconds = parse_number(word.substr(5));
     const timeval option{milliseconds / 1000, milliseconds % 1000 * 1000};
     value.assign(reinterpret_cast<const char*>(&option), sizeof option);
+  } else if (word.starts_with("timeval:")) {
+    const std::size_t colon = word.rfind(':');
+    const timeval option{parse_number(word.substr(8, colon - 8)),
+                         parse_number(word.substr(colon + 1))};
+    value.assign(reinterpret_cast<const char*>(&option), sizeof option);
   } else if (word.starts_with("x:")) {
     value = parse_bytes(word);
-  } else if (word != "NULL" && word != "BAD") {
+  } else if (void* odd = nullptr; odd_pointer(word, &odd)) {
+    pointer = static_cast<char*>(odd) + call.option("at", 0);
+  } else {
     const int option = static_cast<int>(call.number(3));
     value.assign(reinterpret_cast<const char*>(&option), sizeof option);
   }
-  if (word == "BAD") {
-    pointer = bad_pointer();
-  } else if (word != "NULL") {
-    pointer = value.data();
-  }
+  if (!value.empty()) pointer = value.data();
   const auto length = static_cast<socklen_t>(
       call.option("len", value.empty() ? 4 : static_cast<long>(value.size())));
   reply.call([&] {
@@ -158,27 +162,42 @@ void do_setsockopt(const Call& call, Reply& reply) {
   });
 }
 
-// getsockopt FD LEVEL NAME [len=N] [show=no] [value=NULL|BAD]
+// getsockopt FD LEVEL NAME [len=N] [show=no] [in=x:HEX] [value=NULL|BAD|HOLE...] [at=N]
+// [lenptr=READONLY...]. Says so if anything behind the answer has changed.
 void do_getsockopt(const Call& call, Reply& reply) {
-  std::string value(512, '\0');
+  constexpr char kUntouched = 0x55;
+  std::string value(4096, kUntouched);
+  if (call.has("in")) {
+    const std::string given = parse_bytes(call.options.find("in")->second);
+    value.replace(0, given.size(), given);
+  }
   auto length = static_cast<socklen_t>(call.option("len", 4));
   void* pointer = value.data();
-  if (call.has("value")) {
-    pointer = call.options.find("value")->second == "NULL" ? nullptr : bad_pointer();
-  }
+  if (call.has("value") && odd_pointer(call.options.find("value")->second, &pointer) &&
+      pointer != nullptr)
+    pointer = static_cast<char*>(pointer) + call.option("at", 0);
+  socklen_t* length_pointer = &length;
+  if (void* odd = nullptr;
+      call.has("lenptr") && odd_pointer(call.options.find("lenptr")->second, &odd))
+    length_pointer = static_cast<socklen_t*>(odd);
   const long result = reply.call([&] {
     return ::getsockopt(fd_of(call), static_cast<int>(call.number(1)),
-                        static_cast<int>(call.number(2)), pointer, &length);
+                        static_cast<int>(call.number(2)), pointer, length_pointer);
   });
   if (result < 0) return;
   reply.field("len", static_cast<long>(length));
-  if (call.has("show") || pointer != value.data()) return;
+  const std::string_view shown = pointer == value.data()
+                                     ? std::string_view(value)
+                                     : std::string_view(static_cast<char*>(pointer), length);
+  if (shown.find_first_not_of(kUntouched, length) != std::string_view::npos && !call.has("in"))
+    reply.field("behind", "changed");
+  if (call.has("show") || pointer == nullptr) return;
   if (length == 4) {
     int number = 0;
-    std::memcpy(&number, value.data(), sizeof number);
+    std::memcpy(&number, shown.data(), sizeof number);
     reply.field("value", number);
   } else {
-    reply.field("value", describe_bytes(std::string_view(value).substr(0, length)));
+    reply.field("value", describe_bytes(shown.substr(0, length)));
   }
 }
 
