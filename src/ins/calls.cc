@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 
 #include "ins/options.h"
@@ -37,6 +38,28 @@ bool is_taken(const Request& r, const Answer& a) {
   if (r.op == MW_OP_CONNECT && a.err == EADDRNOTAVAIL) return true;
   return a.err == EADDRINUSE &&
          (r.op == MW_OP_BIND || r.op == MW_OP_LISTEN || r.op == MW_OP_CONNECT);
+}
+
+// The lists of multicast sources: the kernel writes as many entries as their own count asks for,
+// whatever length it is told.
+struct SourceList {
+  uint32_t count_at = 0;  // 0: it is none
+  uint32_t head = 0;
+  uint32_t entry = 0;
+};
+
+SourceList source_list(int level, int name) {
+  if (level == IPPROTO_IP && name == IP_MSFILTER)
+    return {offsetof(ip_msfilter, imsf_numsrc), IP_MSFILTER_SIZE(0), sizeof(in_addr)};
+  if ((level == IPPROTO_IP || level == IPPROTO_IPV6) && name == MCAST_MSFILTER)
+    return {offsetof(group_filter, gf_numsrc), GROUP_FILTER_SIZE(0), sizeof(sockaddr_storage)};
+  return {};
+}
+
+uint32_t count_in(const uint8_t* payload, const SourceList& list) {
+  uint32_t count = 0;
+  std::memcpy(&count, payload + list.count_at, sizeof count);
+  return count;
 }
 
 }  // namespace
@@ -301,11 +324,20 @@ void Worker::call_getsockopt(Sock& s, const Request& r, Answer& a) {
     const int value = static_cast<int>(s.rcvlowat);
     len = std::min<socklen_t>(len, sizeof value);
     std::memcpy(a.payload, &value, len);
-  } else {
-    result(a, ::getsockopt(s.fd, level, name, a.payload, &len));
-    if (a.ret < 0) return;
+    a.out_len = len;
+    return;
   }
-  a.out_len = len;
+  const SourceList list = source_list(level, name);
+  const uint32_t wanted = list.count_at == 0 ? 0 : count_in(a.payload, list);
+  uint32_t fits = 0;
+  if (list.count_at != 0) {
+    fits = std::min<uint32_t>(wanted, (MW_CALL_PAYLOAD - list.head) / list.entry);
+    std::memcpy(a.payload + list.count_at, &fits, sizeof fits);
+  }
+  result(a, ::getsockopt(s.fd, level, name, a.payload, &len));
+  if (a.ret < 0) return;
+  if (fits < wanted && count_in(a.payload, list) > fits) return failure(a, ENOPROTOOPT);
+  a.out_len = std::min<uint32_t>(len, MW_CALL_PAYLOAD);
 }
 
 void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {

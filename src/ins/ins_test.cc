@@ -167,6 +167,49 @@ TEST(Ins, AListenerThatIsClosedResetsWhatWasNotTaken) {
   EXPECT_EQ(::recv(first.get(), &byte, 1, 0), 0) << "it was accepted and closed";
 }
 
+// The kernel writes as many entries as the list's own count says.
+TEST(Ins, AListOfSourcesLongerThanAnAnswerIsRefused) {
+  FakePvm pvm;
+  pvm.begin();
+  int err = 0;
+  FakeSock s = pvm.socket(SOCK_DGRAM, &err, AF_INET6);
+  if (err == EAFNOSUPPORT) GTEST_SKIP() << "no IPv6 here";
+  group_source_req source{};
+  source.gsr_interface = 1;
+  auto& group = reinterpret_cast<sockaddr_in6&>(source.gsr_group);
+  auto& from = reinterpret_cast<sockaddr_in6&>(source.gsr_source);
+  group.sin6_family = from.sin6_family = AF_INET6;
+  group.sin6_addr.s6_addr[0] = 0xff;
+  group.sin6_addr.s6_addr[1] = 0x02;
+  group.sin6_addr.s6_addr[15] = 0x77;
+  from.sin6_addr.s6_addr[0] = 0xfd;
+  group_filter list{};
+  list.gf_interface = 1;
+  std::memcpy(&list.gf_group, &source.gsr_group, sizeof list.gf_group);
+  const auto ask = [&](uint32_t count) {
+    list.gf_numsrc = count;
+    const std::string_view bytes{reinterpret_cast<const char*>(&list), GROUP_FILTER_SIZE(0)};
+    return pvm.call(MW_OP_GETSOCKOPT, s, {IPPROTO_IPV6, MCAST_MSFILTER, MW_CALL_PAYLOAD}, bytes);
+  };
+  for (uint8_t k = 1; k <= 13; ++k) {
+    from.sin6_addr.s6_addr[15] = k;
+    const std::string_view bytes{reinterpret_cast<const char*>(&source), sizeof source};
+    const auto joined =
+        pvm.call(MW_OP_SETSOCKOPT, s, {IPPROTO_IPV6, MCAST_JOIN_SOURCE_GROUP}, bytes);
+    ASSERT_EQ(joined.ret, 0) << joined.err;
+  }
+  const auto whole = ask(64);
+  ASSERT_EQ(whole.ret, 0) << whole.err;
+  EXPECT_EQ(whole.out.size(), GROUP_FILTER_SIZE(13));
+  for (uint8_t k = 14; k <= 40; ++k) {
+    from.sin6_addr.s6_addr[15] = k;
+    const std::string_view bytes{reinterpret_cast<const char*>(&source), sizeof source};
+    pvm.call(MW_OP_SETSOCKOPT, s, {IPPROTO_IPV6, MCAST_JOIN_SOURCE_GROUP}, bytes);
+  }
+  EXPECT_EQ(ask(64).err, ENOPROTOOPT) << "more than an answer holds was asked for";
+  EXPECT_EQ(ask(13).ret, 0) << "as many as it holds";
+}
+
 // What a peer sees next: 0 its end, -1 a reset, else how many bytes.
 int next_of(const UniqueFd& peer) {
   char bytes[64];
