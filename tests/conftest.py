@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "clients" / "python")]
 
-from mwtest import build, clock, host, netns, proc  # noqa: E402  (needs the paths above)
+from mwtest import box, build, clock, host, netns, proc  # noqa: E402  (needs the paths above)
 from mwtest.session import Session, host_state  # noqa: E402
 
 
@@ -27,6 +27,7 @@ def interruptible():
 @pytest.fixture(scope="session", autouse=True)
 def no_leftovers():
     netns.sweep()
+    box.sweep()
     yield
 
 

@@ -1,16 +1,19 @@
-"""Debian's nginx with Debian's configuration, two workers; only pid and logs are moved."""
+"""Debian's nginx with Debian's configuration, two workers; only pid and logs are moved. Reload and binary upgrade."""
 
-import concurrent.futures
 import os
 import re
 import signal
-import threading
 from pathlib import Path
 
+import pytest
+
+import load
 import webserver
 from mwtest.proc import wait_for
+from mwtest.session import gone
 
 RELOADS = 20
+UPGRADES = 3
 NGINX_PAGE = Path("/var/www/html/index.nginx-debian.html")
 
 
@@ -46,25 +49,35 @@ def test_reload_under_load(box):
     wait_for((box.directory / "nginx.pid").exists, 60, "the pid file")
     master = int((box.directory / "nginx.pid").read_text())
     before = wait_for(lambda: _workers(master), 60, "workers run")
-    done = threading.Event()
-
-    def load() -> list:
-        """Rounds of requests until the reloads are over."""
-        rounds = []
-        while not rounds or not done.is_set():
-            rounds.append(webserver.load(box, 80, 1000, 8))
-        return rounds
-
-    with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(load)
-        try:
-            for _ in range(RELOADS):
-                os.kill(master, signal.SIGHUP)
-                old = before
-                wait_for(lambda: _workers(master) - old, 60, "new workers run")
-                before = _workers(master)
-        finally:
-            done.set()
-        rounds = answer.result()
-    assert rounds == [(1000, 0)] * len(rounds)
+    with load.while_loaded(box, 80, "/", 1000):
+        for _ in range(RELOADS):
+            os.kill(master, signal.SIGHUP)
+            old = before
+            wait_for(lambda: _workers(master) - old, 60, "new workers run")
+            before = _workers(master)
     webserver.check_document(box, 80, "/", webserver.PAGE)
+
+
+@pytest.mark.isolated
+def test_binary_upgrade_under_load(box):
+    """A new master inherits the listeners by the environment variable NGINX, the old one leaves; no request fails."""
+    (box.directory / "nginx.conf").write_text(
+        f"pid {box.directory}/nginx.pid; worker_processes 2; events {{}} http {{ access_log off; "
+        "server { listen 0.0.0.0:8080; root /var/www/html; } }")
+    # One that is not in the background ignores the signal: its parent is that of an old binary for ever.
+    server = box.start("nginx", ["bash", "-c", '/usr/sbin/nginx -c "$0/nginx.conf" -e "$0/error.log" && exec sleep infinity',
+                                 box.directory], ports=[8080])
+    box.wait_port(8080, server)
+    pid, old_pid = box.directory / "nginx.pid", box.directory / "nginx.pid.oldbin"
+    with load.while_loaded(box, 8080, "/index.html"):
+        for _ in range(UPGRADES):
+            old = int(pid.read_text())
+            os.kill(old, signal.SIGUSR2)
+            new = wait_for(lambda: old_pid.exists() and pid.exists() and pid.read_text().strip(), 60, "a new master")
+            wait_for(lambda: len(_workers(int(new))) >= 2, 60, "the new master's workers")
+            os.kill(old, signal.SIGQUIT)
+            wait_for(lambda: gone(old) and not old_pid.exists(), 60, "the end of the old master")
+    assert box.get("/index.html", 8080) == (200, webserver.PAGE.read_bytes())
+    last = int(pid.read_text())
+    os.kill(last, signal.SIGQUIT)
+    wait_for(lambda: gone(last), 60, "its end")

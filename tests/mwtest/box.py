@@ -11,21 +11,34 @@ import socket
 import tempfile
 from pathlib import Path
 
-from . import build, netns, proc
+from . import build, host, netns, proc
 
+_PREFIX = "mwcompat"
 # Bounds for what hangs: a busy machine needs a fraction.
 READY_SECONDS = 120
 CLIENT_SECONDS = 60
 
 
+def sweep() -> None:
+    """Removes the directories of test runs that are no longer alive."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = left.name[len(_PREFIX):].partition("-")[0]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}"):
+            shutil.rmtree(left, ignore_errors=True)
+
+
 class Box:
     def __init__(self, mode: str) -> None:
         self.mode = mode
-        self.namespace = netns.Namespace()
+        isolated = mode == build.ISOLATED
+        self.namespace = host.OwnHost() if isolated else netns.Namespace()
+        # Where clients find a published port, and where a protected program finds a plain one.
+        self.addresses = ("127.0.0.1", host.ADDRESS) if isolated else ("127.0.0.1", "::1")
+        self.backend = host.ADDRESS if isolated else "127.0.0.1"
         self._background = []
 
     def __enter__(self) -> "Box":
-        self.directory = Path(tempfile.mkdtemp(prefix="mwcompat"))
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
         self.directory.chmod(0o755)  # servers drop to users of their own
         self.namespace.__enter__()
         return self
@@ -39,14 +52,14 @@ class Box:
 
     # -- processes
 
-    def _command(self, words: list, protected: bool, mode: str) -> list:
+    def _command(self, words: list, protected: bool, mode: str, ports: list = ()) -> list:
         chosen = (mode or self.mode) if protected else "native"
-        return self.namespace.wrap(build.wrap(chosen, words))
+        return self.namespace.wrap(build.wrap(chosen, words, ports))
 
     def start(self, name: str, words: list, protected: bool = True, env: dict = None,
-              mode: str = None) -> proc.Background:
-        """Starts a server; it ends with the box."""
-        background = proc.Background(self._command(words, protected, mode),
+              mode: str = None, ports: list = ()) -> proc.Background:
+        """Starts a server; it ends with the box. `ports` are published where the stack is isolated."""
+        background = proc.Background(self._command(words, protected, mode, ports),
                                      self.directory / f"{name}.log",
                                      env={**os.environ, **(env or {})}, cwd=self.directory)
         self._background.append(background)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("native", "mw")
+ISOLATED = "isolated"
 
 
 def directory() -> Path:
@@ -21,11 +22,24 @@ def program(name: str) -> Path:
     raise FileNotFoundError(f"{name} is not in {directory()}: build first, or set MW_BUILD")
 
 
-def wrap(mode: str, command: list) -> list:
-    """The command itself, or the command under `mw run` in the caller's namespace."""
+def workers() -> list:
+    """The option for as many INS workers as MW_TEST_WORKERS says; nothing, the default, if it says nothing."""
+    count = os.environ.get("MW_TEST_WORKERS")
+    return ["--workers", count] if count else []
+
+
+def wrap(mode: str, command: list, ports: list = ()) -> list:
+    """The command itself, or the command under `mw run`: in the caller's namespace, or isolated with `ports`
+    published under their own numbers (80, "53/udp")."""
     command = [str(word) for word in command]
     if mode == "native":
         return command
-    if mode != "mw":
+    run = [str(program("mw")), "run", *workers()]
+    if mode == "mw":
+        return [*run, "--net", "host", "--", *command]
+    if mode != ISOLATED:
         raise ValueError(f"unknown mode {mode}")
-    return [str(program("mw")), "run", "--net", "host", "--", *command]
+    for port in ports:
+        number = str(port).partition("/")[0]
+        run += ["-p", f"{number}:{port}"]
+    return [*run, "--", *command]

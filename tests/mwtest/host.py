@@ -10,6 +10,8 @@ import os
 import subprocess
 from pathlib import Path
 
+from . import netns
+
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWNET = 0x40000000
 _BOUND = 60
@@ -25,13 +27,22 @@ def _run(*words: str) -> None:
     subprocess.run(words, check=True, timeout=_BOUND)
 
 
+ADDRESS = "192.0.2.10"
+
+
 @contextlib.contextmanager
-def own_host():
-    """Enters a new host with a loopback and one interface that leads nowhere; leaves it again."""
+def own_host(network: int = None):
+    """Enters a new host with a loopback and one interface that leads nowhere; leaves it again.
+
+    `network` is a descriptor of the network namespace to use instead of a new one."""
     kept = [os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC)
             for kind in ("net", "mnt")]
     folder = os.open(".", os.O_PATH | os.O_CLOEXEC)
-    _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET), "unshare")
+    if network is None:
+        _check(_libc.unshare(_CLONE_NEWNS | _CLONE_NEWNET), "unshare")
+    else:
+        _check(_libc.unshare(_CLONE_NEWNS), "unshare")
+        _check(_libc.setns(network, _CLONE_NEWNET), "setns")
     try:
         _run("mount", "--make-rprivate", "/")
         for path in ("/run/mwcomms", "/run/netns"):
@@ -40,7 +51,7 @@ def own_host():
         _run("mount", "-t", "sysfs", "own-host", "/sys")  # shows the interfaces of this network only
         _run("ip", "link", "set", "lo", "up")
         _run("ip", "link", "add", "outside", "type", "veth", "peer", "name", "nowhere")
-        _run("ip", "address", "add", "192.0.2.10/24", "dev", "outside")
+        _run("ip", "address", "add", f"{ADDRESS}/24", "dev", "outside")
         for link in ("outside", "nowhere"):
             _run("ip", "link", "set", link, "up")
         _run("ip", "route", "add", "default", "via", "192.0.2.1")
@@ -51,3 +62,37 @@ def own_host():
             os.close(fd)
         os.fchdir(folder)  # entering a mount namespace goes to its root
         os.close(folder)
+
+
+class OwnHost(netns.Namespace):
+    """A host of a test's own whose network has a name, so that a later run finds and ends what a killed one left there.
+
+    The calling thread lives there until the end, and so does what it starts."""
+
+    def __enter__(self) -> "OwnHost":
+        self._host = contextlib.ExitStack()
+        super().__enter__()
+        try:
+            network = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                self._host.enter_context(own_host(network))
+            finally:
+                os.close(network)
+        except BaseException:
+            super().__exit__()
+            raise
+        self._inside = True
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._inside = False
+        self._host.close()
+        super().__exit__()
+
+    _inside = False
+
+    def wrap(self, command: list) -> list:
+        return [str(word) for word in command] if self._inside else super().wrap(command)
+
+    def entered(self):
+        return contextlib.nullcontext(self) if self._inside else super().entered()
