@@ -84,6 +84,7 @@ def vsftpd(box):
     return box
 
 
+@pytest.mark.rotating
 @pytest.mark.isolated
 @pytest.mark.parametrize("way", ["passive", "active"])
 def test_vsftpd(vsftpd, way):

@@ -35,7 +35,7 @@ def check(box, url: str) -> None:
 
 
 @pytest.mark.isolated
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.rotating)])
 @pytest.mark.parametrize("mode", ["http", "tcp"])
 def test_haproxy(box, mode, threads):
     transfer.closing_backend(box, 9000)

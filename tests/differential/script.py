@@ -115,10 +115,11 @@ def _udp(words: list) -> list:
 class Runner:
     """One run of one script in one variant and mode, inside a network namespace."""
 
-    def __init__(self, path: Path, variant: Variant, mode: str, namespace) -> None:
+    def __init__(self, path: Path, variant: Variant, mode: str, namespace, workers: int = None) -> None:
         self._path = path
         self._variant = variant
         self._mode = mode
+        self._workers = workers
         self._namespace = namespace
         self._processes = {}
         self._variables = {"DIR": ""}
@@ -180,7 +181,7 @@ class Runner:
 
     def _start(self, name: str, mode: str) -> None:
         self._make_pipes(name)
-        command = build.wrap(mode, [build.program("sockagent"), self._directory, name])
+        command = build.wrap(mode, [build.program("sockagent"), self._directory, name], workers=self._workers)
         self._children.append(subprocess.Popen(
             self._namespace.wrap(command), stdin=subprocess.DEVNULL, stdout=self._log_file,
             stderr=self._log_file, start_new_session=True))

@@ -22,19 +22,14 @@ def program(name: str) -> Path:
     raise FileNotFoundError(f"{name} is not in {directory()}: build first, or set MW_BUILD")
 
 
-def workers() -> list:
-    """The option for as many INS workers as MW_TEST_WORKERS says; nothing, the default, if it says nothing."""
-    count = os.environ.get("MW_TEST_WORKERS")
-    return ["--workers", count] if count else []
-
-
-def wrap(mode: str, command: list, ports: list = ()) -> list:
+def wrap(mode: str, command: list, ports: list = (), workers: int = None) -> list:
     """The command itself, or the command under `mw run`: in the caller's namespace, or isolated with `ports`
-    published under their own numbers (80, "53/udp")."""
+    published under their own numbers (80, "53/udp"). The INS has `workers`, or else as many as MW_TEST_WORKERS says."""
     command = [str(word) for word in command]
     if mode == "native":
         return command
-    run = [str(program("mw")), "run", *workers()]
+    count = workers or os.environ.get("MW_TEST_WORKERS")
+    run = [str(program("mw")), "run", *(["--workers", str(count)] if count else [])]
     if mode == "mw":
         return [*run, "--net", "host", "--", *command]
     if mode != ISOLATED:
