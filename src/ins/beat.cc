@@ -17,6 +17,8 @@ using A = StdAtomics;
 
 // So many slots are looked at in one beat, the others in the next ones.
 constexpr uint32_t kSlotsPerBeat = 2048;
+// A sleeper that was rung for has this many beats to wake.
+constexpr uint8_t kBeatsIfRung = 3;
 // How long a ring that is on its way is waited for.
 constexpr int kPatienceMs = 50;
 
@@ -77,24 +79,26 @@ void Worker::beat_of(uint32_t i, Sock& s) {
   s.flags = room ? s.flags | kRxDoubt : s.flags & ~kRxDoubt;
 }
 
-// A group whose sleeper is kept waiting between two beats, as far as we saw, is rung for. If that
-// wakes it, the ring that it should have had was lost; if not, the process does not run.
+// A group whose sleeper is kept waiting from one beat to the next, as far as we saw, is rung for. If
+// that wakes it, the ring that it should have had was lost; if not, its process does not run. One
+// that was rung for may only be slow to run: it is given longer.
 void Worker::beat_of_group(uint32_t g) {
   ReadySet news = ch_.group_news(g);
   GroupDoubt& doubt = group_doubts_[g];
   if (!news.keeps_waiting() || news.is_watched()) {
-    doubt = GroupDoubt::none;
+    doubt = {};
     return;
   }
-  if (doubt == GroupDoubt::none) {
-    doubt = GroupDoubt::seen;
+  if (doubt.beats++ == 0) {
     doubted_.push_back(g);
-  } else if (doubt == GroupDoubt::seen) {
-    doubt = GroupDoubt::rung;
+  } else if (!doubt.rung && (doubt.beats > kBeatsIfRung || !news.is_rung())) {
+    doubt.rung = true;
+    doubt.beats = kBeatsIfRung;
     const uint64_t one = 1;
     (void)!::write(group_bells_[g], &one, sizeof one);
-  } else {
-    doubt = GroupDoubt::given_up;
+  } else if (doubt.beats > kBeatsIfRung + 1) {
+    doubt.beats = kBeatsIfRung + 1;
+    doubt.given_up = doubt.rung;
   }
 }
 
@@ -102,10 +106,10 @@ void Worker::beat_of_group(uint32_t g) {
 void Worker::settle_doubts() {
   std::erase_if(doubted_, [this](uint32_t g) {
     GroupDoubt& doubt = group_doubts_[g];
-    if (doubt != GroupDoubt::seen && doubt != GroupDoubt::rung) return true;
+    if (doubt.beats == 0 || doubt.given_up) return true;
     if (ch_.group_news(g).keeps_waiting()) return false;
-    if (doubt == GroupDoubt::rung) repaired("a sleeper in epoll_wait()");
-    doubt = GroupDoubt::none;
+    if (doubt.rung) repaired("a sleeper in epoll_wait()");
+    doubt = {};
     return true;
   });
 }

@@ -71,7 +71,7 @@ Worker::Worker(InsContext& ins, uint32_t index)
       sampler_(ins.slots, ch_, index, record_cost_),
       beat_slot_(index),
       group_bells_(ch_.geometry().groups, -1),
-      group_doubts_(ch_.geometry().groups, GroupDoubt::none) {
+      group_doubts_(ch_.geometry().groups) {
   const auto own_slots = ch_.geometry().slots / ch_.geometry().workers + 1;
   batch_.reserve(own_slots + ch_.geometry().calls);
   // Reserved, not touched: the steady state must not allocate, and unused memory costs nothing.

@@ -79,7 +79,11 @@ class Worker {
   bool watch_real(uint32_t i, Sock& s);
 
   // beat.cc
-  enum class GroupDoubt : uint8_t { none, seen, rung, given_up };
+  struct GroupDoubt {
+    uint8_t beats = 0;      // in which its sleeper was seen to be kept waiting
+    bool rung = false;      // by a beat
+    bool given_up = false;  // that changed nothing
+  };
   void repaired(const char* what);
   void look_after_sleep();
   void beat();

@@ -162,6 +162,7 @@ class BasicReadySet {
   bool keeps_waiting() {
     return Atomics::load_seq(h_->top) != 0 && Atomics::load_seq(h_->sleepers) != 0;
   }
+  bool is_rung() const { return Atomics::load_relaxed(h_->rung) != 0; }
   // The consumer looks by itself, and its sleep means nothing.
   bool is_watched() const { return Atomics::load_relaxed(h_->watched) != 0; }
 
