@@ -513,6 +513,8 @@ TEST(Ins, ASleeperIsRungForBeforeTheWorkerSleeps) {
   mw_slot& shared = pvm.ch.slot(s.slot);
   const UniqueFd bell{::eventfd(0, EFD_NONBLOCK)};
   pvm.tell(ControlType::group_open, 0, 0, bell.get());
+  pollfd known{bell.get(), POLLIN, 0};
+  ASSERT_EQ(::poll(&known, 1, 20'000), 1);  // rung once when it becomes known
   ReadySet group = pvm.ch.group_news(0);
   A::store_relaxed(shared.watches[0], uint64_t{1});
   // One piece of news and nothing else: the worker goes straight to sleep after it.
