@@ -52,6 +52,9 @@ static inline int mw_is_lookup(uint32_t op) {
 #define MW_CALL_BYTES 2048u
 #define MW_CALL_PAYLOAD 1920u
 #define MW_SEND_INLINE 1u
+/* MW_OP_SENDMSG: more than any datagram has, so no data come along; the answer is the kernel's, and
+ * what it puts into the error queue. */
+#define MW_SEND_TOO_LONG 2u
 
 struct mw_call {
   /* Written by the PVM before it announces the cell. */

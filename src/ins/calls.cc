@@ -424,6 +424,7 @@ void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {
 
 void Worker::call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (s.kind == SockKind::dgram) return dgram_send(i, s, r, a);
+  if ((r.flags2 & MW_SEND_TOO_LONG) != 0) return failure(a, EMSGSIZE);
   // Streams send by the ring; here comes urgent data, which has to follow every byte before it.
   if ((r.flags2 & MW_SEND_INLINE) == 0) return failure(a, EOPNOTSUPP);
   if ((s.flags & kFinPending) != 0 || (s.state & MW_ST_SND_SHUT) != 0) return failure(a, EPIPE);

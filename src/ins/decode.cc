@@ -64,6 +64,11 @@ Status check_request(const Request& r, const mw_geometry& geometry, uint32_t wor
       const bool inlined = (r.flags2 & MW_SEND_INLINE) != 0;
       if (head + (inlined ? len(3) : 0) != r.in_len) return violation("message lengths disagree");
       if (len(1) > 128) return violation("address longer than any");
+      if ((r.flags2 & MW_SEND_TOO_LONG) != 0) {
+        if (inlined || len(3) <= UINT16_MAX || r.arg[3] < 0)
+          return violation("message that is not too long");
+        return Ok{};
+      }
       if (!inlined && len(3) > geometry.tx_ring) return violation("message longer than the ring");
       return Ok{};
     }

@@ -181,6 +181,7 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const auto control_len = static_cast<uint32_t>(r.arg[2]);
   const auto data_len = static_cast<uint32_t>(r.arg[3]);
   const bool inlined = (r.flags2 & MW_SEND_INLINE) != 0;
+  const bool too_long = (r.flags2 & MW_SEND_TOO_LONG) != 0;
   mw_slot& shared = ch_.slot(i);
   iovec iov[2];
   msghdr m{};
@@ -197,6 +198,10 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
   if (inlined) {
     iov[0] = {const_cast<uint8_t*>(r.payload) + name_len + control_len, data_len};
     m.msg_iovlen = 1;
+  } else if (too_long) {
+    // The kernel refuses it by its length; if not, there is no memory to send.
+    iov[0] = {nullptr, data_len};
+    m.msg_iovlen = 1;
   } else {
     auto ready = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
     if (!ready) return fault(ready.error());
@@ -211,7 +216,7 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
   } while (n < 0 && errno == EINTR);
   a.ret = static_cast<int32_t>(n);
   a.err = n < 0 ? errno : 0;
-  if (!inlined) {
+  if (!inlined && !too_long) {
     s.tx_head += data_len;
     A::store_release(shared.tx_head, s.tx_head);
     s.last_tick = tick_;

@@ -1163,6 +1163,14 @@ TEST(Decode, RefusesWhatCannotBe) {
   r.arg[3] = 1;
   r.flags2 = MW_SEND_INLINE;
   EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.arg[2] = 0;
+  r.arg[3] = 65535;
+  r.flags2 = MW_SEND_TOO_LONG;
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
+  r.arg[3] = 65536;
+  EXPECT_TRUE(check_request(r, kTestGeometry, 0));
+  r.flags2 |= MW_SEND_INLINE;
+  EXPECT_FALSE(check_request(r, kTestGeometry, 0));
   r.op = MW_OP_RECVMSG;
   r.arg[1] = r.arg[2] = r.arg[3] = 0x7fffffff;
   EXPECT_FALSE(check_request(r, kTestGeometry, 0));

@@ -3,6 +3,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <stdlib.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -13,6 +15,8 @@
 
 namespace mw::shim {
 namespace {
+
+using A = StdAtomics;
 
 constexpr size_t kMostAtOnce = 0x7ffff000;  // as the kernel limits one call
 constexpr size_t kSpliceChunk = 16384;
@@ -131,6 +135,107 @@ bool is_at_end(int in, const off_t* offset) {
   return libc.syscall(SYS_pread64, in, &byte, sizeof byte, at) == 0;
 }
 
+// Memory for the bytes of one datagram.
+class DatagramBytes {
+ public:
+  explicit DatagramBytes(size_t n) : p_(static_cast<char*>(::malloc(n != 0 ? n : 1))) {}
+  ~DatagramBytes() { ::free(p_); }
+  DatagramBytes(const DatagramBytes&) = delete;
+  DatagramBytes& operator=(const DatagramBytes&) = delete;
+  char* get() const { return p_; }
+
+ private:
+  char* p_;
+};
+
+// More than any datagram, but no more than that: the kernel refuses it.
+constexpr size_t kOverlong = 65536;
+
+ssize_t send_datagram(const Sock& s, char* bytes, size_t n, int flags) {
+  iovec iov{bytes, n};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  return message_send(s, &m, flags);
+}
+
+// sendfile(): what it is asked for is one datagram. The file's position moves if that has left.
+ssize_t file_to_datagram(const Sock& s, int file, off_t* offset, size_t count) {
+  const int mode = libc.fcntl(file, F_GETFL);
+  if (mode < 0 || (mode & O_ACCMODE) == O_WRONLY || (mode & O_PATH) != 0) return -EBADF;
+  struct stat st {};
+  if (::fstat(file, &st) < 0) return -errno;
+  if (!S_ISREG(st.st_mode) && !S_ISBLK(st.st_mode))
+    return offset != nullptr && S_ISFIFO(st.st_mode) ? -ESPIPE : -EINVAL;
+  const off_t at = offset != nullptr ? *offset : ::lseek(file, 0, SEEK_CUR);
+  const size_t most = std::min(count, kOverlong);
+  const DatagramBytes bytes(most);
+  if (bytes.get() == nullptr) return -ENOMEM;
+  const ssize_t got = ::pread(file, bytes.get(), most, at);
+  if (got <= 0) return got < 0 ? -errno : 0;
+  const ssize_t sent = send_datagram(s, bytes.get(), static_cast<size_t>(got), 0);
+  if (sent < 0) return sent;
+  if (offset != nullptr)
+    *offset = at + sent;
+  else
+    ::lseek(file, at + sent, SEEK_SET);
+  return sent;
+}
+
+// Waits for a pipe's end. 0 or -errno.
+int await_pipe(int pipe, short what, bool wait) {
+  pollfd p{pipe, what, 0};
+  const int k = libc.poll(&p, 1, wait ? -1 : 0);
+  if (k < 0) return -errno;
+  return k == 0 ? -EAGAIN : 0;
+}
+
+bool pipe_waits(int pipe, unsigned flags) {
+  return (flags & SPLICE_F_NONBLOCK) == 0 && (libc.fcntl(pipe, F_GETFL) & O_NONBLOCK) == 0;
+}
+
+// What the pipe holds, up to `count`, is one datagram.
+ssize_t pipe_to_datagram(int pipe, const Sock& s, size_t count, unsigned flags) {
+  if (const int rc = await_pipe(pipe, POLLIN, pipe_waits(pipe, flags)); rc < 0) return rc;
+  int there = 0;
+  if (libc.ioctl(pipe, FIONREAD, &there) < 0) return -errno;
+  const size_t n = std::min(count, static_cast<size_t>(there));
+  if (n == 0) return 0;  // no writer is left
+  // What was read from the pipe cannot go back: first what the kernel would refuse.
+  if (const int error = take_error(s); error != 0) return -error;
+  if ((state_of(s) & MW_ST_CONNECTED) == 0) return -EDESTADDRREQ;
+  if ((A::load_relaxed(s.mine.flags) & kSlotShutWr) != 0) return -EPIPE;
+  constexpr size_t kMostIpv4 = 65535 - 20 - 8;
+  constexpr size_t kMostIpv6 = 65535 - 8;
+  if (n > (s.mine.domain == AF_INET6 ? kMostIpv6 : kMostIpv4)) return -EMSGSIZE;
+  const DatagramBytes bytes(n);
+  if (bytes.get() == nullptr) return -ENOMEM;
+  const ssize_t got = libc.read(pipe, bytes.get(), n);
+  if (got <= 0) return got < 0 ? -errno : 0;
+  return send_datagram(s, bytes.get(), static_cast<size_t>(got),
+                       (flags & SPLICE_F_MORE) != 0 ? MSG_MORE : 0);
+}
+
+// One datagram, as much of it as was asked for and fits. SPLICE_F_NONBLOCK is about the pipe only.
+ssize_t datagram_to_pipe(const Sock& s, int pipe, size_t count, unsigned flags) {
+  if (const int rc = await_pipe(pipe, POLLOUT, pipe_waits(pipe, flags)); rc < 0) return rc;
+  int there = 0;
+  const int capacity = libc.fcntl(pipe, F_GETPIPE_SZ);
+  if (capacity < 0 || libc.ioctl(pipe, FIONREAD, &there) < 0) return -errno;
+  const size_t free = static_cast<size_t>(std::max(capacity - there, PIPE_BUF));
+  const size_t most = std::min({count, free, kOverlong});
+  const DatagramBytes bytes(most);
+  if (bytes.get() == nullptr) return -ENOMEM;
+  iovec iov{bytes.get(), most};
+  msghdr m{};
+  m.msg_iov = &iov;
+  m.msg_iovlen = 1;
+  const ssize_t got = dgram_recv(s, &m, 0);
+  if (got <= 0) return got;
+  const ssize_t put = libc.write(pipe, bytes.get(), static_cast<size_t>(got));
+  return put < 0 ? -errno : put;
+}
+
 }  // namespace
 
 ssize_t shim_sendfile(int out, int in, off_t* offset, size_t count) {
@@ -146,8 +251,9 @@ ssize_t shim_sendfile(int out, int in, off_t* offset, size_t count) {
   const int saved = errno;
   if (!plain) {
     if (const int error = fault_of_source(in, offset, count); error < 0) return error;
-    if (appends(s) || s.datagram()) return -EINVAL;
+    if (appends(s)) return -EINVAL;
     if (count == 0 || is_at_end(in, offset)) return 0;
+    if (s.datagram()) return file_to_datagram(s, in, offset, count);
   }
   const ssize_t n = stream_send_file(s, in, offset, std::min(count, kMostAtOnce));
   if (n < 0 && plain && (n == -EISDIR || n == -EBADF))
@@ -164,7 +270,7 @@ ssize_t shim_sendfile_from(int out, int in, off_t* offset, size_t count) {
     return n < 0 ? -errno : n;
   }
   const Sock s = sock_of(in, look_up(in));
-  if (s.datagram()) return -EINVAL;
+  if (s.datagram()) return datagram_to_pipe(s, out, count, 0);
   return socket_to_pipe(s, out, std::min(count, kMostAtOnce), 0);
 }
 
@@ -186,7 +292,9 @@ ssize_t shim_splice(int in, loff_t* in_off, int out, loff_t* out_off, size_t cou
   if (reads ? !is_writable_end(mode) : !is_readable_end(mode)) return -EBADF;
   if (!pipe || in_off != nullptr || out_off != nullptr) return -EINVAL;
   const Sock s = reads ? sock_of(in, from) : sock_of(out, to);
-  if (s.datagram() || (!reads && appends(s))) return -EINVAL;
+  if (!reads && appends(s)) return -EINVAL;
+  if (s.datagram())
+    return reads ? datagram_to_pipe(s, out, count, flags) : pipe_to_datagram(in, s, count, flags);
   return reads ? socket_to_pipe(s, out, count, flags) : pipe_to_socket(in, s, count, flags);
 }
 
