@@ -852,6 +852,36 @@ TEST(Ins, AnIcmpErrorOfADatagramSocketIsPublished) {
   EXPECT_EQ(pvm.wait_error(s), ECONNREFUSED);
 }
 
+TEST(Ins, ABindSeesTheClosesBeforeIt) {
+  for (const uint32_t workers : {1u, 3u}) {
+    FakePvm pvm(small_geometry(64, workers));
+    pvm.begin();
+    for (int k = 0; k < 100; ++k) {
+      FakeSock before = pvm.socket(SOCK_DGRAM);
+      ASSERT_EQ(pvm.call(MW_OP_BIND, before, {}, FakePvm::raw(loopback(0))).ret, 0);
+      const sockaddr_in here = loopback(pvm.port_of(before));
+      FakeSock after = pvm.socket(SOCK_DGRAM);
+      EXPECT_EQ(pvm.call(MW_OP_BIND, after, {}, FakePvm::raw(here)).err, EADDRINUSE);
+      before.fd.reset();
+      ASSERT_EQ(pvm.call(MW_OP_BIND, after, {}, FakePvm::raw(here)).ret, 0) << workers << " " << k;
+    }
+  }
+}
+
+TEST(Ins, AnErrorThatIsReadFromTheQueueIsTakenBack) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket(SOCK_DGRAM);
+  ASSERT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {IPPROTO_IP, IP_RECVERR}, as_bytes(1)).ret, 0);
+  ASSERT_EQ(pvm.call(MW_OP_CONNECT, s, {}, FakePvm::raw(loopback(1))).ret, 0);
+  ASSERT_EQ(pvm.call(MW_OP_SENDMSG, s, {0, 0, 0, 1}, "x", MW_SEND_INLINE).ret, 1);
+  ASSERT_EQ(pvm.wait_error(s), ECONNREFUSED);
+  EXPECT_TRUE(pvm.wait_state(s, MW_ST_ERRQ));
+  EXPECT_EQ(pvm.call(MW_OP_RECVMSG, s, {MSG_ERRQUEUE, 32, 512, 100}).ret, 1);
+  EXPECT_EQ(pvm.wait_error(s), 0);
+  EXPECT_EQ(pvm.state(s) & MW_ST_ERRQ, 0u);
+}
+
 TEST(Ins, AStaleGenerationIsReset) {
   FakePvm pvm;
   pvm.begin();

@@ -453,7 +453,7 @@ bool close_is_awaited(const Sock& s) {
   const uint32_t flags = A::load_relaxed(s.mine.flags);
   if ((flags & (kSlotResets | kSlotListener | kSlotHasPort)) == 0 || is_dead(s)) return false;
   if ((flags & (kSlotResets | kSlotListener)) != 0) return true;
-  if (references(s.index, s.gen) > 1) return false;
+  if (references(s.index, s.gen) > 1 || process.confined) return false;
   // A connection that stands keeps its port beyond its close().
   constexpr uint32_t kOver = MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED;
   return s.datagram() || (state_of(s) & (MW_ST_CONNECTED | kOver)) != MW_ST_CONNECTED;
