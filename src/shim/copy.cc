@@ -205,9 +205,7 @@ ssize_t pipe_to_datagram(int pipe, const Sock& s, size_t count, unsigned flags) 
   if (const int error = take_error(s); error != 0) return -error;
   if ((state_of(s) & MW_ST_CONNECTED) == 0) return -EDESTADDRREQ;
   if ((A::load_relaxed(s.mine.flags) & kSlotShutWr) != 0) return -EPIPE;
-  constexpr size_t kMostIpv4 = 65535 - 20 - 8;
-  constexpr size_t kMostIpv6 = 65535 - 8;
-  if (n > (s.mine.domain == AF_INET6 ? kMostIpv6 : kMostIpv4)) return -EMSGSIZE;
+  if (n > most_data(s)) return -EMSGSIZE;
   const DatagramBytes bytes(n);
   if (bytes.get() == nullptr) return -ENOMEM;
   const ssize_t got = libc.read(pipe, bytes.get(), n);

@@ -201,7 +201,6 @@ ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_le
 // one of IPv4 does not.
 int send_too_long(const Sock& s, const msghdr* m, int flags, size_t total) {
   if (s.mine.domain != AF_INET6) return -EMSGSIZE;
-  if (const int error = take_error(s); error != 0) return -error;
   constexpr size_t kMostOfACall = 0x7ffff000;  // as the kernel cuts it
   const auto length = static_cast<uint32_t>(std::min(total, kMostOfACall));
   const ssize_t n = send_by_call(s, m, flags, length, nullptr, MW_SEND_TOO_LONG);
@@ -281,6 +280,12 @@ ssize_t inline_send(const Sock& s, const msghdr* m, int flags, size_t total, boo
 
 }  // namespace
 
+size_t most_data(const Sock& s) {
+  constexpr size_t kMostIpv4 = 65535 - 20 - 8;
+  constexpr size_t kMostIpv6 = 65535 - 8;
+  return s.mine.domain == AF_INET6 ? kMostIpv6 : kMostIpv4;
+}
+
 ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (m->msg_iovlen > IOV_MAX) return -EMSGSIZE;
   if (!is_buffer(m->msg_iov, m->msg_iovlen * sizeof *m->msg_iov)) return -EFAULT;
@@ -300,8 +305,10 @@ ssize_t message_send(const Sock& s, const msghdr* m, int flags) {
   if (too_long) return send_too_long(s, m, flags, total);
   Timeout timeout(s.mine.sndtimeo_us);
   int64_t pause_ns = 0;
+  // The kernel looks at the length before it looks for a pending error.
+  const bool fits = total <= most_data(s);
   for (;;) {
-    if (const int error = take_error(s); error != 0) return -error;
+    if (const int error = fits ? take_error(s) : 0; error != 0) return -error;
     const ssize_t n = send_datagram(s, m, flags, static_cast<uint32_t>(total));
     if (n >= 0 && (A::load_relaxed(s.mine.flags) & kSlotHasPort) == 0)
       A::fetch_or(s.mine.flags, kSlotHasPort);

@@ -198,6 +198,8 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags);
 ssize_t message_send(const Sock& s, const msghdr* m, int flags);
 ssize_t special_recv(const Sock& s, msghdr* m, int flags);
 uint32_t first_datagram_bytes(const Sock& s);
+// The longest datagram that the socket can send.
+size_t most_data(const Sock& s);
 
 // ---- fastopen.cc ----
 ssize_t fastopen_send(const Sock& s, const msghdr* m, int flags);
