@@ -45,6 +45,9 @@ enum mw_op {
 };
 
 /* Operations that name no slot and may stay unanswered for long. */
+  /* Accepts a connection that an MW_ACCEPT_ASK record told of: the slot is the listener's; out: its
+   * bare mw_accept_record. EAGAIN if it has gone. */
+  MW_OP_ACCEPT = 18,
 static inline int mw_is_lookup(uint32_t op) {
   return op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR || op == MW_OP_QUERY;
 }
@@ -118,6 +121,8 @@ struct mw_accept_record {
 #define MW_ACCEPT_PLACEHOLDER_SHIFT 8
 MW_STATIC_ASSERT(sizeof(struct mw_accept_record) == 80, "frozen since protocol 1");
 
+/* Of a bare record: slot and gen are the listener's, and a connection may be had with MW_OP_ACCEPT. */
+#define MW_ACCEPT_ASK 4u
 /* Sent with the INS's end of a new placeholder over the session's drop socket (one host). */
 #define MW_DROP_MAGIC 0x4452574du
 struct mw_drop_record {

@@ -163,6 +163,8 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
     case MW_OP_RECVMSG:
       return call_recvmsg(i, s, r, a);
     case MW_OP_CLOSED:
+  // What the application has taken by now counts.
+  if (s.listener != nullptr && s.listener->is_cut()) accept_some(i, s);
       return call_closed(i, s);
     default:
       return failure(a, ENOSYS);
@@ -175,7 +177,7 @@ void Worker::call_bind(uint32_t i, Sock& s, const Request& r, Answer& a) {
 }
 
 void Worker::call_listen(uint32_t i, Sock& s, const Request& r, Answer& a) {
-  result(a, ::listen(s.fd, kernel_backlog(r.arg[0])));
+  result(a, ::listen(s.fd, r.arg[0]));
   if (a.ret != 0) return;
   keep_placeholder(i, s);
   listener_started(i, s, r.arg[0]);
@@ -188,6 +190,8 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   } while (a.ret < 0 && a.err == EINTR);
   if (a.ret == 0 || a.err == EINPROGRESS) {
     note_connect(i, s, a.ret == 0 && !unspec, unspec);
+    case MW_OP_ACCEPT:
+      return call_accept(i, s, a);
     telemetry_.connecting(MW_TEL_CONNECT, i, s, address_of(r), r.in_len);
   } else if (a.err == ECONNREFUSED && s.kind == SockKind::stream) {
     // By a peer that is so near that its answer was there before the call returned.

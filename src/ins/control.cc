@@ -323,7 +323,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   }
   if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0)
     return error();
-  if (::listen(real.get(), kernel_backlog(l.backlog)) < 0) return error();
+  if (::listen(real.get(), l.backlog) < 0) return error();
   if (!ins_.slots.claim(l.slot, l.gen)) return EBUSY;
   Sock& s = ins_.slots.at(l.slot);
   s.fd = real.release();

@@ -52,6 +52,7 @@ Status check_request(const Request& r, const mw_geometry& geometry, uint32_t wor
     case MW_OP_SETSOCKOPT:
     case MW_OP_CLOSED:
       return Ok{};
+    case MW_OP_ACCEPT:
     case MW_OP_GETSOCKOPT:
       if (r.arg[2] >= 0 && r.in_len > MW_CALL_PAYLOAD) return violation("option value too long");
       return Ok{};

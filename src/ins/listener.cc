@@ -5,14 +5,24 @@
 // was sent since SIOCOUTQ last told how much was taken, so the steady state does not ask. When the
 // bound is reached we watch that placeholder for EPOLLOUT, which the kernel raises each time the
 // application takes a record while at most a quarter of SO_SNDBUF is in use; SO_SNDBUF is set so
-// that this means half of the bound.
+// that this means half of the bound or more.
+//
+// A client can tell how many connections a program lets in that does not accept: one more than its
+// backlog. While the program takes what it is sent, the real listener has the whole backlog, so that
+// no burst of clients meets a shorter queue than natively. Once the program is behind, what waits
+// ahead is taken off the real listener's share, before more is accepted. One with a short backlog
+// that has taken what it was sent is forgiven more for a moment: each connection passes through our
+// hands too, and it shall not lose clients over that.
+#include <linux/tcp.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <cstring>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
@@ -23,7 +33,13 @@ namespace {
 
 using A = StdAtomics;
 
-constexpr int kMaxAhead = 64;
+constexpr uint32_t kMaxAhead = 64;
+constexpr uint32_t kPartAhead = 8;  // of the backlog
+// What is forgiven: half of what the program has taken, at most so many connections, of which some
+// may wait ahead; until it has left one waiting for so long.
+constexpr uint32_t kMaxExtra = 32;
+constexpr uint32_t kShortAhead = 16;
+constexpr uint64_t kForgivenMs = 20;
 constexpr int kAcceptsPerTurn = 64;
 
 bool is_wildcard(const mw_addr& a) {
@@ -41,32 +57,49 @@ bool get_name(int fd, mw_addr& out) {
   return true;
 }
 
-}  // namespace
-
-// Together with the kernel's share it must come to what the program asked for: a client can tell
-// how many connections a program that does not accept lets in. Half of a short queue, as the kernel
-// judges its queue of half-open connections by its own share.
-int accepted_ahead(int backlog) {
-  if (backlog < 0) return kMaxAhead;  // the kernel takes it for the largest
-  return std::clamp((backlog + 1) / 2, 1, kMaxAhead);
+// The backlog that is in force: listen() takes no more than the system's limit.
+uint32_t backlog_of(int fd, int asked) {
+  tcp_info info{};
+  socklen_t len = sizeof info;
+  if (::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 &&
+      len >= offsetof(tcp_info, tcpi_sacked) + sizeof info.tcpi_sacked)
+    return info.tcpi_sacked;
+  return static_cast<uint32_t>(asked < 0 ? SOMAXCONN : std::min(asked, SOMAXCONN));
 }
 
-int kernel_backlog(int backlog) {
-  return backlog < 0 ? backlog : std::max(0, backlog - accepted_ahead(backlog));
+bool has_waiting(int fd) {
+  pollfd p{fd, POLLIN, 0};
+  return ::poll(&p, 1, 0) > 0 && (p.revents & POLLIN) != 0;
+}
+
+}  // namespace
+
+uint32_t accepted_ahead(uint32_t backlog) {
+  return std::clamp(backlog / kPartAhead, 1u, kMaxAhead);
 }
 
 void Worker::listener_started(uint32_t i, Sock& s, int backlog) {
   if (s.listener == nullptr) s.listener = std::make_unique<ListenerState>();
   ListenerState& l = *s.listener;
   s.backlog = backlog;
-  l.limit = static_cast<uint32_t>(accepted_ahead(backlog));
+  l.backlog = l.share = backlog_of(s.fd, backlog);
+  l.limit = accepted_ahead(l.backlog);
   l.bound_here = get_name(s.fd, l.local) && !is_wildcard(l.local);
   // The kernel doubles it: in use may be four times the half of the bound when EPOLLOUT is raised.
-  const int room = static_cast<int>(l.limit * record_cost_);
+  const int room = static_cast<int>(std::max(l.limit, kShortAhead) * record_cost_);
   if (room > 0) ::setsockopt(s.ph, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
   set_state(i, s, MW_ST_OPEN | MW_ST_LISTENING);
+  share_out(s, l.ahead);
   watch_real(i, s);
   announce_listener(i, s);
+}
+
+// Gives the real listener what `ahead` leaves of the backlog.
+void Worker::share_out(Sock& s, uint32_t ahead) {
+  ListenerState& l = *s.listener;
+  const uint32_t whole = l.backlog + l.extra;
+  const uint32_t share = whole > ahead ? whole - ahead : 0;
+  if (share != l.share && ::listen(s.fd, static_cast<int>(share)) == 0) l.share = share;
 }
 
 // Tells the driver, so that it can have the listener made again by a successor.
@@ -99,30 +132,105 @@ void Worker::on_listener_event(uint32_t i, Sock& s) {
   accept_some(i, s);
 }
 
-bool Worker::room_ahead(uint32_t i, Sock& s) {
+// Counts what the application has not taken.
+void Worker::count_ahead(Sock& s) {
   ListenerState& l = *s.listener;
-  if (l.ahead < l.limit) return true;
   int queued = 0;
   if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &queued) < 0) queued = 0;
   // To the nearest: the kernel raises EPOLLOUT while the last byte of a record that was taken still
   // counts, and does not raise it again.
-  l.ahead =
+  const uint32_t ahead =
       record_cost_ == 0 ? 0 : (static_cast<uint32_t>(queued) + record_cost_ / 2) / record_cost_;
-  if (l.ahead < l.limit) return true;
-  if (!l.armed) {
-    // Looks at once, so a record taken meanwhile is not missed.
-    l.armed = watch(s.ph, kPlaceholderEvents | EPOLLOUT, i, s.gen, true, EPOLL_CTL_MOD);
+  if (ahead < l.ahead)
+    l.taken = std::min(l.taken + l.ahead - ahead, 2 * kMaxExtra);
+  else if (ahead != 0 && is_slow(l))
+    l.taken = 0;
+  if (l.limit < kShortAhead) l.extra = l.taken / 2;
+  l.ahead = ahead;
+  if (ahead == 0) l.prompt = true;
+}
+
+uint32_t Worker::most_ahead(const ListenerState& l) {
+  return l.extra == 0 ? l.limit : std::min(l.limit + l.extra, kShortAhead);
+}
+
+// True if the application may have left a connection waiting for long.
+bool Worker::is_slow(const ListenerState& l) {
+  return coarse_monotonic_ms() - l.sent_ms > kForgivenMs;
+}
+
+void Worker::watch_takes(uint32_t i, Sock& s, bool on) {
+  ListenerState& l = *s.listener;
+  // Looks at once, so a record taken meanwhile is not missed.
+  if (on != l.armed && watch(s.ph, kPlaceholderEvents | (on ? uint32_t{EPOLLOUT} : 0), i, s.gen,
+                             true, EPOLL_CTL_MOD))
+    l.armed = on;
+}
+
+// Makes ready for one more to be accepted. False: the application has enough for now.
+bool Worker::room_ahead(uint32_t i, Sock& s) {
+  ListenerState& l = *s.listener;
+  if (l.ahead >= most_ahead(l) || (!l.prompt && l.ahead != 0) || (l.extra != 0 && is_slow(l)))
+    count_ahead(s);
+  if (l.ahead >= most_ahead(l)) {
+    // If nobody waits, the next client's coming is news enough.
+    if (!l.is_cut() && !has_waiting(s.fd)) return false;
+    l.prompt = false;
+    share_out(s, l.ahead);
+    watch_takes(i, s, true);
+    return false;
   }
-  return false;
+  share_out(s, l.prompt ? 0 : l.ahead + 1);
+  return true;
+}
+
+// The real listener's queue is empty. What the application takes from here on is of interest only
+// if that gives its share back.
+void Worker::nobody_waits(uint32_t i, Sock& s) {
+  ListenerState& l = *s.listener;
+  if (l.is_cut()) {
+    count_ahead(s);
+    share_out(s, l.ahead);
+  }
+  watch_takes(i, s, l.is_cut());
 }
 
 void Worker::accept_some(uint32_t i, Sock& s) {
   if ((s.state & MW_ST_LISTENING) == 0 || s.listener->stalled) return;
+  if (s.listener->backlog == 0) return tell_of_one(i, s);
   for (int k = 0; k < kAcceptsPerTurn; ++k) {
     if (!room_ahead(i, s)) return;
     if (!accept_one(i, s)) return;
   }
   requeue(i, s);
+}
+
+// The real listener's shortest queue has a place for one, so none is accepted ahead of a program
+// that wants no queue. It is told that one waits, and asks for it.
+void Worker::tell_of_one(uint32_t i, Sock& s) {
+  ListenerState& l = *s.listener;
+  if (l.told || !has_waiting(s.fd)) return;
+  mw_accept_record record{};
+  record.magic = MW_ACCEPT_MAGIC;
+  record.slot = i;
+  record.gen = s.gen;
+  record.flags = MW_ACCEPT_BARE | MW_ACCEPT_ASK;
+  if (!send_message(s.ph, bytes_of(record), {}, MSG_DONTWAIT)) return watch_takes(i, s, true);
+  watch_takes(i, s, false);
+  l.told = true;
+  l.told_at = tick_;
+  look_later(i, l);
+}
+
+void Worker::call_accept(uint32_t i, Sock& s, Answer& a) {
+  a.ret = -1;
+  a.err = EINVAL;
+  if (s.listener == nullptr || (s.state & MW_ST_LISTENING) == 0) return;
+  a.err = EAGAIN;
+  s.listener->told = false;
+  while (accept_one(i, s, &a) && a.out_len == 0) {
+  }
+  accept_some(i, s);
 }
 
 void Worker::stall(uint32_t i, Sock& s) {
@@ -157,8 +265,9 @@ Result<Worker::NewPlaceholder> Worker::make_placeholder(uint32_t slot, uint32_t 
   return out;
 }
 
-// Accepts one connection and hands it to the application. False: none is there, or not now.
-bool Worker::accept_one(uint32_t i, Sock& s) {
+// Accepts one connection and hands it to the application, in `answer` if there is one. False: none
+// is there, or not now.
+bool Worker::accept_one(uint32_t i, Sock& s, Answer* answer) {
   ListenerState& l = *s.listener;
   auto slot = ins_.slots.allocate(spread_);
   if (!slot) {
@@ -180,9 +289,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     const int err = errno;
     give_back();
     if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS) stall(i, s);
-    // The queue is empty: what the application takes from here on is of no interest.
-    if (err == EAGAIN && l.armed)
-      l.armed = !watch(s.ph, kPlaceholderEvents, i, s.gen, true, EPOLL_CTL_MOD);
+    if (err == EAGAIN) nobody_waits(i, s);
     // Errors of one connection (it is gone already) do not end the turn.
     return err == ECONNABORTED || err == EINTR || err == EPROTO || err == EPERM || err == ENETDOWN;
   }
@@ -202,7 +309,7 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   else if (!get_name(real.get(), record.local))
     record.local.len = 0;
   const uint32_t wish = A::load_relaxed(ch_.slot(i).accept_flags);
-  const bool bare = (wish & MW_ACCEPT_BARE) != 0;
+  const bool bare = answer != nullptr || (wish & MW_ACCEPT_BARE) != 0;
   uint32_t number = 0;
   UniqueFd theirs;
   if (!bare) {
@@ -241,8 +348,9 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
   record.flags = bare ? MW_ACCEPT_BARE
                       : (wish & MW_ACCEPT_NONBLOCK) | (number + 1) << MW_ACCEPT_PLACEHOLDER_SHIFT;
   const int fds[] = {theirs.get()};
-  Status sent =
-      send_message(s.ph, bytes_of(record), {fds, bare ? size_t{0} : size_t{1}}, MSG_DONTWAIT);
+  Status sent = Ok{};
+  if (answer == nullptr)
+    sent = send_message(s.ph, bytes_of(record), {fds, bare ? size_t{0} : size_t{1}}, MSG_DONTWAIT);
   if (!sent) {
     if (!bare) ins_.placeholders.remove(number).reset();
     real.release();
@@ -252,8 +360,14 @@ bool Worker::accept_one(uint32_t i, Sock& s) {
     if (sent.error().fault == Fault::would_block) l.ahead = l.limit;
     return sent.error().fault == Fault::would_block;
   }
-  ++l.ahead;
+  if (answer != nullptr) {
+    *answer = {0, 0, sizeof record, {}};
+    std::memcpy(answer->payload, &record, sizeof record);
+  } else {
+    ++l.ahead;
+  }
   ++l.sent;
+  if (l.limit < kShortAhead) l.sent_ms = coarse_monotonic_ms();
   if (bare)
     note_bare(i, l, n, c.gen);
   else
@@ -297,6 +411,10 @@ void Worker::note_bare(uint32_t listener, ListenerState& l, uint32_t slot, uint3
   if (l.bare.size() >= kLookAgain)
     std::erase_if(l.bare, [this](const BareRecord& b) { return !is_waiting(b.slot, b.gen); });
   l.bare.push_back({slot, gen, l.sent, 0});
+  look_later(listener, l);
+}
+
+void Worker::look_later(uint32_t listener, ListenerState& l) {
   if (l.handing) return;
   l.handing = true;
   handing_.push_back(listener);
@@ -323,12 +441,13 @@ void Worker::revoke_all(ListenerState& l) {
 void Worker::look_for_missing() {
   std::erase_if(handing_, [this](uint32_t i) {
     Sock* s = ins_.slots.find(i);
-    return s == nullptr || s->listener == nullptr || !look_for_missing(*s);
+    return s == nullptr || s->listener == nullptr || !look_for_missing(i, *s);
   });
 }
 
-// Revokes what has been missing since the last look. False: no bare record is left.
-bool Worker::look_for_missing(Sock& s) {
+// Revokes what has been missing since the last look. False: no bare record is left, nor one that
+// tells of a connection.
+bool Worker::look_for_missing(uint32_t i, Sock& s) {
   ListenerState& l = *s.listener;
   int bytes = 0;
   if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &bytes) < 0) return true;
@@ -341,7 +460,12 @@ bool Worker::look_for_missing(Sock& s) {
     give_up(b.slot, b.gen);
     return true;
   });
-  l.handing = !l.bare.empty();
+  if (l.told && queued == 0 && tick_ - l.told_at > 1) {
+    // Whoever took it has not asked, and is dead.
+    l.told = false;
+    accept_some(i, s);
+  }
+  l.handing = !l.bare.empty() || l.told;
   return l.handing;
 }
 

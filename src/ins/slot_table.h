@@ -37,7 +37,15 @@ struct BareRecord {
 
 // What only a listener needs.
 struct ListenerState {
+  uint32_t backlog = 0;          // of listen(), as far as the system lets it have that
+  uint32_t share = 0;            // of that, what the real listener has now
+  bool told = false;             // a record is under way that tells of a connection
+  uint32_t told_at = 0;          // in which tick of the worker that was sent
+  bool prompt = false;           // the application had taken everything when we looked last
   uint32_t limit = 1;            // records that may wait for the application
+  uint32_t extra = 0;            // more than the backlog, as it takes what it is sent in time
+  uint32_t taken = 0;            // records that it took in time, as far as we looked
+  uint64_t sent_ms = 0;          // when the last one was sent
   uint32_t ahead = 0;            // upper bound of those that do
   bool armed = false;            // the placeholder's EPOLLOUT is watched: the application is behind
   bool stalled = false;          // out of descriptors or slots: in the worker's retry list
@@ -46,6 +54,8 @@ struct ListenerState {
   bool handing = false;          // in the worker's list of those with bare records
   std::vector<BareRecord> bare;  // not known to be claimed, oldest first
   mw_addr local{};
+
+  bool is_cut() const { return share < backlog + extra; }
 };
 
 // The options set on a socket so far, for replay into a successor.

@@ -27,10 +27,8 @@
 
 namespace mw {
 
-// A listener's queue of a program's backlog is shared out: so many are accepted ahead of the
-// program, and the rest is listen()'s.
-int accepted_ahead(int backlog);
-int kernel_backlog(int backlog);
+// How many connections may be accepted before the program takes them.
+uint32_t accepted_ahead(uint32_t backlog);
 
 class Worker {
  public:
@@ -146,8 +144,16 @@ class Worker {
   // listener.cc
   void on_listener_event(uint32_t i, Sock& s);
   void accept_some(uint32_t i, Sock& s);
-  bool accept_one(uint32_t i, Sock& s);
+  bool accept_one(uint32_t i, Sock& s, Answer* answer = nullptr);
+  void tell_of_one(uint32_t i, Sock& s);
+  void look_later(uint32_t listener, ListenerState& l);
+  static void share_out(Sock& s, uint32_t ahead);
+  void count_ahead(Sock& s);
+  static uint32_t most_ahead(const ListenerState& l);
+  static bool is_slow(const ListenerState& l);
+  void watch_takes(uint32_t i, Sock& s, bool on);
   bool room_ahead(uint32_t i, Sock& s);
+  void nobody_waits(uint32_t i, Sock& s);
   void listener_started(uint32_t i, Sock& s, int backlog);
   void announce_listener(uint32_t i, Sock& s);
   struct NewPlaceholder {
@@ -161,7 +167,7 @@ class Worker {
   bool revoke(uint32_t slot, uint32_t gen);
   void revoke_all(ListenerState& l);
   void look_for_missing();
-  bool look_for_missing(Sock& s);
+  bool look_for_missing(uint32_t i, Sock& s);
   void retry_stalled();
   void stall(uint32_t i, Sock& s);
 
@@ -230,6 +236,9 @@ class Worker {
   void option_set(uint32_t i, Sock& s, int level, int name);
   void call_name(Sock& s, bool peer, Answer& a);
   void call_closed(uint32_t i, Sock& s);
+  void call_accept(uint32_t i, Sock& s, Answer& a);
+  static void call_gifconf(Sock& s, const Request& r, Answer& a);
+  static void call_ethtool(Sock& s, const Request& r, Answer& a);
   void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
   void call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a);

@@ -90,7 +90,9 @@ bool is_waiting(const mw_accept_record& r) {
 
 // A connection that came without a placeholder whose end would tell the INS.
 void drop_bare(const mw_accept_record& r) {
-  if (!is_possible(r) || !has_slot(r.slot) || !claim(r, MW_CLAIM_DROPPED)) return;
+  if (!is_possible(r) || (r.flags & MW_ACCEPT_ASK) != 0 || !has_slot(r.slot) ||
+      !claim(r, MW_CLAIM_DROPPED))
+    return;
   A::store_release(process.channel.slot(r.slot).closed, r.gen);
   announce(sock_of(-1, {Kind::socket, r.slot, r.gen}));
 }
@@ -215,6 +217,22 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
   return -ECONNABORTED;
 }
 
+// Fetches the connection that waits with the INS. 0, -EAGAIN (it has gone) or -errno.
+int fetch_asked(const Sock& s, mw_accept_record& record) {
+  CallRequest r;
+  r.op = MW_OP_ACCEPT;
+  r.slot = s.index;
+  r.gen = s.gen;
+  const CallAnswer a = call(r, &record, sizeof record);
+  if (a.ret < 0) return a.err == EINVAL ? -EINVAL : -EAGAIN;
+  constexpr uint32_t kKind = MW_ACCEPT_BARE | MW_ACCEPT_ASK;
+  if (a.len == sizeof record && is_possible(record) && record.gen != 0 &&
+      (record.flags & kKind) == MW_ACCEPT_BARE)
+    return 0;
+  poison("accept record");
+  return -ECONNABORTED;
+}
+
 // Takes connections from the queue until one is ours. 0 or -errno.
 int accept_claimed(const Sock& s, mw_accept_record& record, int flags, Place& out) {
   constexpr int kMostLost = 1000;
@@ -222,6 +240,11 @@ int accept_claimed(const Sock& s, mw_accept_record& record, int flags, Place& ou
     int rc = next_accepted(s, record, (flags & SOCK_CLOEXEC) != 0 ? MSG_CMSG_CLOEXEC : 0, &out.fd);
     if (rc < 0) return rc;
     if (out.fd < 0) {
+      if ((record.flags & MW_ACCEPT_ASK) != 0) {
+        rc = fetch_asked(s, record);
+        if (rc == -EAGAIN && is_still_there(s)) continue;
+        if (rc < 0) return rc == -EAGAIN ? -EBADF : rc;
+      }
       if (!is_waiting(record)) {
         if (!is_still_there(s)) return -EBADF;
         continue;

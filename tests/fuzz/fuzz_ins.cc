@@ -177,7 +177,7 @@ class World {
       case 3:
       case 4: {  // a call, about a socket that exists or not, with a payload of any kind
         const uint32_t call = in.below(kGeometry.calls);
-        mw_call& c = cell(call, in.below(MW_OP_PLACEHOLDER + 1));
+        mw_call& c = cell(call, in.below(MW_OP_ACCEPT + 1));
         c.slot = slot;
         c.gen = in.below(8) == 0 ? in.number<uint32_t>() : s.gen;
         for (int32_t& arg : c.arg)

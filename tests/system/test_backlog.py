@@ -79,7 +79,7 @@ def say(process, *words) -> str:
     return process.stdout.readline().strip()
 
 
-@pytest.mark.parametrize("backlog", [1, 2, 5])
+@pytest.mark.parametrize("backlog", [0, 1, 2, 5])
 def test_as_many_get_in_as_the_kernel_lets_in(serve, backlog):
     server = serve(backlog)
     clients = dial()
