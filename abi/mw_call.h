@@ -14,12 +14,15 @@ enum mw_op {
                          EINPROGRESS, then MW_ST_CONNECTING clears */
   MW_OP_SHUTDOWN = 5, /* [how]; bytes already in the send ring leave first;
                          out: a byte if it was connecting and has given up */
-  MW_OP_GETSOCKOPT =
-      6, /* [level, name, optlen]; in: optval; out: optval, ret 0, out_len = optlen */
+  MW_OP_GETSOCKOPT = 6,  /* [level, name, optlen]; in: what the kernel reads of optval;
+                            out: optval, ret 0, out_len = optlen */
   MW_OP_SETSOCKOPT = 7,  /* [level, name]; in: optval */
   MW_OP_GETSOCKNAME = 8, /* out: sockaddr */
   MW_OP_GETPEERNAME = 9, /* out: sockaddr */
-  MW_OP_IOCTL = 10,      /* [request]; in/out: the argument (at most 64 bytes) */
+  MW_OP_IOCTL = 10,      /* [request]; in: what the kernel reads of the argument, nothing if it is
+                            not there; out: what it wrote (src/codec/socket_ioctl.h).
+                            SIOCGIFCONF: [request, offset, length, 0: count only]; out: records,
+                            or the length. SIOCETHTOOL: in: name, command; out: its structure */
   /* One message: [flags, name length, control length, data length]; in: name, then control, then,
    * if flag bit MW_SEND_INLINE of `flags2` is set, the data; else the data are the next bytes of
    * the send ring and the INS consumes them whatever the outcome. Datagrams and MSG_OOB. */
@@ -42,12 +45,12 @@ enum mw_op {
   /* A placeholder for a connection whose accept record came without one; arrives with its other
    * end, as MW_OP_SOCKET does; out: mw_new_socket, whose slot is the placeholder's number. */
   MW_OP_PLACEHOLDER = 17,
-};
-
-/* Operations that name no slot and may stay unanswered for long. */
   /* Accepts a connection that an MW_ACCEPT_ASK record told of: the slot is the listener's; out: its
    * bare mw_accept_record. EAGAIN if it has gone. */
   MW_OP_ACCEPT = 18,
+};
+
+/* Operations that name no slot and may stay unanswered for long. */
 static inline int mw_is_lookup(uint32_t op) {
   return op == MW_OP_RESOLVE || op == MW_OP_RESOLVE_ADDR || op == MW_OP_QUERY;
 }
@@ -118,11 +121,11 @@ struct mw_accept_record {
 #define MW_ACCEPT_NONBLOCK 1u
 /* The listener's wish: whoever accepts has placeholders in stock. Of a record: none came along. */
 #define MW_ACCEPT_BARE 2u
+/* Of a bare record: slot and gen are the listener's, and a connection may be had with MW_OP_ACCEPT. */
+#define MW_ACCEPT_ASK 4u
 #define MW_ACCEPT_PLACEHOLDER_SHIFT 8
 MW_STATIC_ASSERT(sizeof(struct mw_accept_record) == 80, "frozen since protocol 1");
 
-/* Of a bare record: slot and gen are the listener's, and a connection may be had with MW_OP_ACCEPT. */
-#define MW_ACCEPT_ASK 4u
 /* Sent with the INS's end of a new placeholder over the session's drop socket (one host). */
 #define MW_DROP_MAGIC 0x4452574du
 struct mw_drop_record {

@@ -1,4 +1,7 @@
 // calls.cc - execution of the calls (docs/protocol.md 5). Each is answered at once; none blocks.
+#include <linux/net_tstamp.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -9,7 +12,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <vector>
 
+#include "codec/socket_ioctl.h"
 #include "ins/options.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
@@ -54,6 +59,25 @@ SourceList source_list(int level, int name) {
   if ((level == IPPROTO_IP || level == IPPROTO_IPV6) && name == MCAST_MSFILTER)
     return {offsetof(group_filter, gf_numsrc), GROUP_FILTER_SIZE(0), sizeof(sockaddr_storage)};
   return {};
+}
+
+// The time at which bytes came does not travel with them.
+bool wants_stream_stamps(int name, const Request& r) {
+  uint32_t value = 0;
+  std::memcpy(&value, r.payload, std::min<size_t>(r.in_len, sizeof value));
+  switch (name) {
+    case SO_TIMESTAMP_OLD:
+    case SO_TIMESTAMP_NEW:
+    case SO_TIMESTAMPNS_OLD:
+    case SO_TIMESTAMPNS_NEW:
+      return r.in_len >= sizeof value && value != 0;
+    case SO_TIMESTAMPING_OLD:
+    case SO_TIMESTAMPING_NEW:
+      return r.in_len >= sizeof value &&
+             (value & (SOF_TIMESTAMPING_RX_SOFTWARE | SOF_TIMESTAMPING_RX_HARDWARE)) != 0;
+    default:
+      return false;
+  }
 }
 
 uint32_t count_in(const uint8_t* payload, const SourceList& list) {
@@ -139,6 +163,8 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
     const uint32_t news = stream_tx(i, s, fin ? MSG_MORE : 0, fin || corks);
     if (news != 0) announce(i, news);
   }
+  // What the application has taken by now counts.
+  if (s.listener != nullptr && s.listener->is_cut()) accept_some(i, s);
   switch (r.op) {
     case MW_OP_BIND:
       return call_bind(i, s, r, a);
@@ -163,9 +189,9 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
     case MW_OP_RECVMSG:
       return call_recvmsg(i, s, r, a);
     case MW_OP_CLOSED:
-  // What the application has taken by now counts.
-  if (s.listener != nullptr && s.listener->is_cut()) accept_some(i, s);
       return call_closed(i, s);
+    case MW_OP_ACCEPT:
+      return call_accept(i, s, a);
     default:
       return failure(a, ENOSYS);
   }
@@ -190,8 +216,6 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   } while (a.ret < 0 && a.err == EINTR);
   if (a.ret == 0 || a.err == EINPROGRESS) {
     note_connect(i, s, a.ret == 0 && !unspec, unspec);
-    case MW_OP_ACCEPT:
-      return call_accept(i, s, a);
     telemetry_.connecting(MW_TEL_CONNECT, i, s, address_of(r), r.in_len);
   } else if (a.err == ECONNREFUSED && s.kind == SockKind::stream) {
     // By a peer that is so near that its answer was there before the call returned.
@@ -348,6 +372,8 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
   if (option_is_refused(level, name, true)) return failure(a, ENOPROTOOPT);
+  if (s.kind == SockKind::stream && level == SOL_SOCKET && wants_stream_stamps(name, r))
+    return failure(a, ENOPROTOOPT);
   result(a, ::setsockopt(s.fd, level, name, r.payload, r.in_len));
   if (a.ret < 0) return;
   if (level == SOL_SOCKET && name == SO_LINGER) {
@@ -410,9 +436,6 @@ void Worker::call_closed(uint32_t i, Sock& s) {
 
 void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const auto request = static_cast<uint32_t>(r.arg[0]);
-  const uint32_t size = ioctl_size(request);
-  if (size == 0) return failure(a, ENOTTY);
-  if (r.in_len > size) return failure(a, EINVAL);
   if (request == SIOCATMARK && s.kind == SockKind::stream) {
     const int at =
         (s.state & MW_ST_AT_MARK) != 0 && A::load_relaxed(ch_.slot(i).rx_head) == s.oob_mark;
@@ -420,10 +443,68 @@ void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {
     a.out_len = sizeof at;
     return;
   }
-  std::memset(a.payload, 0, size);
-  std::memcpy(a.payload, r.payload, r.in_len);
-  result(a, ::ioctl(s.fd, request, a.payload));
-  if (a.ret >= 0) a.out_len = size;
+  if (request == SIOCGIFCONF) return call_gifconf(s, r, a);
+  if (request == SIOCETHTOOL) return call_ethtool(s, r, a);
+  const SocketIoctl* row = socket_ioctl(request);
+  if (row == nullptr) {
+    ifreq device{};
+    std::memcpy(device.ifr_name, r.payload, std::min<size_t>(r.in_len, IFNAMSIZ - 1));
+    const bool exists = ::ioctl(s.fd, SIOCGIFINDEX, &device) == 0;
+    return failure(a, errno_of_ioctl(request, s.domain == AF_INET6, r.in_len != 0, exists));
+  }
+  if (r.in_len < row->in_bytes) return failure(a, EFAULT);
+  uint8_t argument[kMostIoctlBytes] = {};
+  std::memcpy(argument + row->in_at, r.payload, row->in_bytes);
+  result(a, ::ioctl(s.fd, request, argument));
+  if (a.ret < 0) return;
+  a.ret = 0;
+  a.out_len = row->out_bytes;
+  std::memcpy(a.payload, argument + row->out_at, row->out_bytes);
+}
+
+// The list may be longer than an answer: the caller asks for it piece by piece.
+void Worker::call_gifconf(Sock& s, const Request& r, Answer& a) {
+  constexpr int kMostBytes = 1024 * static_cast<int>(sizeof(ifreq));
+  const auto offset = static_cast<uint32_t>(r.arg[1]);
+  std::vector<uint8_t> list(static_cast<size_t>(std::clamp(r.arg[2], 0, kMostBytes)));
+  ifconf all{};
+  all.ifc_len = static_cast<int>(list.size());
+  all.ifc_buf = r.arg[3] != 0 ? reinterpret_cast<char*>(list.data()) : nullptr;
+  // Without room the kernel would take the missing pointer for the question how much is needed.
+  if (r.arg[3] != 0 && list.empty()) return;
+  result(a, ::ioctl(s.fd, SIOCGIFCONF, &all));
+  if (a.ret < 0) return;
+  if (r.arg[3] == 0) {
+    std::memcpy(a.payload, &all.ifc_len, sizeof all.ifc_len);
+    a.out_len = sizeof all.ifc_len;
+    return;
+  }
+  const auto bytes = static_cast<uint32_t>(std::max(all.ifc_len, 0));
+  if (offset >= bytes) return;
+  constexpr uint32_t kPiece = MW_CALL_PAYLOAD / sizeof(ifreq) * sizeof(ifreq);
+  a.out_len = std::min(bytes - offset, kPiece);
+  std::memcpy(a.payload, list.data() + offset, a.out_len);
+}
+
+void Worker::call_ethtool(Sock& s, const Request& r, Answer& a) {
+  uint32_t command = 0;
+  if (r.in_len < kIfNameBytes + sizeof command) return failure(a, EFAULT);
+  std::memcpy(&command, r.payload + kIfNameBytes, sizeof command);
+  ifreq device{};
+  std::memcpy(device.ifr_name, r.payload, IFNAMSIZ - 1);
+  const uint32_t bytes = ethtool_bytes(command);
+  if (bytes == 0) {
+    result(a, ::ioctl(s.fd, SIOCGIFINDEX, &device));
+    return a.ret < 0 ? void() : failure(a, EOPNOTSUPP);
+  }
+  alignas(uint64_t) uint8_t answer[256] = {};
+  std::memcpy(answer, &command, sizeof command);
+  device.ifr_data = reinterpret_cast<char*>(answer);
+  result(a, ::ioctl(s.fd, SIOCETHTOOL, &device));
+  if (a.ret < 0) return;
+  a.ret = 0;
+  a.out_len = bytes;
+  std::memcpy(a.payload, answer, bytes);
 }
 
 void Worker::call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {

@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "codec/socket_ioctl.h"
 #include "ring/atomics.h"
 
 namespace mw {
@@ -51,13 +52,13 @@ Status check_request(const Request& r, const mw_geometry& geometry, uint32_t wor
     case MW_OP_GETPEERNAME:
     case MW_OP_SETSOCKOPT:
     case MW_OP_CLOSED:
-      return Ok{};
     case MW_OP_ACCEPT:
+      return Ok{};
     case MW_OP_GETSOCKOPT:
       if (r.arg[2] >= 0 && r.in_len > MW_CALL_PAYLOAD) return violation("option value too long");
       return Ok{};
     case MW_OP_IOCTL:
-      if (r.in_len > 64) return violation("ioctl argument too long");
+      if (r.in_len > kMostIoctlBytes) return violation("ioctl argument too long");
       return Ok{};
     case MW_OP_SENDMSG: {
       // Each is at most 32 bits and the sum is taken in 64, so nothing wraps.

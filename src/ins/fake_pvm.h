@@ -261,9 +261,10 @@ class FakePvm {
     EXPECT_TRUE(send_message(fds_.drop_pvm.get(), bytes_of(record), fds, 0));
     return finish(c);
   }
-  FakeSock socket(int type = SOCK_STREAM, int* err = nullptr, int domain = AF_INET) {
+  FakeSock socket(int type = SOCK_STREAM, int* err = nullptr, int domain = AF_INET,
+                  int protocol = 0) {
     FakeSock s;
-    const Reply r = send_pair(fill(MW_OP_SOCKET, 0, 0, {domain, type, 0}, {}), s.fd);
+    const Reply r = send_pair(fill(MW_OP_SOCKET, 0, 0, {domain, type, protocol}, {}), s.fd);
     if (err != nullptr) *err = r.ret < 0 ? r.err : 0;
     mw_new_socket made{};
     if (r.ret >= 0 && r.out.size() == sizeof made) std::memcpy(&made, r.out.data(), sizeof made);

@@ -841,11 +841,16 @@ TEST(Ins, OptionsReachTheSocketAndDangerousOnesDoNot) {
   EXPECT_EQ(pvm.call(MW_OP_SETSOCKOPT, s, {SOL_SOCKET, SO_RCVLOWAT}, as_bytes(1000)).ret, 0);
   EXPECT_EQ(pvm.call(MW_OP_GETSOCKOPT, s, {SOL_SOCKET, SO_RCVLOWAT, 4}).out, as_bytes(1000));
   EXPECT_EQ(pvm.call(MW_OP_IOCTL, s, {0x1234}).err, ENOTTY);
+  const char device[] = "lo\0\0\0\0\0\0\0\0\0\0\0\0\0";
+  EXPECT_EQ(pvm.call(MW_OP_IOCTL, s, {SIOCSIFFLAGS}, {device, sizeof device}).err, EPERM);
+  EXPECT_EQ(pvm.call(MW_OP_IOCTL, s, {SIOCDEVPRIVATE}, {device, sizeof device}).err, EOPNOTSUPP);
   EXPECT_EQ(pvm.call(MW_OP_CONNECT, s, {}, "x").err, EINVAL);
   EXPECT_EQ(pvm.call(MW_OP_SHUTDOWN, s, {SHUT_WR}).err, ENOTCONN);
   int err = 0;
-  pvm.socket(SOCK_RAW, &err);
+  pvm.socket(SOCK_RAW, &err, AF_INET, IPPROTO_ICMP);
   EXPECT_EQ(err, EPERM);
+  pvm.socket(SOCK_RAW, &err);
+  EXPECT_EQ(err, EPROTONOSUPPORT) << "judged before the privilege";
 }
 
 TEST(Ins, DatagramsKeepTheirBoundariesAndAddresses) {

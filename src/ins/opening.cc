@@ -115,8 +115,11 @@ void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   const int domain = r.arg[0];
   const int type = r.arg[1] & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
-  if (type != SOCK_STREAM && type != SOCK_DGRAM)
-    return failed(type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
+  if (type != SOCK_STREAM && type != SOCK_DGRAM) {
+    // The kernel judges the protocol before the privilege. Nobody has the latter here.
+    const UniqueFd other{::socket(domain, type | SOCK_CLOEXEC, r.arg[2])};
+    return failed(!other ? errno : type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
+  }
   UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
   // Our limit of descriptors is not the application's.
   if (!real) return failed(errno == EMFILE ? ENFILE : errno);

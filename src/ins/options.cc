@@ -1,5 +1,6 @@
 #include "ins/options.h"
 
+#include <errno.h>
 #include <linux/filter.h>
 #include <linux/sockios.h>
 #include <net/if.h>
@@ -44,28 +45,74 @@ bool option_is_refused(int level, int name, bool set) {
   }
 }
 
-uint32_t ioctl_size(uint32_t request) {
+int errno_of_ioctl(uint32_t request, bool inet6, bool argument, bool device) {
+  constexpr uint32_t kDeviceType = 0x89;
+  if ((request >> 8 & 0xff) != kDeviceType) return ENOTTY;
+  const int of_device = !argument ? EFAULT : device ? EOPNOTSUPP : ENODEV;
+  const int unknown = argument ? ENOTTY : EFAULT;
+  const int forbidden = argument ? EPERM : EFAULT;
   switch (request) {
-    case SIOCATMARK:
-    case FIONREAD:
-    case SIOCOUTQ:
-    case SIOCOUTQNSD:
-      return sizeof(int);
-    case SIOCGIFNAME:
-    case SIOCGIFINDEX:
-    case SIOCGIFFLAGS:
-    case SIOCGIFADDR:
-    case SIOCGIFDSTADDR:
-    case SIOCGIFBRDADDR:
-    case SIOCGIFNETMASK:
-    case SIOCGIFMETRIC:
-    case SIOCGIFMTU:
-    case SIOCGIFHWADDR:
-    case SIOCGIFTXQLEN:
-    case SIOCGIFMAP:
-      return sizeof(ifreq);
+    case SIOCADDRT:
+    case SIOCDELRT:
+    case SIOCSIFFLAGS:
+    case SIOCSIFMETRIC:
+    case SIOCSIFMTU:
+    case SIOCSIFNAME:
+    case SIOCSIFHWADDR:
+    case SIOCSIFHWBROADCAST:
+    case SIOCSIFSLAVE:
+    case SIOCADDMULTI:
+    case SIOCDELMULTI:
+    case SIOCSIFTXQLEN:
+    case SIOCSIFMAP:
+    case SIOCGMIIPHY:
+    case SIOCGMIIREG:
+    case SIOCSMIIREG:
+    case SIOCBONDENSLAVE:
+    case SIOCBONDRELEASE:
+    case SIOCBONDSETHWADDR:
+    case SIOCBONDCHANGEACTIVE:
+    case SIOCSHWTSTAMP:
+      return forbidden;
+    // These look at nothing before they refuse.
+    case SIOCGSKNS:
+    case SIOCBRADDBR:
+    case SIOCBRDELBR:
+    case SIOCBRADDIF:
+    case SIOCBRDELIF:
+      return EPERM;
+    case SIOCSIFADDR:
+      return inet6 ? EPERM : forbidden;
+    case SIOCSIFDSTADDR:
+      return inet6 ? ENODEV : forbidden;
+    case SIOCSIFBRDADDR:
+    case SIOCSIFNETMASK:
+      return inet6 ? unknown : forbidden;
+    case SIOCDIFADDR:
+      return inet6 ? EPERM : unknown;
+    case SIOCDARP:
+    case SIOCSARP:
+      return inet6 ? unknown : EPERM;
+    case SIOCRTMSG:
+      return inet6 ? unknown : EINVAL;
+    case SIOCSIFPFLAGS:
+    case SIOCGIFPFLAGS:
+      return inet6 || !argument ? unknown : EINVAL;
+    case SIOCGIFSLAVE:
+      return argument && device ? EINVAL : of_device;
+    case SIOCGIFBR:
+    case SIOCSIFBR:
+      return argument ? EOPNOTSUPP : EFAULT;
+    case SIOCGIFVLAN:
+    case SIOCSIFVLAN:
+      return ENOPKG;
+    case SIOCWANDEV:
+    case SIOCBONDSLAVEINFOQUERY:
+    case SIOCBONDINFOQUERY:
+    case SIOCGHWTSTAMP:
+      return of_device;
     default:
-      return 0;
+      return request >= SIOCDEVPRIVATE && request <= SIOCDEVPRIVATE + 15 ? of_device : unknown;
   }
 }
 

@@ -11,8 +11,9 @@ namespace mw {
 // For setsockopt and getsockopt alike: answered ENOPROTOOPT without asking the kernel.
 bool option_is_refused(int level, int name, bool set);
 
-// The argument's size, or 0 if this ioctl is not passed on.
-uint32_t ioctl_size(uint32_t request);
+// What the kernel says to a device request that is not executed (src/codec/socket_ioctl.h), to one
+// who has no privilege. `argument`: it points to memory; `device`: that names one.
+int errno_of_ioctl(uint32_t request, bool inet6, bool argument, bool device);
 
 // Bytes of SO_RCVBUF that are not the kernel's overhead.
 uint32_t granted_rcvbuf(int fd);

@@ -303,7 +303,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if (const int rc = adopt_socket(place.fd, record.slot, record.gen, s.mine.domain, s.mine.type,
                                   s.mine.protocol,
                                   ((flags & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0) |
-                                      (A::load_relaxed(s.mine.flags) & kSlotResets),
+                                      (A::load_relaxed(s.mine.flags) & (kSlotResets | kSlotInq)),
                                   then);
       rc < 0) {
     libc.close(place.fd);

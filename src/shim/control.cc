@@ -1,6 +1,7 @@
 // control.cc - socket calls that are not bytes: creation, names, options, connect, shutdown, flags.
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <linux/sockios.h>
 #include <net/if.h>
 #include <netinet/in.h>
@@ -11,6 +12,7 @@
 
 #include <algorithm>
 
+#include "codec/socket_ioctl.h"
 #include "shim/ancillary.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
@@ -44,9 +46,7 @@ void set_flag(const Sock& s, uint32_t flag, bool on) {
     A::fetch_and(s.mine.flags, ~flag);
 }
 
-bool bad_pointer(const void* p) {
-  return reinterpret_cast<uintptr_t>(p) < MW_PAGE;
-}
+constexpr int kTcpInq = 36;  // TCP_INQ, and the type of its message
 
 // An address argument as the kernel takes it: 0, -EINVAL or -EFAULT.
 int check_address(const sockaddr* a, socklen_t len) {
@@ -413,6 +413,11 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   }
   const int rc = plain(r);
   if (rc == 0 && s.datagram()) note_asked(s, level, name, value, n);
+  if (rc == 0 && level == IPPROTO_TCP && name == kTcpInq && n >= sizeof(int)) {
+    int on = 0;
+    memcpy(&on, value, sizeof on);
+    set_flag(s, kSlotInq, on != 0);
+  }
   if (rc < 0 || level != SOL_SOCKET) return rc;
   if (is_timeout(name) && n >= sizeof(timeval)) {
     timeval t{};
@@ -479,10 +484,97 @@ int sock_fcntl(const Sock& s, int command, long arg) {
   return rc;
 }
 
-int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
+namespace {
+
+// A device request: what the kernel would read of the argument goes to the INS, what it would write
+// comes back.
+int device_ioctl(const Sock& s, uint32_t request, void* arg) {
+  const SocketIoctl* row = socket_ioctl(request);
+  CallRequest r = about(s, MW_OP_IOCTL);
+  memcpy(&r.arg[0], &request, sizeof request);
+  auto* const bytes = static_cast<char*>(arg);
+  if (is_buffer(arg, row != nullptr ? row->bytes : kIfreqBytes))
+    r.in[0] =
+        row != nullptr ? Bytes{bytes + row->in_at, row->in_bytes} : Bytes{bytes, kIfNameBytes};
+  char answer[kMostIoctlBytes];
+  const CallAnswer a = call(r, answer, sizeof answer);
+  if (a.ret < 0) return -a.err;
+  if (row == nullptr || a.len != row->out_bytes) {
+    poison("answer to ioctl");
+    return -ECONNRESET;
+  }
+  if (request == SIOCOUTQ || request == SIOCOUTQNSD) {
+    int n = 0;
+    memcpy(&n, answer, sizeof n);
+    n += static_cast<int>(unsent_bytes(s));
+    memcpy(answer, &n, sizeof n);
+  }
+  if (!is_room(bytes + row->out_at, a.len)) return -EFAULT;
+  memcpy(bytes + row->out_at, answer, a.len);
+  return 0;
+}
+
+// The addresses of all interfaces, at a place that the argument names.
+int interface_list(const Sock& s, void* arg) {
+  ifconf list{};
+  if (!is_buffer(arg, sizeof list)) return -EFAULT;
+  memcpy(&list, arg, sizeof list);
+  CallRequest r = about(s, MW_OP_IOCTL);
+  r.arg[0] = SIOCGIFCONF;
+  r.arg[2] = list.ifc_len;
+  r.arg[3] = list.ifc_buf != nullptr ? 1 : 0;
+  char piece[MW_CALL_PAYLOAD];
+  int total = 0;
+  CallAnswer a;
+  do {
+    r.arg[1] = total;
+    a = call(r, piece, sizeof piece);
+    if (a.ret < 0) return -a.err;
+    if (list.ifc_buf == nullptr) {
+      memcpy(&total, piece, std::min<size_t>(a.len, sizeof total));
+      break;
+    }
+    // No more than there is room for, whatever the INS says.
+    const auto n = std::min<uint32_t>(
+        a.len, static_cast<uint32_t>(std::max(list.ifc_len, 0)) - static_cast<uint32_t>(total));
+    if (!is_room(list.ifc_buf + total, n)) return -EFAULT;
+    memcpy(list.ifc_buf + total, piece, n);
+    total += static_cast<int>(n);
+  } while (a.len != 0 && total < list.ifc_len);
+  if (!is_room(arg, sizeof list.ifc_len)) return -EFAULT;
+  memcpy(arg, &total, sizeof total);
+  return 0;
+}
+
+int ethtool(const Sock& s, void* arg) {
+  ifreq device{};
+  uint32_t command = 0;
+  if (!is_buffer(arg, sizeof device)) return -EFAULT;
+  memcpy(&device, arg, sizeof device);
+  if (!is_buffer(device.ifr_data, sizeof command)) return -EFAULT;
+  memcpy(&command, device.ifr_data, sizeof command);
+  CallRequest r = about(s, MW_OP_IOCTL);
+  r.arg[0] = SIOCETHTOOL;
+  r.in[0] = {device.ifr_name, kIfNameBytes};
+  r.in[1] = {&command, sizeof command};
+  char answer[256];
+  const CallAnswer a = call(r, answer, sizeof answer);
+  if (a.ret < 0) return -a.err;
+  const uint32_t n = std::min(a.len, ethtool_bytes(command));
+  if (!is_room(device.ifr_data, n)) return -EFAULT;
+  memcpy(device.ifr_data, answer, n);
+  return 0;
+}
+
+}  // namespace
+
+int sock_ioctl(const Sock& s, unsigned long whole_request, void* arg) {
+  constexpr uint32_t kDeviceType = 0x89;
+  constexpr uint32_t kWirelessType = 0x8b;
+  const auto request = static_cast<uint32_t>(whole_request);  // what the kernel looks at
+  const uint32_t type = request >> 8 & 0xff;
   switch (request) {
     case FIONBIO: {
-      if (bad_pointer(arg)) return -EFAULT;
       if (libc.ioctl(s.fd, request, arg) < 0) return -errno;
       int on = 0;
       memcpy(&on, arg, sizeof on);
@@ -490,8 +582,8 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
       return 0;
     }
     case FIONREAD: {
-      if (bad_pointer(arg)) return -EFAULT;
       if (is_listener(s)) return -EINVAL;
+      if (!is_room(arg, sizeof(int))) return -EFAULT;
       const int n = static_cast<int>(s.datagram() ? first_datagram_bytes(s) : readable_bytes(s));
       memcpy(arg, &n, sizeof n);
       return 0;
@@ -508,37 +600,82 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg) {
       memcpy(arg, parts, sizeof parts);
       return 0;
     }
+    case SIOCATMARK:
+    case SIOCOUTQNSD:
+      if (s.datagram()) return is_buffer(arg, kIfreqBytes) ? -ENOTTY : -EFAULT;
+      return device_ioctl(s, request, arg);
+    case SIOCOUTQ:
+      return device_ioctl(s, request, arg);
+    case SIOCGIFCONF:
+      return interface_list(s, arg);
+    case SIOCETHTOOL:
+      return ethtool(s, arg);
     case FIOASYNC:
     case FIOSETOWN:
     case FIOGETOWN:
     case SIOCSPGRP:
     case SIOCGPGRP:
       set_flag(s, kSlotOdd, true);
-      [[fallthrough]];
+      break;
     case FIOCLEX:
     case FIONCLEX:
-      return libc.ioctl(s.fd, request, arg) < 0 ? -errno : 0;
+      break;
     default:
+      if (type == kDeviceType) return device_ioctl(s, request, arg);
+      if (type == kWirelessType) return -ENOTTY;  // the INS's network has no such device
       break;
   }
-  if (bad_pointer(arg)) return -EFAULT;
-  constexpr uint32_t kArgument = 40;  // struct ifreq, the largest that passes
-  uint32_t bytes = sizeof(int);
-  if (request >= SIOCGIFNAME && request <= SIOCGIFINDEX) bytes = kArgument;
-  CallRequest r = about(s, MW_OP_IOCTL);
-  memcpy(&r.arg[0], &request, sizeof(int));
-  r.in[0] = {arg, bytes};
-  char answer[64];
-  const CallAnswer a = call(r, answer, sizeof answer);
-  if (a.ret < 0) return -a.err;
-  memcpy(arg, answer, std::min(a.len, bytes));
-  if (request == SIOCOUTQ || request == SIOCOUTQNSD) {
-    int n = 0;
-    memcpy(&n, arg, sizeof n);
-    n += static_cast<int>(unsent_bytes(s));
-    memcpy(arg, &n, sizeof n);
+  // What is about the descriptor, or about no socket: any socket says the same.
+  const int rc = libc.ioctl(s.fd, request, arg);
+  return rc < 0 ? -errno : rc;
+}
+
+void give_stream_control(const Sock& s, msghdr* m) {
+  const size_t room = m->msg_control != nullptr ? m->msg_controllen : 0;
+  m->msg_controllen = 0;
+  if ((A::load_relaxed(s.mine.flags) & kSlotInq) == 0) [[likely]]
+    return;
+  uint32_t left = readable_bytes(s);
+  // The ring may not hold everything: the INS's own socket has the rest.
+  if (left > process.channel.geometry().rx_ring / 2 ||
+      (A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) != 0) {
+    CallRequest r = about(s, MW_OP_IOCTL);
+    r.arg[0] = FIONREAD;
+    int below = 0;
+    if (call(r, &below, sizeof below).ret == 0 && below > 0)
+      left += std::min(static_cast<uint32_t>(below), uint32_t{INT_MAX} - left);
   }
-  return a.ret;
+  // "Go on reading", at the end.
+  if (left == 0 && (state_of(s) & MW_ST_RCV_SHUT) != 0) left = 1;
+  alignas(cmsghdr) char message[CMSG_SPACE(sizeof(int))] = {};
+  auto* const head = reinterpret_cast<cmsghdr*>(message);
+  head->cmsg_level = IPPROTO_TCP;
+  head->cmsg_type = kTcpInq;
+  head->cmsg_len = std::min(room, CMSG_LEN(sizeof(int)));
+  const auto value = static_cast<int>(left);
+  memcpy(CMSG_DATA(head), &value, sizeof value);
+  if (room < CMSG_LEN(sizeof(int))) m->msg_flags |= MSG_CTRUNC;
+  if (room < sizeof(cmsghdr) || !is_room(m->msg_control, head->cmsg_len)) return;
+  memcpy(m->msg_control, message, head->cmsg_len);
+  m->msg_controllen = std::min(room, sizeof message);
+}
+
+int check_stream_control(const msghdr& m) {
+  if (m.msg_controllen > INT_MAX) return -ENOBUFS;
+  if (!is_buffer(m.msg_control, m.msg_controllen)) return -EFAULT;
+  const auto* const bytes = static_cast<const char*>(m.msg_control);
+  for (size_t at = 0; m.msg_controllen - at >= sizeof(cmsghdr);) {
+    cmsghdr head;
+    memcpy(&head, bytes + at, sizeof head);
+    if (head.cmsg_len < sizeof head || head.cmsg_len > m.msg_controllen - at) return -EINVAL;
+    const bool ignored = head.cmsg_level != SOL_SOCKET || head.cmsg_type == SCM_RIGHTS ||
+                         head.cmsg_type == SCM_CREDENTIALS;
+    if (!ignored) return -EINVAL;
+    const size_t step = CMSG_ALIGN(head.cmsg_len);
+    if (step > m.msg_controllen - at) break;
+    at += step;
+  }
+  return 0;
 }
 
 }  // namespace mw::shim

@@ -357,8 +357,8 @@ ssize_t sock_recvmsg(const Sock& s, msghdr* m, int flags) {
   const ssize_t n = stream_recv(s, m->msg_iov, m->msg_iovlen, flags);
   if (n >= 0) {
     if (m->msg_name != nullptr) m->msg_namelen = 0;
-    m->msg_controllen = 0;
     m->msg_flags = 0;
+    give_stream_control(s, m);
   }
   return n;
 }
@@ -373,6 +373,8 @@ ssize_t sock_sendmsg(const Sock& s, const msghdr* m, int flags) {
   if (s.datagram()) return message_send(s, m, flags);
   if ((flags & (MSG_OOB | MSG_FASTOPEN)) != 0) [[unlikely]]
     return (flags & MSG_FASTOPEN) != 0 ? fastopen_send(s, m, flags) : message_send(s, m, flags);
+  if (m->msg_controllen != 0)
+    if (const int rc = check_stream_control(*m); rc < 0) return rc;
   return stream_send(s, m->msg_iov, m->msg_iovlen, flags);
 }
 

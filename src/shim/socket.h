@@ -216,6 +216,10 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
 int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len);
 int sock_fcntl(const Sock& s, int command, long arg);
 int sock_ioctl(const Sock& s, unsigned long request, void* arg);
+// What a stream's recvmsg() tells beside the bytes: TCP_INQ, if the program wants it.
+void give_stream_control(const Sock& s, msghdr* m);
+// The control messages of a stream's sendmsg(): 0 or -errno. None of them does anything here.
+int check_stream_control(const msghdr& m);
 // True if a close() has to be followed by await_close(), because the program may look for its
 // effect as soon as it returns: a peer that is reset, an address that is free again, or datagrams
 // that reach nobody any more. Never of an accepted connection, nor of one whose port the kernel

@@ -1,5 +1,7 @@
 // calls_control.cc - calls that make, name, configure and close descriptors.
 #include <fcntl.h>
+#include <linux/sockios.h>
+#include <net/if.h>
 #include <netdb.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -211,12 +213,60 @@ void do_fcntl(const Call& call, Reply& reply) {
   }
 }
 
-// ioctl FD REQUEST [VALUE]: the argument is an int in and out.
+// ioctl FD REQUEST [VALUE]: the argument is an int in and out. Or WORD: an odd pointer, value:N (the
+// number itself), bytes:LENGTH:x:HEX (so long an argument, which begins so; it is shown afterwards).
 void do_ioctl(const Call& call, Reply& reply) {
+  const auto request = static_cast<unsigned long>(call.number(1));
+  const std::string word = call.size() > 2 ? call.text(2) : "";
+  void* odd = nullptr;
+  if (odd_pointer(word, &odd) || word.starts_with("value:")) {
+    if (word.starts_with("value:"))
+      odd = reinterpret_cast<void*>(parse_number(word.substr(6)));
+    else if (odd != nullptr)
+      odd = static_cast<char*>(odd) + call.option("at", 0);
+    reply.call([&] { return ::ioctl(fd_of(call), request, odd); });
+    return;
+  }
+  if (word.starts_with("bytes:")) {
+    const std::size_t colon = word.find(':', 6);
+    std::string argument = parse_bytes(word.substr(colon + 1));
+    argument.resize(static_cast<std::size_t>(parse_number(word.substr(6, colon - 6))));
+    if (reply.call([&] { return ::ioctl(fd_of(call), request, argument.data()); }) >= 0)
+      reply.field("argument", describe_bytes(argument));
+    return;
+  }
   int value = static_cast<int>(call.number(2, 0));
   const long result = reply.call(
       [&] { return ::ioctl(fd_of(call), static_cast<unsigned long>(call.number(1)), &value); });
   if (result >= 0) reply.field("value", value);
+}
+
+// ifconf FD LENGTH [buf=NULL|BAD...]: SIOCGIFCONF; prints the length and what stands there.
+void do_ifconf(const Call& call, Reply& reply) {
+  std::string room(4096, '\0');
+  ifconf list{};
+  list.ifc_len = static_cast<int>(call.number(1));
+  list.ifc_buf = room.data();
+  if (void* odd = nullptr; call.has("buf") && odd_pointer(call.options.find("buf")->second, &odd))
+    list.ifc_buf = static_cast<char*>(odd);
+  if (reply.call([&] { return ::ioctl(fd_of(call), SIOCGIFCONF, &list); }) < 0) return;
+  reply.field("len", list.ifc_len);
+  reply.field("list", describe_bytes(std::string_view(room).substr(0, 80)));
+}
+
+// ethtool FD NAME COMMAND LENGTH: SIOCETHTOOL; prints what stands there.
+void do_ethtool(const Call& call, Reply& reply) {
+  std::string answer(512, '\x55');
+  const auto command = static_cast<unsigned>(call.number(2));
+  std::memcpy(answer.data(), &command, sizeof command);
+  ifreq device{};
+  call.text(1).copy(device.ifr_name, IFNAMSIZ - 1);
+  device.ifr_data = answer.data();
+  if (reply.call([&] { return ::ioctl(fd_of(call), SIOCETHTOOL, &device); }) < 0) return;
+  const auto length = static_cast<std::size_t>(call.number(3));
+  reply.field("answer", describe_bytes(std::string_view(answer).substr(0, length)));
+  if (answer.find_first_not_of('\x55', length) != std::string::npos)
+    reply.field("behind", "changed");
 }
 
 void do_dup(const Call& call, Reply& reply) {
@@ -298,6 +348,8 @@ void add_control_calls(Table& table) {
                 {"getsockopt", do_getsockopt},
                 {"fcntl", do_fcntl},
                 {"ioctl", do_ioctl},
+                {"ifconf", do_ifconf},
+                {"ethtool", do_ethtool},
                 {"dup", do_dup},
                 {"dup2", do_dup2},
                 {"dup3", do_dup3},

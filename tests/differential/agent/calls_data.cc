@@ -313,6 +313,10 @@ void print_control(msghdr& message, Reply& reply) {
       in.sin_family = AF_INET;
       in.sin_addr = info.ipi_addr;
       reply.field("pktinfo", describe_address(&in, sizeof in, sizeof in));
+    } else if (one->cmsg_level == IPPROTO_TCP && one->cmsg_len == CMSG_LEN(sizeof(int))) {
+      int value = 0;
+      std::memcpy(&value, CMSG_DATA(one), sizeof value);
+      reply.field("inq", value);
     } else {
       reply.field("cmsg", std::to_string(one->cmsg_level) + "/" + std::to_string(one->cmsg_type) +
                               "/" + std::to_string(one->cmsg_len));
