@@ -39,7 +39,7 @@ constexpr uint32_t kPartAhead = 8;  // of the backlog
 // may wait ahead; until it has left one waiting for so long.
 constexpr uint32_t kMaxExtra = 32;
 constexpr uint32_t kShortAhead = 16;
-constexpr uint64_t kForgivenMs = 20;
+constexpr uint64_t kForgivenMs = 100;
 constexpr int kAcceptsPerTurn = 64;
 
 bool is_wildcard(const mw_addr& a) {
