@@ -123,6 +123,11 @@ void Examiner::kernel() {
 // application's map what they use.
 void Examiner::memory() {
   group("memory");
+  // As they do.
+  if (rlimit limit{}; ::getrlimit(RLIMIT_AS, &limit) == 0) {
+    limit.rlim_cur = limit.rlim_max;
+    (void)::setrlimit(RLIMIT_AS, &limit);
+  }
   auto made = make_session_fds("doctor-" + std::to_string(::getpid()), kDefaultGeometry);
   if (!made) {
     fail("shared region", std::string(made.error().where) + ": " + errno_text(made.error().err),
@@ -132,12 +137,6 @@ void Examiner::memory() {
   }
   struct stat st {};
   void* mapped = MAP_FAILED;
-  // As they do.
-  if (rlimit limit{}; ::getrlimit(RLIMIT_AS, &limit) == 0) {
-    const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
-    const rlimit most{limit.rlim_max, limit.rlim_max};
-    if (::setrlimit(RLIMIT_AS, &unlimited) < 0) (void)::setrlimit(RLIMIT_AS, &most);
-  }
   if (::fstat(made->channel.get(), &st) == 0) {
     mapped = ::mmap(nullptr, static_cast<size_t>(st.st_size), PROT_READ | PROT_WRITE, MAP_SHARED,
                     made->channel.get(), 0);

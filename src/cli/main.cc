@@ -2,6 +2,7 @@
 // sessions, say what keeps it from working.
 #include <signal.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -113,7 +114,13 @@ Outcome<mw::SessionDescriptors> make_descriptors(const std::string& session, uns
   struct sigaction before {};
   ignore.sa_handler = SIG_IGN;
   ::sigaction(SIGXFSZ, &ignore, &before);
+  // A soft limit of the address space is the application's; here all of the memory is mapped.
+  rlimit space{};
+  const bool limited = ::getrlimit(RLIMIT_AS, &space) == 0 && space.rlim_cur != space.rlim_max;
+  const rlimit most{space.rlim_max, space.rlim_max};
+  if (limited) (void)::setrlimit(RLIMIT_AS, &most);
   auto made = mw::make_session_fds(session, geometry);
+  if (limited) (void)::setrlimit(RLIMIT_AS, &space);
   ::sigaction(SIGXFSZ, &before, nullptr);
   if (!made) {
     return Failure{"make the session's shared memory",

@@ -105,12 +105,10 @@ void enter_background(const SpawnRequest& request, int report_fd) {
   }
   if (::dup2(STDERR_FILENO, STDOUT_FILENO) < 0) give_up(report_fd, "dup2 stderr");
   rlimit limit{};
-  // The session's own processes map all of its memory; the application's limit is not theirs.
+  // The session's own processes map all of its memory; a soft limit is the application's.
   if (::getrlimit(RLIMIT_AS, &limit) == 0) {
-    const rlimit unlimited{RLIM_INFINITY, RLIM_INFINITY};
-    const rlimit most{limit.rlim_max, limit.rlim_max};
-    if (::geteuid() != 0 || ::setrlimit(RLIMIT_AS, &unlimited) < 0)
-      (void)::setrlimit(RLIMIT_AS, &most);
+    limit.rlim_cur = limit.rlim_max;
+    (void)::setrlimit(RLIMIT_AS, &limit);
   }
   if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) give_up(report_fd, "getrlimit");
   rlimit wanted{kHelperFds, std::max(limit.rlim_max, kHelperFds)};

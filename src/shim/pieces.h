@@ -44,6 +44,7 @@ class Pieces {
   void unmap(uint32_t i, std::byte* taken) const;
 
   uint32_t count() const { return count_; }
+  uint64_t mapped_bytes() const { return mapped() * stride_; }
   uint32_t mapped() const { return StdAtomics::load_relaxed(mapped_); }
   // All mapped pieces are below.
   uint32_t used_end() const { return StdAtomics::load_relaxed(used_end_); }

@@ -195,6 +195,12 @@ int reach_driver() {
   return fd < 0 && is_abroad() ? be_introduced() : fd;
 }
 
+constexpr const char* kNoMemory =
+    "the session's memory cannot be mapped; network sockets fail with ENETDOWN. Raise the limit of "
+    "address space (RLIMIT_AS, ulimit -v).";
+constexpr const char* kNoFit =
+    "the session's memory does not fit its geometry; network sockets fail with ENETDOWN.";
+
 bool attach_locked() {
   if (process.attached) return true;
   if (session_name[0] == 0) {
@@ -226,11 +232,7 @@ bool attach_locked() {
   }
   if (Status joined = join(answer->fds[0], answer->fds[1], reply.geometry); !joined) {
     unhide_and_close(fd);
-    complain(joined.error().fault == Fault::sys ? "the session's memory cannot be mapped (is "
-                                                  "RLIMIT_AS, `ulimit -v`, too small?); network "
-                                                  "sockets fail with ENETDOWN."
-                                                : "the session's memory does not fit its geometry; "
-                                                  "network sockets fail with ENETDOWN.");
+    complain(joined.error().fault == Fault::sys ? kNoMemory : kNoFit);
     return false;
   }
   process.drop_fd = hide(answer->fds[2].release());

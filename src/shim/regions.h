@@ -63,6 +63,7 @@ class ChannelView {
         groups_.find(group / kGroupsAPiece) + l_.group_news_stride * (group % kGroupsAPiece),
         g_.slots);
   }
+  uint64_t piece_bytes() const { return slots_.mapped_bytes() + groups_.mapped_bytes(); }
   // For a program that is about to forbid itself to map memory.
   void map_all();
 
@@ -108,6 +109,7 @@ class SessionView {
   }
   // The near ones only if the far ones are in use and there is no memory for them.
   SessionWatches watches(uint32_t i);
+  uint64_t piece_bytes() const { return slots_.mapped_bytes() + far_.mapped_bytes(); }
   void map_all();
 
  private:

@@ -11,26 +11,28 @@ namespace mw::shim {
 using A = StdAtomics;
 
 Status RingWindow::open(const SealedFile& file, const mw_layout& layout, uint32_t slots) {
-  spare_ = static_cast<uint32_t>(std::clamp<uint64_t>(kSpareBytes / layout.ring_stride, 1, kSpare));
-  spare_now_ = spare_;
+  stride_ = layout.ring_stride;
   return pieces_.open(file, layout.rings, layout.ring_stride * slots, layout.ring_stride);
 }
 
 uint32_t RingWindow::most(uint32_t sockets) const {
-  return A::load_relaxed(spare_now_) + sockets + sockets / 2;
+  const uint64_t tables = process.channel.piece_bytes() + process.session.piece_bytes();
+  const uint64_t bytes = A::load_relaxed(spare_bytes_);
+  const uint64_t spare = (bytes - std::min(bytes, tables)) / stride_;
+  return static_cast<uint32_t>(std::clamp<uint64_t>(spare, kFewestSpare, UINT16_MAX)) + sockets +
+         sockets / 2;
 }
 
 std::byte* RingWindow::map(uint32_t slot) {
   rlimit limit{};
   if (!process.confined && ::getrlimit(RLIMIT_AS, &limit) == 0)
-    A::store_relaxed(spare_now_,
-                     limit.rlim_cur == RLIM_INFINITY ? spare_ : std::min(spare_, kSpareIfLimited));
+    A::store_relaxed(spare_bytes_, std::min<uint64_t>(kSpareBytes, limit.rlim_cur / kPartOfLimit));
   std::byte* const here = pieces_.get(slot);
   return here != nullptr || !drop_unused() ? here : pieces_.get(slot);
 }
 
 void RingWindow::trim() {
-  if (mapped() > spare_now_ && !process.confined) trim_to(most(sockets_in_use()));
+  if (mapped() > kFewestSpare && !process.confined) trim_to(most(sockets_in_use()));
 }
 
 bool RingWindow::drop_unused() {
@@ -39,8 +41,12 @@ bool RingWindow::drop_unused() {
 
 uint32_t RingWindow::trim_to(uint32_t most) {
   uint32_t unmapped = 0;
-  for (uint32_t left = pieces_.used_end(); left != 0 && mapped() > most; --left) {
-    const uint32_t slot = A::fetch_add(hand_, 1u) % pieces_.used_end();
+  // From anywhere: the slots of a busy listener go round, and the one that was left longest ago is
+  // the next to be used.
+  const uint32_t end = pieces_.used_end();
+  uint32_t slot = A::fetch_add(looks_, 2654435761u);
+  for (uint32_t left = end; left != 0 && mapped() > most; --left) {
+    slot = (slot + 1) % end;
     if (pieces_.find(slot) != nullptr && references(slot) == 0 && unmap(slot)) ++unmapped;
   }
   return unmapped;

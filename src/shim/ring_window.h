@@ -40,10 +40,13 @@ class RingWindow {
   // How many may be mapped while this process has `sockets` of them.
   uint32_t most(uint32_t sockets) const;
 
-  static constexpr uint64_t kSpareBytes = 24 * 1024 * 1024;
-  static constexpr uint32_t kSpare = 32;
-  // In a process whose address space is limited.
-  static constexpr uint32_t kSpareIfLimited = 4;
+  // The rings that stay without a socket, and what is mapped of the tables in pieces. An INS has up
+  // to 64 connections ready for a listener, each in a slot of its own, so a server that has few at
+  // a time goes round as many slots.
+  static constexpr uint64_t kSpareBytes = 47 * 1024 * 1024;
+  static constexpr uint32_t kFewestSpare = 2;
+  // Of a limited address space they take no more than this part.
+  static constexpr uint64_t kPartOfLimit = 32;
 
  private:
   std::byte* map(uint32_t slot);
@@ -52,9 +55,9 @@ class RingWindow {
   uint32_t trim_to(uint32_t most);
 
   Pieces pieces_;
-  uint32_t spare_ = kSpare;
-  uint32_t spare_now_ = kSpare;
-  uint32_t hand_ = 0;  // where the last look for unused rings ended
+  uint64_t stride_ = 1;
+  uint64_t spare_bytes_ = kSpareBytes;
+  uint32_t looks_ = 0;  // for unused rings
 };
 
 }  // namespace mw::shim

@@ -17,14 +17,15 @@ LINE = 64
 
 def fresh_slots():
     for line in open("/proc/self/maps"):
-        if "/memfd:mw-channel " in line:
-            start, end = [int(word, 16) for word in line.split()[0].split("-")]
-    memory = ctypes.string_at(start, min(end - start, 48 << 20))
-    at = memory.find(INDEXES)
-    while at >= 0:
-        if memory[at + LINE:at + LINE + 12] == INDEXES + struct.pack("<I", 1):
-            yield start + at
-        at = memory.find(INDEXES, at + LINE)
+        if "/memfd:mw-channel " not in line:
+            continue
+        start, end = [int(word, 16) for word in line.split()[0].split("-")]
+        memory = ctypes.string_at(start, end - start)
+        at = memory.find(INDEXES)
+        while at >= 0:
+            if memory[at + LINE:at + LINE + 12] == INDEXES + struct.pack("<I", 1):
+                yield start + at
+            at = memory.find(INDEXES, at + LINE)
 
 rounds = 0
 deadline = time.monotonic() + 60

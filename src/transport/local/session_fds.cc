@@ -128,13 +128,6 @@ Result<std::string> make_attach_name(const std::string& session) {
   return "mwcomms/" + session + "/" + text;
 }
 
-// The page with the header of a region, whose whole would not fit under a limit of address space.
-Result<Mapping> map_head(int fd) {
-  auto file = check_sealed(fd);
-  if (!file) return file.error();
-  return map_range(*file, 0, MW_PAGE, false);
-}
-
 }  // namespace
 
 Result<SessionFds> make_session_fds(const std::string& session, const mw_geometry& geometry) {
@@ -143,7 +136,7 @@ Result<SessionFds> make_session_fds(const std::string& session, const mw_geometr
   SessionFds out;
   auto channel = make_sealed_memfd("mw-channel", layout.bytes);
   if (!channel) return channel.error();
-  auto region_a = map_head(channel->get());
+  auto region_a = map_sealed(channel->get());
   if (!region_a) return region_a.error();
   auto* header = reinterpret_cast<mw_region_header*>(region_a->base());
   header->magic = MW_MAGIC;
@@ -154,7 +147,7 @@ Result<SessionFds> make_session_fds(const std::string& session, const mw_geometr
 
   auto private_part = make_sealed_memfd(kSessionMemoryName, session_layout_of(geometry).bytes);
   if (!private_part) return private_part.error();
-  auto region_b = map_head(private_part->get());
+  auto region_b = map_sealed(private_part->get());
   if (!region_b) return region_b.error();
   auto* session_header = reinterpret_cast<SessionHeader*>(region_b->base());
   session_header->magic = kSessionMagic;
