@@ -4,7 +4,7 @@
 //             against its limit of address space (RLIMIT_AS), so it maps what it needs.
 // INVARIANTS  A piece stays where it is until take() and unmap(), and while it is there every
 //             thread finds the same one.
-// THREADS     Any, and signal handlers. Who takes a piece knows that no other thread is in it.
+// THREADS     Any, and signal handlers; take() requires that no other thread is in the piece.
 #pragma once
 
 #include <cstddef>

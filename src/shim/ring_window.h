@@ -4,8 +4,8 @@
 //             unmapped after its last descriptor of the slot is gone. A few stay for the slot's
 //             next socket, so that a connection that comes and goes costs no mapping.
 // INVARIANTS  A thread is in the rings of a slot only while it holds that slot's rx_lock or tx_lock.
-//             Whoever unmaps them holds both while it takes them from the list. A lock that was
-//             taken from a living thread (adopt_socket()) cannot tell, and those rings stay.
+//             The thread that unmaps them holds both while it takes them from the list. A lock
+//             that adopt_socket() took from a living thread cannot tell, and those rings stay.
 // THREADS     Any, and signal handlers.
 #pragma once
 
