@@ -152,7 +152,7 @@ int sock_listen(const Sock& s, int backlog) {
   const int rc = plain(r);
   if (rc == 0) {
     A::fetch_or(s.mine.flags, kSlotListener | kSlotOdd);
-    identify(s.fd, s.index, s.gen, true);
+    if (!process.confined) identify(s.fd, s.index, s.gen, true);
     sockaddr_in6 local{};  // the port stands at the same place in both families
     socklen_t local_len = sizeof local;
     if (sock_name(s, false, reinterpret_cast<sockaddr*>(&local), &local_len) == 0)
@@ -166,7 +166,7 @@ namespace {
 // accept() in other threads and processes returns EINVAL; the socket is no listener any more.
 void end_listening(const Sock& s) {
   set_flag(s, kSlotListener, false);
-  identify(s.fd, s.index, s.gen);
+  if (!process.confined) identify(s.fd, s.index, s.gen);
   empty_queue(s);
   pass_on_end(s);
 }

@@ -24,11 +24,13 @@ bool still_names(const SealedFile& file) {
   return ::fstat(file.fd, &st) == 0 && st.st_dev == file.device && st.st_ino == file.inode;
 }
 
-std::byte* map_of(const SealedFile& file, uint64_t from, uint64_t bytes) {
+std::byte* map_of(const SealedFile& file, uint64_t from, uint64_t bytes, uint64_t wish) {
   const int saved = errno;
   std::byte* p = nullptr;
   if (still_names(file))
-    if (auto mapping = map_range(file, from, bytes, process.locks_memory)) p = mapping->release();
+    if (auto mapping =
+            map_range(file, from, bytes, process.locks_memory, reinterpret_cast<void*>(wish)))
+      p = mapping->release();
   errno = saved;
   return p;
 }
@@ -45,6 +47,11 @@ Status Pieces::open(const SealedFile& file, uint64_t offset, uint64_t bytes, uin
                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (list == MAP_FAILED) return Error{Fault::sys, errno, "list of pieces"};
   bases_ = static_cast<uint64_t*>(list);
+  // Far below what the program maps from now on, with room for all. Small tables have few pieces.
+  constexpr uint64_t kFar = uint64_t{1} << 40;
+  constexpr uint64_t kSmall = uint64_t{1} << 26;
+  const uint64_t near = address_of(static_cast<std::byte*>(list));
+  if (bytes > kSmall && near > 2 * kFar) wish_ = near - kFar;
   return Ok{};
 }
 
@@ -75,7 +82,7 @@ std::byte* Pieces::map(uint32_t i) {
   const Range range = range_of(i);
   std::byte* mine = nullptr;
   if (whole == 0) {
-    mine = map_of(file_, range.from, range.bytes);
+    mine = map_of(file_, range.from, range.bytes, wish_ == 0 ? 0 : wish_ + stride_ * i);
     if (mine == nullptr) return nullptr;
   }
   uint64_t base = whole != 0 ? whole + stride_ * i : address_of(mine) + range.before;
@@ -96,7 +103,7 @@ std::byte* Pieces::map(uint32_t i) {
 bool Pieces::map_all() {
   if (A::load_acquire(whole_) != 0) return true;
   const Range range = range_of(offset_, bytes_);
-  std::byte* const all = map_of(file_, range.from, range.bytes);
+  std::byte* const all = map_of(file_, range.from, range.bytes, 0);
   if (all == nullptr) return false;
   uint64_t none = 0;
   if (!std::atomic_ref(whole_).compare_exchange_strong(none, address_of(all) + range.before))

@@ -63,7 +63,10 @@ class Pieces {
   uint64_t bytes_ = 0;
   uint64_t stride_ = 1;
   uint64_t* bases_ = nullptr;  // [count_] addresses; 0: not mapped
-  uint64_t whole_ = 0;         // where piece 0 is once all are mapped; 0: they are not
+  // Where piece 0 would like to be, so that neighbours are one mapping to the kernel, which has a
+  // limit of their number (vm.max_map_count); 0: anywhere.
+  uint64_t wish_ = 0;
+  uint64_t whole_ = 0;  // where piece 0 is once all are mapped; 0: they are not
   uint32_t count_ = 0;
   mutable uint32_t mapped_ = 0;
   mutable uint32_t used_end_ = 0;

@@ -7,6 +7,8 @@
 
 #include <array>
 #include <atomic>
+#include <fstream>
+#include <string>
 #include <thread>
 
 #include "shim/process.h"
@@ -85,6 +87,17 @@ TEST_F(RingWindowTest, KeepsTheRingsOfSocketsThatAreOpen) {
   use(0, 200);
   window().trim();
   EXPECT_EQ(window().mapped(), 200u);
+}
+
+// The kernel lets a process have 65530 mappings, unless told otherwise.
+TEST_F(RingWindowTest, NeighboursAreOneMapping) {
+  for (uint32_t i = 0; i < 200; ++i) have(i);
+  use(0, 200);
+  std::ifstream maps("/proc/self/maps");
+  uint32_t lines = 0;
+  for (std::string line; std::getline(maps, line);)
+    if (line.find("mw-channel") != line.npos) ++lines;
+  EXPECT_LE(lines, 10u);
 }
 
 TEST_F(RingWindowTest, UnmapsWhatIsGivenUpButForAFew) {

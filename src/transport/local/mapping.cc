@@ -37,9 +37,9 @@ Result<SealedFile> check_sealed(int fd) {
 }
 
 Result<Mapping> map_range(const SealedFile& file, uint64_t offset, uint64_t bytes,
-                          bool never_locked) {
+                          bool never_locked, void* wish) {
   constexpr int kBoth = PROT_READ | PROT_WRITE;
-  void* base = ::mmap(nullptr, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE,
+  void* base = ::mmap(wish, bytes, never_locked ? PROT_NONE : kBoth, MAP_SHARED | MAP_NORESERVE,
                       file.fd, static_cast<off_t>(offset));
   if (base == MAP_FAILED) return Error{Fault::sys, errno, "mmap of a region"};
   const bool unlocked =

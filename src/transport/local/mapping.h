@@ -46,11 +46,12 @@ struct SealedFile {
 };
 // Errors: peer (not sealed, or no memfd), sys.
 Result<SealedFile> check_sealed(int fd);
-// Maps [offset, offset + bytes) of it; offset is a multiple of the page size.
+// Maps [offset, offset + bytes) of it, at `wish` if there is room; offset is a multiple of the page
+// size.
 // Requires: the range lies within the file.
 // Errors: sys.
 Result<Mapping> map_range(const SealedFile& file, uint64_t offset, uint64_t bytes,
-                          bool never_locked);
+                          bool never_locked, void* wish = nullptr);
 
 // Maps a received memfd after checking its seals. The mapping is left out of core dumps.
 // never_locked: not even in a process that has called mlockall(), where the kernel would fill it.
