@@ -30,8 +30,10 @@ enum mw_op {
   /* What is not in the receive ring: [flags, name room, control room, data room] with MSG_OOB or
    * MSG_ERRQUEUE; out: mw_recv_head, name, control, data. */
   MW_OP_RECVMSG = 12,
-  /* Host name lookup: slot unused, [family, flags]; in: NUL-terminated name; out: an array of
-   * sockaddr (each mw_addr) and, after it, the canonical name; err is an EAI_* value. */
+  /* Host name lookup: slot unused, [family, flags, search]; in: NUL-terminated name; out: an array
+   * of sockaddr (each mw_addr) and, after it, the canonical name; err is an EAI_* value. With
+   * search 0 the INS's own search list holds; else it is 1 + ndots, and the domains to search stand
+   * behind the name, each NUL-terminated. */
   MW_OP_RESOLVE = 13,
   /* Address to name: slot unused, [flags]; in: sockaddr; out: NUL-terminated name; err is EAI_*. */
   MW_OP_RESOLVE_ADDR = 14,

@@ -81,8 +81,9 @@ Status check_request(const Request& r, const mw_geometry& geometry, uint32_t wor
     }
     case MW_OP_RESOLVE:
       if (r.in_len == 0 || r.in_len > 1024 || r.payload[r.in_len - 1] != 0 ||
-          std::memchr(r.payload, 0, r.in_len) != r.payload + r.in_len - 1)
+          (r.arg[2] == 0 && std::memchr(r.payload, 0, r.in_len) != r.payload + r.in_len - 1))
         return violation("host name without its end");
+      if (r.arg[2] < 0 || r.arg[2] > 16) return violation("dots of a search list");
       return Ok{};
     case MW_OP_QUERY:
       if (r.in_len < kDnsHeaderBytes) return violation("query without a header");

@@ -4,14 +4,17 @@
 #include <netdb.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <memory>
 #include <sstream>
 
+#include "base/unique_fd.h"
 #include "ins/context.h"
 
 namespace mw {
@@ -71,6 +74,8 @@ int eai_of(int status) {
       return EAI_MEMORY;
     case ARES_ETIMEOUT:
     case ARES_ESERVFAIL:
+    case ARES_ENOTIMP:
+    case ARES_EREFUSED:
     case ARES_ECONNREFUSED:
     case ARES_ENOTINITIALIZED:
     case ARES_ECANCELLED:
@@ -83,12 +88,159 @@ int eai_of(int status) {
 
 }  // namespace
 
-struct Resolver::Pending {
+// One question of the application, from its call to its answer.
+struct Resolver::Lookup {
   Resolver* self;
   uint32_t call;
   uint32_t seq;
-  int flags;
+  uint32_t op;
+  int family = AF_UNSPEC;
+  int flags = 0;
+  std::string text = {};  // the name, or the message to exchange
+  mw_addr addr{};         // RESOLVE_ADDR
+  std::vector<std::string> search = {};
+  int ndots = 0;
+  size_t service = 0;
+  int eai = EAI_NONAME;  // what the last service that was asked said
+
+  // While DNS is asked.
+  SearchNames names = {};
+  size_t at = 0;  // in names
+  int attempts = 0;
+  int as_it_stands = 0;  // what the name itself gave, 0: not asked yet
+  bool no_data = false;
+  bool try_again = false;
 };
+
+namespace {
+
+std::string read_file(const char* path) {
+  std::ifstream file(path);
+  std::ostringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+std::string host_name() {
+  char name[256] = {};
+  return ::gethostname(name, sizeof name - 1) == 0 ? name : "";
+}
+
+// No server has answered: the next attempt may do better.
+bool is_worth_another_attempt(int status) {
+  return status == ARES_ETIMEOUT || status == ARES_ECONNREFUSED || status == ARES_ESERVFAIL ||
+         status == ARES_ENOTIMP || status == ARES_EREFUSED;
+}
+
+NameStatus name_status_of(int status) {
+  switch (status) {
+    case ARES_ENOTFOUND:
+    case ARES_ENODATA:
+    case ARES_EBADNAME:
+      return NameStatus::not_found;
+    case ARES_ESERVFAIL:
+    case ARES_ENOTIMP:
+    case ARES_EREFUSED:
+      return NameStatus::try_again;
+    default:
+      return NameStatus::unavailable;
+  }
+}
+
+// An entry of the hosts file as a question for this family finds it. Loopback and mapped addresses
+// of IPv6 have a form in IPv4.
+bool as_family(const mw_addr& entry, int family, mw_addr& out) {
+  out = entry;
+  if (family == AF_UNSPEC || family == family_of(entry)) return true;
+  if (family == AF_INET6) return false;
+  sockaddr_in6 in6{};
+  std::memcpy(&in6, entry.bytes, sizeof in6);
+  in_addr v4{htonl(INADDR_LOOPBACK)};
+  if (IN6_IS_ADDR_V4MAPPED(&in6.sin6_addr))
+    std::memcpy(&v4, in6.sin6_addr.s6_addr + 12, sizeof v4);
+  else if (!IN6_IS_ADDR_LOOPBACK(&in6.sin6_addr))
+    return false;
+  out = make_v4(v4);
+  return true;
+}
+
+// The address from which this system would send there; length 0: it cannot.
+mw_addr source_for(const mw_addr& to) {
+  const UniqueFd probe{::socket(family_of(to), SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+  mw_addr at = to;
+  const in_port_t port = htons(9);  // at the same place in both families; nothing is sent
+  std::memcpy(at.bytes + offsetof(sockaddr_in, sin_port), &port, sizeof port);
+  mw_addr out{};
+  socklen_t len = sizeof out.bytes;
+  if (!probe || ::connect(probe.get(), reinterpret_cast<const sockaddr*>(at.bytes), at.len) < 0 ||
+      ::getsockname(probe.get(), reinterpret_cast<sockaddr*>(out.bytes), &len) < 0)
+    return {};
+  out.len = to.len;
+  return out;
+}
+
+// A line of RFC 6724's policy table.
+struct Policy {
+  int precedence;
+  int label;
+};
+Policy policy_of(const mw_addr& a) {
+  if (family_of(a) == AF_INET) return {35, 4};
+  sockaddr_in6 in6{};
+  std::memcpy(&in6, a.bytes, sizeof in6);
+  const uint8_t* const b = in6.sin6_addr.s6_addr;
+  if (IN6_IS_ADDR_LOOPBACK(&in6.sin6_addr)) return {50, 0};
+  if (IN6_IS_ADDR_V4MAPPED(&in6.sin6_addr)) return {35, 4};
+  if (b[0] == 0x20 && b[1] == 0x02) return {30, 2};
+  if (b[0] == 0x20 && b[1] == 0x01 && b[2] == 0 && b[3] == 0) return {5, 5};
+  return (b[0] & 0xfe) == 0xfc ? Policy{3, 13} : Policy{40, 1};
+}
+
+bool is_near(const mw_addr& a) {  // link-local or loopback
+  sockaddr_in in{};
+  sockaddr_in6 in6{};
+  std::memcpy(&in, a.bytes, sizeof in);
+  std::memcpy(&in6, a.bytes, sizeof in6);
+  const uint32_t v4 = ntohl(in.sin_addr.s_addr);
+  if (family_of(a) == AF_INET) return v4 >> 24 == 127 || v4 >> 16 == 0xa9fe;
+  return IN6_IS_ADDR_LOOPBACK(&in6.sin6_addr) || IN6_IS_ADDR_LINKLOCAL(&in6.sin6_addr);
+}
+
+// Smaller is better: the rules 1, 2, 5 and 6 of RFC 6724.
+int rank_of(const mw_addr& to) {
+  const mw_addr from = source_for(to);
+  const Policy policy = policy_of(to);
+  if (from.len == 0) return 4000 - policy.precedence;
+  return (is_near(from) != is_near(to) ? 2000 : 0) +
+         (policy_of(from).label != policy.label ? 1000 : 0) - policy.precedence;
+}
+
+// As the C library sorts what it finds, across families.
+void sort_addresses(std::vector<mw_addr>& addresses) {
+  const bool mixed = std::any_of(addresses.begin(), addresses.end(), [&](const mw_addr& a) {
+    return family_of(a) != family_of(addresses.front());
+  });
+  if (!mixed) return;
+  std::vector<std::pair<int, mw_addr>> ranked;
+  ranked.reserve(addresses.size());
+  for (const mw_addr& a : addresses) ranked.emplace_back(rank_of(a), a);
+  std::stable_sort(ranked.begin(), ranked.end(),
+                   [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (size_t i = 0; i < ranked.size(); ++i) addresses[i] = ranked[i].second;
+}
+
+// AI_V4MAPPED: those of IPv4 stand in for those of IPv6, or beside them.
+bool wants_mapped(int family, int flags) {
+  return family == AF_INET6 && (flags & AI_V4MAPPED) != 0;
+}
+void keep_mapped_if_wanted(std::vector<mw_addr>& found, int family, int flags) {
+  if (!wants_mapped(family, flags) || (flags & AI_ALL) != 0) return;
+  const auto is_v4 = [](const mw_addr& a) { return family_of(a) == AF_INET; };
+  if (!std::all_of(found.begin(), found.end(), is_v4))
+    found.erase(std::remove_if(found.begin(), found.end(), is_v4), found.end());
+}
+
+}  // namespace
 
 std::vector<HostEntry> parse_hosts(const std::string& text) {
   std::vector<HostEntry> out;
@@ -128,10 +280,10 @@ Resolver::~Resolver() {
 
 Status Resolver::init(const OwnAddresses& own) {
   own_ = own;
-  std::ifstream file("/etc/hosts");
-  std::ostringstream text;
-  text << file.rdbuf();
-  hosts_ = parse_hosts(text.str());
+  hosts_ = parse_hosts(read_file("/etc/hosts"));
+  services_ = parse_nsswitch(read_file("/etc/nsswitch.conf"));
+  conf_ = parse_resolv_conf(read_file("/etc/resolv.conf"), std::getenv("RES_OPTIONS"),
+                            std::getenv("LOCALDOMAIN"), host_name());
   if (ares_library_init(ARES_LIB_INIT_ALL) != ARES_SUCCESS)
     return Error{Fault::sys, ENOMEM, "name lookup library"};
   library_ = true;
@@ -140,7 +292,17 @@ Status Resolver::init(const OwnAddresses& own) {
   o.lookups = lookups;
   o.sock_state_cb = &Resolver::on_sock_state;
   o.sock_state_cb_data = this;
-  const int got = ares_init_options(&channel_, &o, ARES_OPT_LOOKUPS | ARES_OPT_SOCK_STATE_CB);
+  o.flags = (conf_.use_vc ? ARES_FLAG_USEVC : 0) | (conf_.edns0 ? ARES_FLAG_EDNS : 0);
+  o.ednspsz = 1200;
+  o.timeout = std::max(conf_.timeout, 1) * 1000;
+  o.tries = 1;
+  o.ndots = 0;
+  o.ndomains = 0;
+  const int got = ares_init_options(&channel_, &o,
+                                    ARES_OPT_LOOKUPS | ARES_OPT_SOCK_STATE_CB | ARES_OPT_FLAGS |
+                                        ARES_OPT_EDNSPSZ | ARES_OPT_TIMEOUTMS | ARES_OPT_TRIES |
+                                        ARES_OPT_NDOTS | ARES_OPT_DOMAINS |
+                                        (conf_.rotate ? ARES_OPT_ROTATE : ARES_OPT_NOROTATE));
   if (got != ARES_SUCCESS) return Error{Fault::sys, ENOMEM, "name lookup configuration"};
   return Ok{};
 }
@@ -189,55 +351,175 @@ void Resolver::lookup(uint32_t call, const Request& r) {
 }
 
 void Resolver::lookup_name(uint32_t call, const Request& r) {
-  const std::string name(reinterpret_cast<const char*>(r.payload), r.in_len - 1);
+  const char* const text = reinterpret_cast<const char*>(r.payload);
+  const std::string name(text);
   const int family = r.arg[0];
   const int flags = r.arg[1];
-  const auto fits = [family](const mw_addr& a) {
-    return family == AF_UNSPEC || family == family_of(a);
-  };
   if (family != AF_UNSPEC && family != AF_INET && family != AF_INET6)
     return fail(call, r.seq, EAI_FAMILY);
-  std::vector<mw_addr> found;
   mw_addr number{};
   if (parse_number(name, number)) {
-    if (!fits(number)) return fail(call, r.seq, EAI_ADDRFAMILY);
+    if (family != AF_UNSPEC && family != family_of(number))
+      return fail(call, r.seq, EAI_ADDRFAMILY);
     return answer_addrs(call, r.seq, 0, {number}, name);
   }
   if ((flags & AI_NUMERICHOST) != 0 || name.empty()) return fail(call, r.seq, EAI_NONAME);
+  LookupPtr lookup(new Lookup{this, call, r.seq, MW_OP_RESOLVE});
+  lookup->family = family;
+  lookup->flags = flags;
+  lookup->text = name;
+  lookup->ndots = conf_.ndots;
+  lookup->search = conf_.search;
+  if (r.arg[2] > 0) {  // the process has a search list of its own
+    lookup->ndots = r.arg[2] - 1;
+    lookup->search.clear();
+    for (size_t at = name.size() + 1; at < r.in_len; at += lookup->search.back().size() + 1)
+      lookup->search.emplace_back(text + at);
+  }
+  ask_services(std::move(lookup));
+}
+
+void Resolver::lookup_addr(uint32_t call, const Request& r) {
+  LookupPtr lookup(new Lookup{this, call, r.seq, MW_OP_RESOLVE_ADDR});
+  sockaddr_storage ss{};
+  std::memcpy(&ss, r.payload, std::min<size_t>(r.in_len, sizeof ss));
+  if (ss.ss_family == AF_INET && r.in_len >= sizeof(sockaddr_in))
+    lookup->addr = make_v4(reinterpret_cast<const sockaddr_in&>(ss).sin_addr);
+  else if (ss.ss_family == AF_INET6 && r.in_len >= sizeof(sockaddr_in6))
+    lookup->addr = make_v6(reinterpret_cast<const sockaddr_in6&>(ss).sin6_addr);
+  else
+    return fail(call, r.seq, EAI_FAMILY);
+  lookup->family = ss.ss_family;
+  ask_services(std::move(lookup));
+}
+
+void Resolver::ask_services(LookupPtr lookup) {
+  for (; lookup->service < services_.size(); ++lookup->service) {
+    const NameService& service = services_[lookup->service];
+    NameStatus status = NameStatus::unavailable;
+    if (service.kind == NameService::Kind::dns) return begin_dns(std::move(lookup));
+    if (service.kind == NameService::Kind::files) {
+      if (answer_from_files(*lookup)) return;
+      status = NameStatus::not_found;
+      lookup->eai = EAI_NONAME;
+    }
+    if (service.ends_with(status)) break;
+  }
+  fail(lookup->call, lookup->seq, lookup->eai);
+}
+
+bool Resolver::answer_from_files(const Lookup& l) {
+  mw_addr found{};
+  if (l.op == MW_OP_RESOLVE_ADDR) {
+    for (const HostEntry& e : hosts_) {
+      if (!as_family(e.addr, l.family, found) || found.len != l.addr.len ||
+          std::memcmp(found.bytes, l.addr.bytes, found.len) != 0)
+        continue;
+      answer_text(l.call, l.seq, e.names.front());
+      return true;
+    }
+    return false;
+  }
+  std::vector<mw_addr> addresses;
   std::string canonical;
   bool listed = false;
-  for (const HostEntry& e : hosts_) {
-    for (const std::string& n : e.names) {
-      if (!same_name(n, name)) continue;
-      listed = true;
-      if (!fits(e.addr)) break;
+  const auto gather = [&](int family) {
+    for (const HostEntry& e : hosts_) {
+      const bool named = std::any_of(e.names.begin(), e.names.end(),
+                                     [&](const std::string& n) { return same_name(n, l.text); });
+      listed = listed || named;
+      if (!named || !as_family(e.addr, family, found)) continue;
       if (canonical.empty()) canonical = e.names.front();
-      found.push_back(e.addr);
-      break;
+      addresses.push_back(found);
     }
+  };
+  gather(l.family);
+  if (wants_mapped(l.family, l.flags)) gather(AF_INET);
+  keep_mapped_if_wanted(addresses, l.family, l.flags);
+  if (!listed && same_name(l.text, "localhost")) {
+    canonical = l.text;
+    if (l.family != AF_INET) addresses.push_back(make_v6(in6addr_loopback));
+    if (l.family != AF_INET6) addresses.push_back(make_v4({htonl(INADDR_LOOPBACK)}));
   }
-  if (!listed && same_name(name, "localhost")) {
-    listed = true;
-    canonical = name;
-    if (family != AF_INET) found.push_back(make_v6(in6addr_loopback));
-    if (family != AF_INET6) found.push_back(make_v4({htonl(INADDR_LOOPBACK)}));
-  }
-  if (!found.empty()) return answer_addrs(call, r.seq, 0, found, canonical);
-  if (listed) return fail(call, r.seq, EAI_ADDRFAMILY);
-  ares_addrinfo_hints hints{};
-  hints.ai_family = family;
-  hints.ai_socktype = SOCK_STREAM;
-  hints.ai_flags = (flags & AI_CANONNAME) != 0 ? ARES_AI_CANONNAME : 0;
+  if (addresses.empty()) return false;
+  sort_addresses(addresses);
+  answer_addrs(l.call, l.seq, l.flags, addresses, canonical);
+  return true;
+}
+
+void Resolver::begin_dns(LookupPtr lookup) {
+  lookup->names = {{lookup->text}, SIZE_MAX};
+  if (lookup->op == MW_OP_RESOLVE)
+    lookup->names = search_names(lookup->text, lookup->ndots, conf_.no_tld_query, lookup->search);
+  lookup->at = 0;
+  lookup->attempts = std::max(conf_.attempts, 1);
+  lookup->as_it_stands = 0;
+  lookup->no_data = lookup->try_again = false;
+  ask_dns(std::move(lookup));
+}
+
+void Resolver::ask_dns(LookupPtr lookup) {
+  --lookup->attempts;
   ++pending_;
-  ares_getaddrinfo(channel_, name.c_str(), nullptr, &hints, &Resolver::on_addrinfo,
-                   new Pending{this, call, r.seq, flags});
+  Lookup* const l = lookup.release();  // the callback's, which may come before this returns
+  if (l->op == MW_OP_QUERY) {
+    ares_send(channel_, reinterpret_cast<const unsigned char*>(l->text.data()),
+              static_cast<int>(l->text.size()), &Resolver::on_message, l);
+  } else if (l->op == MW_OP_RESOLVE_ADDR) {
+    sockaddr_in6 in6{};
+    sockaddr_in in{};
+    std::memcpy(&in6, l->addr.bytes, sizeof in6);
+    std::memcpy(&in, l->addr.bytes, sizeof in);
+    const bool v4 = l->family == AF_INET;
+    ares_gethostbyaddr(channel_, v4 ? static_cast<const void*>(&in.sin_addr) : &in6.sin6_addr,
+                       v4 ? sizeof in.sin_addr : sizeof in6.sin6_addr, l->family,
+                       &Resolver::on_hostent, l);
+  } else {
+    ares_addrinfo_hints hints{};
+    hints.ai_family = wants_mapped(l->family, l->flags) ? AF_UNSPEC : l->family;
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = (l->flags & AI_CANONNAME) != 0 ? ARES_AI_CANONNAME : 0;
+    const std::string name = l->names.names[l->at];
+    ares_getaddrinfo(channel_, name.c_str(), nullptr, &hints, &Resolver::on_addrinfo, l);
+  }
+}
+
+void Resolver::dns_failed(LookupPtr lookup, int status) {
+  if (status == ARES_EDESTRUCTION || status == ARES_ECANCELLED) return;
+  Lookup& l = *lookup;
+  if (is_worth_another_attempt(status) && l.attempts > 0) return ask_dns(std::move(lookup));
+  if (l.op == MW_OP_QUERY)
+    return fail(l.call, l.seq, status == ARES_ECONNREFUSED ? ECONNREFUSED : ETIMEDOUT);
+  if (l.op == MW_OP_RESOLVE) {
+    const bool itself = l.at == l.names.as_it_stands;
+    if (itself) l.as_it_stands = status;
+    l.no_data = l.no_data || status == ARES_ENODATA;
+    l.try_again = l.try_again || status == ARES_ESERVFAIL;
+    // Where no server answers, none would for the next domain either.
+    const bool goes_on = itself || status == ARES_ENOTFOUND || status == ARES_ENODATA ||
+                         status == ARES_EBADNAME || status == ARES_ESERVFAIL;
+    if (goes_on && l.at + 1 < l.names.names.size()) {
+      ++l.at;
+      l.attempts = std::max(conf_.attempts, 1);
+      return ask_dns(std::move(lookup));
+    }
+    if (l.as_it_stands != 0)
+      status = l.as_it_stands;
+    else if (goes_on)
+      status = l.no_data ? ARES_ENODATA : l.try_again ? ARES_ESERVFAIL : status;
+  }
+  l.eai = eai_of(status);
+  if (services_[l.service].ends_with(name_status_of(status))) return fail(l.call, l.seq, l.eai);
+  ++l.service;
+  ask_services(std::move(lookup));
 }
 
 void Resolver::on_addrinfo(void* arg, int status, int, ares_addrinfo* result) {
-  const std::unique_ptr<Pending> p(static_cast<Pending*>(arg));
-  --p->self->pending_;
+  LookupPtr l(static_cast<Lookup*>(arg));
+  Resolver* const self = l->self;
+  --self->pending_;
   if (status != ARES_SUCCESS || result == nullptr) {
-    p->self->fail(p->call, p->seq, eai_of(status));
+    self->dns_failed(std::move(l), status != ARES_SUCCESS ? status : ARES_ENODATA);
   } else {
     std::vector<mw_addr> found;
     for (const ares_addrinfo_node* n = result->nodes; n != nullptr; n = n->ai_next) {
@@ -246,65 +528,44 @@ void Resolver::on_addrinfo(void* arg, int status, int, ares_addrinfo* result) {
       else if (n->ai_family == AF_INET6)
         found.push_back(make_v6(reinterpret_cast<const sockaddr_in6*>(n->ai_addr)->sin6_addr));
     }
+    keep_mapped_if_wanted(found, l->family, l->flags);
     std::string canonical = result->name != nullptr ? result->name : "";
     for (const ares_addrinfo_cname* c = result->cnames; c != nullptr; c = c->next)
       if (c->name != nullptr) canonical = c->name;
-    p->self->answer_addrs(p->call, p->seq, p->flags, found, canonical);
+    self->answer_addrs(l->call, l->seq, l->flags, found, canonical);
   }
   if (result != nullptr) ares_freeaddrinfo(result);
 }
 
-void Resolver::lookup_addr(uint32_t call, const Request& r) {
-  mw_addr addr{};
-  sockaddr_storage ss{};
-  std::memcpy(&ss, r.payload, std::min<size_t>(r.in_len, sizeof ss));
-  int len = 0;
-  const void* raw = nullptr;
-  if (ss.ss_family == AF_INET && r.in_len >= sizeof(sockaddr_in)) {
-    raw = &reinterpret_cast<const sockaddr_in&>(ss).sin_addr;
-    len = sizeof(in_addr);
-    addr = make_v4(reinterpret_cast<const sockaddr_in&>(ss).sin_addr);
-  } else if (ss.ss_family == AF_INET6 && r.in_len >= sizeof(sockaddr_in6)) {
-    raw = &reinterpret_cast<const sockaddr_in6&>(ss).sin6_addr;
-    len = sizeof(in6_addr);
-    addr = make_v6(reinterpret_cast<const sockaddr_in6&>(ss).sin6_addr);
-  } else {
-    return fail(call, r.seq, EAI_FAMILY);
-  }
-  for (const HostEntry& e : hosts_)
-    if (e.addr.len == addr.len && std::memcmp(e.addr.bytes, addr.bytes, addr.len) == 0)
-      return answer_text(call, r.seq, e.names.front());
-  ++pending_;
-  ares_gethostbyaddr(channel_, raw, len, ss.ss_family, &Resolver::on_hostent,
-                     new Pending{this, call, r.seq, 0});
-}
-
 void Resolver::exchange(uint32_t call, const Request& r) {
-  ++pending_;
-  ares_send(channel_, r.payload, static_cast<int>(r.in_len), &Resolver::on_message,
-            new Pending{this, call, r.seq, 0});
+  LookupPtr lookup(new Lookup{this, call, r.seq, MW_OP_QUERY});
+  lookup->text.assign(reinterpret_cast<const char*>(r.payload), r.in_len);
+  lookup->attempts = std::max(conf_.attempts, 1);
+  ask_dns(std::move(lookup));
 }
 
 void Resolver::on_message(void* arg, int status, int, unsigned char* message, int length) {
-  const std::unique_ptr<Pending> p(static_cast<Pending*>(arg));
-  --p->self->pending_;
+  LookupPtr l(static_cast<Lookup*>(arg));
+  Resolver* const self = l->self;
+  --self->pending_;
   auto n = static_cast<size_t>(std::max(length, 0));
   if (status != ARES_SUCCESS || message == nullptr || n < kDnsHeaderBytes)
-    return p->self->fail(p->call, p->seq, status == ARES_ECONNREFUSED ? ECONNREFUSED : ETIMEDOUT);
+    return self->dns_failed(std::move(l), status != ARES_SUCCESS ? status : ARES_EBADRESP);
   if (n > MW_CALL_PAYLOAD) n = cut_message(message, n);
   Answer a;
   a.ret = 0;
   std::memcpy(a.payload, message, n);
   a.out_len = static_cast<uint32_t>(n);
-  p->self->calls_->answer(p->call, p->seq, a);
+  self->calls_->answer(l->call, l->seq, a);
 }
 
 void Resolver::on_hostent(void* arg, int status, int, hostent* host) {
-  const std::unique_ptr<Pending> p(static_cast<Pending*>(arg));
-  --p->self->pending_;
+  LookupPtr l(static_cast<Lookup*>(arg));
+  Resolver* const self = l->self;
+  --self->pending_;
   if (status != ARES_SUCCESS || host == nullptr || host->h_name == nullptr)
-    return p->self->fail(p->call, p->seq, eai_of(status));
-  p->self->answer_text(p->call, p->seq, host->h_name);
+    return self->dns_failed(std::move(l), status != ARES_SUCCESS ? status : ARES_ENODATA);
+  self->answer_text(l->call, l->seq, host->h_name);
 }
 
 void Resolver::answer_addrs(uint32_t call, uint32_t seq, int flags,

@@ -1,7 +1,9 @@
 // resolve.h - host names, looked up where the network is.
 //
-// Configuration (resolv.conf, hosts) is read before the sandbox; afterwards only sockets are used.
-// Order: a number, the hosts file, then DNS.
+// Configuration (nsswitch.conf, resolv.conf, hosts) is read before the sandbox; afterwards only
+// sockets are used. A number is no question; names and addresses go to the services of nsswitch.conf
+// in their order. Search list and repeated attempts are the resolver's own, as the C library has
+// them: c-ares exchanges one question with each name server once.
 //
 // THREADS     The control thread only.
 #pragma once
@@ -10,12 +12,14 @@
 #include <sys/epoll.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/result.h"
 #include "ins/decode.h"
 #include "ins/publish.h"
+#include "ins/resolv_conf.h"
 
 namespace mw {
 
@@ -50,14 +54,27 @@ class Resolver {
   void on_timeout();
 
  private:
-  struct Pending;
+  struct Lookup;
+  using LookupPtr = std::unique_ptr<Lookup>;
+
   static void on_sock_state(void* self, ares_socket_t fd, int readable, int writable);
-  static void on_addrinfo(void* arg, int status, int timeouts, ares_addrinfo* result);
-  static void on_message(void* self, int status, int timeouts, unsigned char* message, int length);
-  static void on_hostent(void* arg, int status, int timeouts, hostent* host);
+  static void on_addrinfo(void* lookup, int status, int timeouts, ares_addrinfo* result);
+  static void on_message(void* lookup, int status, int timeouts, unsigned char* message,
+                         int length);
+  static void on_hostent(void* lookup, int status, int timeouts, hostent* host);
+
   void lookup_name(uint32_t call, const Request& r);
   void lookup_addr(uint32_t call, const Request& r);
   void exchange(uint32_t call, const Request& r);
+  // Asks the services from the current one on, until one answers or ends the lookup.
+  void ask_services(LookupPtr lookup);
+  // True if the hosts file has answered.
+  bool answer_from_files(const Lookup& lookup);
+  void begin_dns(LookupPtr lookup);
+  // Sends the lookup's question to the name servers, for the first time or again.
+  void ask_dns(LookupPtr lookup);
+  // What came of that, if it was no answer: the next attempt, name or service, or the failure.
+  void dns_failed(LookupPtr lookup, int status);
   void answer_addrs(uint32_t call, uint32_t seq, int flags, const std::vector<mw_addr>& found,
                     const std::string& canonical);
   void answer_text(uint32_t call, uint32_t seq, const std::string& text);
@@ -66,6 +83,8 @@ class Resolver {
   ares_channel channel_ = nullptr;
   bool library_ = false;
   std::vector<HostEntry> hosts_;
+  std::vector<NameService> services_;
+  ResolvConf conf_;
   OwnAddresses own_;
   int epoll_ = -1;
   uint64_t tag_ = 0;

@@ -39,6 +39,7 @@ class Arena {
 
 int h_errno_of(int eai) {
   if (eai == EAI_NONAME) return HOST_NOT_FOUND;
+  if (eai == EAI_NODATA || eai == EAI_ADDRFAMILY) return NO_DATA;
   if (eai == EAI_AGAIN) return TRY_AGAIN;
   return NO_RECOVERY;
 }
@@ -83,7 +84,7 @@ int by_name(const char* name, int family, hostent* out, char* buffer, size_t n, 
   hints.ai_flags = AI_CANONNAME;
   addrinfo* list = nullptr;
   if (const int rc = shim_getaddrinfo(name, nullptr, &hints, &list); rc != 0) {
-    *herr = h_errno_of(rc);
+    *herr = h_errno = h_errno_of(rc);
     return rc == EAI_AGAIN ? EAGAIN : 0;
   }
   const int rc = fill(list, name, family, out, buffer, n);
@@ -119,7 +120,7 @@ int by_address(const void* address, socklen_t len, int family, hostent* out, cha
   char host[NI_MAXHOST];
   if (const int rc = shim_getnameinfo(a, a_len, host, sizeof host, nullptr, 0, NI_NAMEREQD);
       rc != 0) {
-    *herr = h_errno_of(rc);
+    *herr = h_errno = h_errno_of(rc);
     return 0;
   }
   addrinfo one{};

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <netinet/in.h>
+#include <resolv.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,6 +32,23 @@ int as_eai(const CallAnswer& a) {
   return EAI_AGAIN;
 }
 
+// The search list of a process that the environment gives one of its own, each domain with its end;
+// returns ndots. -1: the INS's holds.
+int own_search_list(char* room, size_t most, Bytes& out) {
+  if (::getenv("LOCALDOMAIN") == nullptr && ::getenv("RES_OPTIONS") == nullptr) return -1;
+  res_state const state = __res_state();
+  if ((state->options & RES_INIT) == 0 && res_ninit(state) < 0) return -1;
+  size_t used = 0;
+  for (int i = 0; i < MAXDNSRCH && state->dnsrch[i] != nullptr; ++i) {
+    const size_t n = strlen(state->dnsrch[i]) + 1;
+    if (n > most - used) break;
+    memcpy(room + used, state->dnsrch[i], n);
+    used += n;
+  }
+  out = {room, static_cast<uint32_t>(used)};
+  return static_cast<int>(std::min<unsigned>(state->ndots, 15));
+}
+
 // Asks the INS. 0 or EAI_*.
 int look_up_name(const char* node, int family, int flags, Lookup& out) {
   const size_t n = strlen(node) + 1;
@@ -44,6 +62,9 @@ int look_up_name(const char* node, int family, int flags, Lookup& out) {
   r.arg[0] = family;
   r.arg[1] = flags;
   r.in[0] = {node, static_cast<uint32_t>(n)};
+  char domains[512];
+  if (const int ndots = own_search_list(domains, sizeof domains, r.in[1]); ndots >= 0)
+    r.arg[2] = 1 + ndots;
   alignas(8) static thread_local char answer[MW_CALL_PAYLOAD];
   const CallAnswer a = call(r, answer, sizeof answer);
   if (a.ret < 0) return as_eai(a);

@@ -23,6 +23,7 @@ class NameServer(threading.Thread):
         self.udp.bind((SERVER, 53))
         self.tcp = socket.create_server((SERVER, 53))
         self.asked = []
+        self.how = []  # for each of them whether it came over TCP, and with EDNS
         threading.Thread(target=self.serve_tcp, daemon=True).start()
 
     def run(self) -> None:
@@ -31,6 +32,8 @@ class NameServer(threading.Thread):
             if not query:
                 return
             answer = self.answer(query, peer[0])
+            if answer is None:
+                continue
             if len(answer) > 512:
                 answer = answer[:2] + bytes([answer[2] | 2]) + answer[3:12] + query[12:]
                 answer = answer[:6] + bytes(6) + answer[12:]
@@ -42,10 +45,10 @@ class NameServer(threading.Thread):
                 connection, peer = self.tcp.accept()
                 with connection:
                     query = connection.recv(4096)[2:]
-                    answer = self.answer(query, peer[0])
+                    answer = self.answer(query, peer[0], True)
                     connection.sendall(struct.pack("!H", len(answer)) + answer)
 
-    def answer(self, query: bytes, who: str) -> bytes:
+    def answer(self, query: bytes, who: str, tcp: bool = False):
         at, labels = 12, []
         while query[at]:
             labels.append(query[at + 1:at + 1 + query[at]].decode())
@@ -53,11 +56,15 @@ class NameServer(threading.Thread):
         name = ".".join(labels)
         kind = struct.unpack("!H", query[at + 1:at + 3])[0]
         self.asked.append((who, name, kind))
-        data = {("a.test", 1): bytes([192, 0, 2, 7]), ("1.2.0.192.in-addr.arpa", 12): b"\1b\4test\0"}.get((name, kind))
+        self.how.append((tcp, query[11] != 0))
+        if name.startswith("silent"):
+            return None
+        data = {("a.test", 1): bytes([192, 0, 2, 7]), ("1.2.0.192.in-addr.arpa", 12): b"\1b\4test\0",
+                ("six.test", 28): bytes([0x20, 1, 13, 184] + [0] * 11 + [6]), ("a.b.test", 1): bytes([192, 0, 2, 8])}.get((name, kind))
         records = [data] if data else []
         if kind == 16 and name in ("text.test", "longer.test"):
             records = [bytes([len(LONG)]) + LONG] * (4 if name == "text.test" else 40)
-        code = 0 if records or name == "a.test" else 3
+        code = 0 if records or name in ("a.test", "six.test") else 2 if name.startswith("fail") else 3
         question = query[12:at + 5]
         body = b"".join(b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 60, len(one)) + one for one in records)
         return query[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, len(records), 0, 0) + question + body
@@ -87,15 +94,19 @@ def names(mw, unchanged):
 def ask(mw, names, tmp_path):
     """ask(code) -> what the Python code prints under `mw run`, and who asked the name server what."""
     conf = tmp_path / "resolv.conf"
-    conf.write_text(f"nameserver {SERVER}\nsearch test\noptions timeout:2 attempts:2\n")
     hosts = tmp_path / "hosts"
-    hosts.write_text("127.0.0.1 localhost\n")
 
-    def begin(code: str) -> tuple:
+    def begin(code: str, resolver: str = "", order: str = "", more: str = "", run: str = f"exec {mw} run --") -> tuple:
         script = tmp_path / "script.py"
         script.write_text(PRELUDE + code)
+        conf.write_text(f"nameserver {SERVER}\n" + (resolver or "search test\noptions timeout:2 attempts:2\n"))
+        hosts.write_text("127.0.0.1 localhost\n" + more)
+        switch = tmp_path / "nsswitch.conf"
+        switch.write_text(order or "hosts: files dns\n")
+        del names.asked[:], names.how[:]
         inside = (f"mount --make-rprivate / && mount --bind {conf} /etc/resolv.conf && "
-                  f"mount --bind {hosts} /etc/hosts && exec {mw} run -- /usr/bin/python3 {script}")
+                  f"mount --bind {switch} /etc/nsswitch.conf && "
+                  f"mount --bind {hosts} /etc/hosts && {run} /usr/bin/python3 {script}")
         done = proc.run(["unshare", "-m", "sh", "-c", inside], 60, check=False)
         assert done.returncode == 0, done.stderr.decode()
         return done.stdout.decode(), names.asked
@@ -214,3 +225,107 @@ print(socket.gethostbyname("localhost"))
 """)
     assert out == "0\ngaierror\ngaierror\nherror\n-1\n127.0.0.1\n"
     assert asked == []
+
+
+LOOK_UP = """
+import json, sys
+def look_up(name, family=0, flags=0):
+    try:
+        found = socket.getaddrinfo(name, 1, family, socket.SOCK_STREAM, 0, flags)
+        print(name, family, flags, *(f"{one[4][0]} {one[3]}" for one in found))
+    except socket.gaierror as error:
+        print(name, family, flags, error.errno)
+"""
+HOSTS = """192.0.2.50 half.test half
+2001:db8::51 other.test other
+::1 six-loopback
+192.0.2.99 a.test
+2001:db8::60 both
+192.0.2.60 both
+192.0.2.61 both
+"""
+
+
+def as_natively(ask, code: str, **how) -> list:
+    """Runs the code natively and through the channel; what it printed and what was asked is the same. Returns the names asked."""
+    answers = {}
+    for mode, run in (("native", {"run": "exec"}), ("mw", {})):
+        out, asked = ask(LOOK_UP + code, **how, **run)
+        # A and AAAA go out together, in either order.
+        answers[mode] = (out.splitlines(), sorted((name.lower(), kind) for _, name, kind in asked),
+                         [name for k, (_, name, _) in enumerate(asked) if k == 0 or asked[k - 1][1] != name])
+    assert answers["mw"] == answers["native"]
+    return answers["native"][2]
+
+
+@pytest.mark.parametrize("order", [
+    "hosts: files dns", "hosts: dns files", "hosts:files", "hosts: dns", "hosts: files [NOTFOUND=return] dns",
+    "hosts: dns [NOTFOUND=return] files", "hosts: dns [!UNAVAIL=return] files", "hosts: nothing [NOTFOUND=return] dns",
+    "passwd: files",
+])
+def test_the_services_are_asked_in_their_order(ask, order):
+    code = """
+for name in ("half.test", "half", "other.test", "six-loopback", "both", "a.test", "six.test", "none.test"):
+    for family in (0, socket.AF_INET, socket.AF_INET6):
+        look_up(name, family)
+look_up("half.test", socket.AF_INET6, socket.AI_V4MAPPED)
+look_up("a.test", socket.AF_INET6, socket.AI_V4MAPPED)
+look_up("both", socket.AF_INET6, socket.AI_V4MAPPED | socket.AI_ALL)
+look_up("both", 0, socket.AI_CANONNAME)
+for address in ("192.0.2.1", "192.0.2.50", "127.0.0.1", "192.0.2.77"):
+    try:
+        print(socket.gethostbyaddr(address)[0])
+    except OSError as error:
+        print(error.errno)
+"""
+    as_natively(ask, code, order=order + "\n", more=HOSTS, resolver="options timeout:1 attempts:1\n")
+
+
+@pytest.mark.parametrize(("resolver", "expected"), [
+    ("search test", ["a.test", "x.test", "x", "b.test", "b", "a.b", "a.b.test", "c.d", "c.d.test", "a.test"]),
+    ("search one test\noptions ndots:2", None), ("domain test\noptions ndots:0", None), ("options ndots:15", None),
+    ("search one.test . test", None), ("search test\noptions no-tld-query", None),
+])
+def test_the_search_list_is_the_c_librarys(ask, resolver, expected):
+    code = """
+for name in ("a", "x", "b", "a.b", "c.d", "a.test."):
+    look_up(name, socket.AF_INET)
+"""
+    names = as_natively(ask, code, resolver=f"{resolver}\noptions timeout:1 attempts:1\n")
+    assert expected is None or names == expected
+
+
+def test_the_environment_changes_the_search_list(ask):
+    code = """
+import os, subprocess
+if len(sys.argv) == 1:
+    for more in ({"LOCALDOMAIN": "test"}, {"RES_OPTIONS": "ndots:3"}, {"LOCALDOMAIN": "b.test one", "RES_OPTIONS": "ndots:2"}):
+        subprocess.run([sys.executable, __file__, "again"], env={**os.environ, **more})
+else:
+    for name in ("a", "a.b", "x"):
+        look_up(name, socket.AF_INET)
+"""
+    as_natively(ask, code, resolver="search two\noptions timeout:1 attempts:1\n")
+
+
+def test_who_does_not_answer_is_asked_as_often_as_configured(ask):
+    names = as_natively(ask, """
+look_up("silent.test", socket.AF_INET)
+look_up("fail.test", socket.AF_INET)
+""", resolver="options timeout:1 attempts:2\n")
+    assert set(names) == {"silent.test", "fail.test"}
+
+
+def test_time_limits_of_the_environment_hold_for_the_session(ask, monkeypatch):
+    monkeypatch.setenv("RES_OPTIONS", "timeout:1 attempts:1")
+    assert as_natively(ask, "look_up('silent.test', socket.AF_INET)", resolver="options timeout:30\n") == ["silent.test"]
+
+
+@pytest.mark.parametrize("option", ["edns0", "use-vc", "rotate"])
+def test_questions_go_out_as_configured(ask, names, option):
+    how = {}
+    for mode, run in (("native", {"run": "exec"}), ("mw", {})):
+        out, _ = ask(LOOK_UP + "look_up('a.test', socket.AF_INET)", resolver=f"options timeout:2 {option}\n", **run)
+        how[mode] = out, names.how[:]
+    assert how["mw"] == how["native"]
+    assert how["native"][1] == [(option == "use-vc", option == "edns0")]
