@@ -57,7 +57,7 @@ uint32_t attach_lock = 0;
 uint32_t limits_raised = 0;  // threads that have raised RLIMIT_NOFILE for a moment
 
 constexpr int kHiddenBase = 1100;   // above what select() can name
-constexpr timeval kPatience{5, 0};  // a driver that hangs must not hang the application with it
+constexpr timeval kDriverPatience{5, 0};  // a driver that hangs must not hang the application with it
 constexpr suseconds_t kIdentityMark = 500000;
 constexpr suseconds_t kListenerMark = 600000;
 constexpr unsigned kIdentitySlotBits = 18;
@@ -145,7 +145,7 @@ int connect_to_driver() {
   do {
     rc = libc.connect(fd, reinterpret_cast<sockaddr*>(&a), len);
   } while (rc < 0 && errno == EINTR);
-  libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
+  libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &kDriverPatience, sizeof kDriverPatience);
   if (rc < 0) {
     libc.close(fd);
     return -1;
@@ -184,7 +184,7 @@ int be_introduced() {
   const int fds[] = {pair[1]};
   const auto sent = send_message(process.attach_fd, bytes_of(request), fds, 0);
   libc.close(pair[1]);
-  libc.setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &kPatience, sizeof kPatience);
+  libc.setsockopt(pair[0], SOL_SOCKET, SO_RCVTIMEO, &kDriverPatience, sizeof kDriverPatience);
   if (sent) return hide(pair[0]);
   libc.close(pair[0]);
   return -1;
