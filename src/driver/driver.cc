@@ -126,6 +126,10 @@ void Driver::handle(const Event& e) {
       return;
     case Source::attach:
       return processes_.accept_new();
+    case Source::placeholders:
+      return processes_.accept_placeholders();
+    case Source::placeholder:
+      return processes_.on_placeholder(e.id);
     case Source::process:
       release_.stir();
       return processes_.on_message(e.id, e.events);

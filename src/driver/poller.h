@@ -17,6 +17,8 @@ namespace mw {
 enum class Source : uint32_t {
   signals,
   attach,         // the listening socket
+  placeholders,   // the listening socket for those of processes that are out of descriptors
+  placeholder,    // id: one that has not said whose it is
   process,        // id: attachment
   process_death,  // id: attachment
   group,          // id: group; its life pipe

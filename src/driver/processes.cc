@@ -1,8 +1,10 @@
 #include "driver/processes.h"
 
 #include <sys/socket.h>
+#include <sys/un.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <utility>
 #include <vector>
 
@@ -44,7 +46,59 @@ Status Processes::listen() {
   const int flags = ::fcntl(options_.attach_fd, F_GETFL);
   if (flags < 0 || ::fcntl(options_.attach_fd, F_SETFL, flags | O_NONBLOCK) < 0)
     return Error{Fault::sys, errno, "fcntl of the attach socket"};
-  return poller_.add(options_.attach_fd, EPOLLIN, Source::attach);
+  if (auto added = poller_.add(options_.attach_fd, EPOLLIN, Source::attach); !added) return added;
+  if (auto listening = listen_for_placeholders(); !listening)
+    log_line("mwcommsd", "a process that is out of descriptors gets no socket: %s: error %d",
+             listening.error().where, listening.error().err);
+  return Ok{};
+}
+
+Status Processes::listen_for_placeholders() {
+  sockaddr_un a{};
+  socklen_t len = sizeof a;
+  if (::getsockname(options_.attach_fd, reinterpret_cast<sockaddr*>(&a), &len) < 0)
+    return Error{Fault::sys, errno, "name of the attach socket"};
+  if (a.sun_family != AF_UNIX || len >= sizeof a)
+    return Error{Fault::limit, 0, "name of the attach socket"};
+  a.sun_path[len - offsetof(sockaddr_un, sun_path)] = kPlaceholderSuffix;
+  UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&a), len + 1) < 0 ||
+      ::listen(fd.get(), 128) < 0)
+    return Error{Fault::sys, errno, "socket for placeholders"};
+  placeholder_listener_ = std::move(fd);
+  return poller_.add(placeholder_listener_.get(), EPOLLIN, Source::placeholders);
+}
+
+void Processes::accept_placeholders() {
+  for (int i = 0; i < kAcceptsPerTurn; ++i) {
+    UniqueFd fd{
+        ::accept4(placeholder_listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+    if (!fd) return;
+    if (placeholders_.size() >= kMaxStrangers) {
+      poller_.remove(placeholders_.begin()->second.get());
+      placeholders_.erase(placeholders_.begin());
+    }
+    const uint32_t id = next_id_++;
+    if (poller_.add(fd.get(), EPOLLIN | EPOLLRDHUP, Source::placeholder, id))
+      placeholders_[id] = std::move(fd);
+  }
+}
+
+void Processes::on_placeholder(uint32_t id) {
+  const auto it = placeholders_.find(id);
+  if (it == placeholders_.end()) return;
+  const UniqueFd fd = std::move(it->second);
+  placeholders_.erase(it);
+  poller_.remove(fd.get());
+  PlaceholderRequest request{};
+  const ssize_t n = ::recv(fd.get(), &request, sizeof request, MSG_DONTWAIT);
+  if (n != static_cast<ssize_t>(sizeof request) || request.version != MW_PROTOCOL_VERSION ||
+      !same_token(request.token, options_.token.data(), options_.token.size()))
+    return;  // its end tells the process
+  const int fds[] = {fd.get()};
+  if (auto sent = send_message(options_.drop_pvm_fd, bytes_of(request.record), fds, MSG_DONTWAIT);
+      !sent)
+    log_line("mwcommsd", "cannot pass a placeholder on: %s", sent.error().where);
 }
 
 void Processes::accept_new() {

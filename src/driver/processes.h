@@ -38,6 +38,8 @@ class Processes {
   // Errors: sys.
   Status listen();
   void accept_new();
+  void accept_placeholders();
+  void on_placeholder(uint32_t id);
   void on_message(uint32_t id, uint32_t events);
   void on_death(uint32_t id);
   // Frees the calls of processes that died, whether they were attached or not. `died`: one of them,
@@ -60,6 +62,7 @@ class Processes {
     bool admitted = false;
   };
 
+  Status listen_for_placeholders();
   void admit(UniqueFd connection);
   void connection_ended(uint32_t id);
   void forget(uint32_t id);
@@ -86,6 +89,8 @@ class Processes {
   SessionMemory& memory_;
   Groups& groups_;
   UniqueFd spare_;  // given up for a moment to refuse a connection when we are out of descriptors
+  UniqueFd placeholder_listener_;
+  std::map<uint32_t, UniqueFd> placeholders_;  // at most kMaxStrangers, the oldest goes
   uint32_t next_id_ = 1;
   std::map<uint32_t, Attachment> attachments_;
   std::map<uint32_t, size_t> per_user_;

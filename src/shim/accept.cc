@@ -105,15 +105,14 @@ struct Place {
 
 int new_place(const mw_accept_record& r, int flags, Place& out) {
   int pair[2];
-  if (const int rc = make_placeholder(flags, pair); rc < 0) return rc;
   CallRequest request;
+  if (const int rc = open_placeholder(flags, pair, request); rc < 0) return rc;
   request.op = MW_OP_PLACEHOLDER;
   request.slot = r.slot;
   request.gen = r.gen;
-  request.placeholder = pair[1];
   mw_new_socket made{};
   const CallAnswer a = call(request, &made, sizeof made);
-  libc.close(pair[1]);
+  if (pair[1] >= 0) libc.close(pair[1]);
   if (a.ret >= 0 && a.len == sizeof made && made.slot < process.channel.geometry().slots) {
     out = {pair[0], made.slot};
     return 0;

@@ -68,8 +68,13 @@ int submit(uint32_t at, const CallRequest& r) {
   A::store_relaxed(cell.waiting, 0u);
   mine.seq = seq;
   A::store_release(cell.seq, seq);
-  if (r.placeholder >= 0) {
+  if (r.placeholder >= 0 || r.single_placeholder >= 0) {
     const mw_drop_record record{MW_DROP_MAGIC, at, seq};
+    if (r.single_placeholder >= 0) {
+      if (say_whose_placeholder(r.single_placeholder, record)) return 0;
+      mine.seq = A::load_acquire(cell.done_seq);
+      return -EMFILE;
+    }
     const int fds[] = {r.placeholder};
     if (auto sent = send_message(process.drop_fd, bytes_of(record), fds, 0); !sent) {
       mine.seq = A::load_acquire(cell.done_seq);  // it never left: the cell counts as answered
@@ -82,9 +87,14 @@ int submit(uint32_t at, const CallRequest& r) {
   return 0;
 }
 
+bool has_hung_up(int placeholder) {
+  pollfd p{placeholder, 0, 0};
+  return placeholder >= 0 && libc.poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0;
+}
+
 // Waits until call `seq` of the cell is answered. False: nobody will answer it. `lookup`: it may
-// take its time.
-bool await(uint32_t at, uint32_t seq, bool lookup) {
+// take its time. `single`: a placeholder that the driver would have closed then.
+bool await(uint32_t at, uint32_t seq, bool lookup, int single = -1) {
   mw_call& cell = process.channel.call(at);
   const int saved = errno;
   bool answered = false;
@@ -99,6 +109,7 @@ bool await(uint32_t at, uint32_t seq, bool lookup) {
     if (call_is_done(done, seq)) continue;
     if (raw_futex(&cell.done_seq, FUTEX_WAIT, done, &kTick) < 0 && errno == ETIMEDOUT) {
       ++ticks;
+      if (has_hung_up(single) && !call_is_done(A::load_acquire(cell.done_seq), seq)) break;
       if (ticks >= kTicksToLiveness && !lookup && !is_session_up()) break;
     }
   }
@@ -160,14 +171,15 @@ bool session_up() {
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
   if (is_poisoned()) return {-1, ECONNRESET, 0};
   if (!session_up()) return {-1, ENETDOWN, 0};
-  if (!mw_is_lookup(request.op) && request.placeholder < 0) await_posted(request.slot);
+  const bool has_slot = request.placeholder < 0 && request.single_placeholder < 0;
+  if (!mw_is_lookup(request.op) && has_slot) await_posted(request.slot);
   if (process.talks_to_itself) process.unsettled = true;
   const bool lookup = mw_is_lookup(request.op) != 0;
   const uint32_t at = acquire_cell(lookup);
   CallAnswer a;
   if (const int rc = submit(at, request); rc < 0)
     a.err = -rc;
-  else if (await(at, process.session.call(at).seq, lookup))
+  else if (await(at, process.session.call(at).seq, lookup, request.single_placeholder))
     a = take_answer(at, request, room, room_len);
   else
     a.err = request.op == MW_OP_SOCKET ? ENETDOWN : ECONNRESET;

@@ -26,6 +26,8 @@ struct CallRequest {
   Bytes in[3] = {{nullptr, 0}, {nullptr, 0}, {nullptr, 0}};  // put one after the other
   // MW_OP_SOCKET: the INS's end of the placeholder, sent with the announcement.
   int placeholder = -1;
+  // The application's end, if only that one is here: the driver has the other (process.h).
+  int single_placeholder = -1;
 };
 
 struct CallAnswer {
@@ -33,6 +35,10 @@ struct CallAnswer {
   int err = 0;  // errno, or EAI_* for lookups
   uint32_t len = 0;
 };
+
+// make_placeholder(), or with the last free descriptor connect_placeholder(), whose pair[1] is -1; the
+// request says which. 0 or -errno.
+int open_placeholder(int type, int pair[2], CallRequest& r);
 
 // Executes a call and waits for the answer; its payload goes to `room`. A failure of the channel
 // itself is an answer too: ret -1 with ENETDOWN or ECONNRESET. Not interrupted by signals.

@@ -91,6 +91,16 @@ int kernel_socket(int domain, int type, int protocol) {
 }
 }  // namespace
 
+int open_placeholder(int type, int pair[2], CallRequest& r) {
+  const int rc = make_placeholder(type, pair);
+  r.placeholder = rc == 0 ? pair[1] : -1;
+  if (rc != -EMFILE) return rc;
+  pair[0] = connect_placeholder(type);
+  pair[1] = -1;
+  r.single_placeholder = pair[0];
+  return std::min(pair[0], 0);
+}
+
 int sock_create(int domain, int type, int protocol) {
   constexpr int kTypeMask = 0xf;
   constexpr int kTypes = 11;  // SOCK_MAX of the kernel
@@ -101,21 +111,20 @@ int sock_create(int domain, int type, int protocol) {
   if (!attach()) return -ENETDOWN;
   const uint32_t then = descriptor_copies();
   int pair[2];
-  if (const int rc = make_placeholder(type, pair); rc < 0) return rc;
+  CallRequest r;
+  if (const int rc = open_placeholder(type, pair, r); rc < 0) return rc;
   if (is_abroad(pair[0])) {
     libc.close(pair[0]);
-    libc.close(pair[1]);
+    if (pair[1] >= 0) libc.close(pair[1]);
     return kernel_socket(domain, type, protocol);
   }
-  CallRequest r;
   r.op = MW_OP_SOCKET;
   r.arg[0] = domain;
   r.arg[1] = type & ~(SOCK_CLOEXEC | SOCK_NONBLOCK);
   r.arg[2] = protocol;
-  r.placeholder = pair[1];
   mw_new_socket made{};
   const CallAnswer a = call(r, &made, sizeof made);
-  libc.close(pair[1]);
+  if (pair[1] >= 0) libc.close(pair[1]);
   int rc = a.ret < 0 ? -a.err : 0;
   if (rc == 0 &&
       (a.len != sizeof made || made.slot >= process.channel.geometry().slots || made.gen == 0)) {

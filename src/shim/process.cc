@@ -56,8 +56,9 @@ bool complained = false;
 uint32_t attach_lock = 0;
 uint32_t limits_raised = 0;  // threads that have raised RLIMIT_NOFILE for a moment
 
-constexpr int kHiddenBase = 1100;   // above what select() can name
-constexpr timeval kDriverPatience{5, 0};  // a driver that hangs must not hang the application with it
+constexpr int kHiddenBase = 1100;  // above what select() can name
+constexpr timeval kDriverPatience{5,
+                                  0};  // a driver that hangs must not hang the application with it
 constexpr suseconds_t kIdentityMark = 500000;
 constexpr suseconds_t kListenerMark = 600000;
 constexpr unsigned kIdentitySlotBits = 18;
@@ -132,19 +133,31 @@ bool parse_session(const char* value) {
   return true;
 }
 
-int connect_to_driver() {
-  sockaddr_un a{};
+// The length of the address that is the session's name and, if there is one, a letter behind it.
+socklen_t driver_address(sockaddr_un& a, char suffix) {
+  a = {};
   a.sun_family = AF_UNIX;
   const size_t n = strlen(session_name);
-  if (n == 0 || n + 1 > sizeof a.sun_path) return -1;
+  if (n == 0 || n + 2 > sizeof a.sun_path) return 0;
   memcpy(a.sun_path + 1, session_name, n);
-  const auto len = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + n);
-  const int fd = libc.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0);
-  if (fd < 0) return -1;
+  a.sun_path[1 + n] = suffix;
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + n + (suffix != 0 ? 1 : 0));
+}
+
+int connect_to(int fd, const sockaddr_un& a, socklen_t len) {
   int rc = 0;
   do {
-    rc = libc.connect(fd, reinterpret_cast<sockaddr*>(&a), len);
+    rc = libc.connect(fd, reinterpret_cast<const sockaddr*>(&a), len);
   } while (rc < 0 && errno == EINTR);
+  return rc;
+}
+
+int connect_to_driver() {
+  sockaddr_un a;
+  const socklen_t len = driver_address(a, 0);
+  const int fd = len != 0 ? libc.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0) : -1;
+  if (fd < 0) return -1;
+  const int rc = connect_to(fd, a, len);
   libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &kDriverPatience, sizeof kDriverPatience);
   if (rc < 0) {
     libc.close(fd);
@@ -531,6 +544,30 @@ FileLimit::~FileLimit() {
 
 bool in_vfork_child() {
   return mw_in_vfork != 0;
+}
+
+int connect_placeholder(int type) {
+  sockaddr_un a;
+  const socklen_t len = driver_address(a, kPlaceholderSuffix);
+  // Without SOCK_NONBLOCK, as the connection has to wait for a driver that is busy.
+  const int fd = libc.socket(AF_UNIX, SOCK_STREAM | (type & SOCK_CLOEXEC), 0);
+  if (fd < 0) return -errno;
+  if (is_abroad(fd)) return fd;  // the caller sees that too
+  if (len == 0 || connect_to(fd, a, len) < 0) {
+    libc.close(fd);
+    return -EMFILE;
+  }
+  if ((type & SOCK_NONBLOCK) != 0) libc.fcntl(fd, F_SETFL, O_NONBLOCK);
+  return fd;
+}
+
+bool say_whose_placeholder(int fd, const mw_drop_record& record) {
+  PlaceholderRequest request{};
+  request.version = MW_PROTOCOL_VERSION;
+  memcpy(request.token, session_token, sizeof session_token);
+  request.record = record;
+  return libc.send(fd, &request, sizeof request, MSG_NOSIGNAL) ==
+         static_cast<ssize_t>(sizeof request);
 }
 
 int identify(int fd, uint32_t slot, uint32_t gen, bool listener) {

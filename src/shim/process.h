@@ -167,6 +167,12 @@ bool in_vfork_child();
 Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<const int> fds,
                                    AttachReply& reply);
 
+// A placeholder where there is a descriptor for one end only: the driver passes the other one on.
+// type: as of make_placeholder(). Returns the descriptor or -errno.
+int connect_placeholder(int type);
+// With it the driver learns whose it is. False: it is not to be had.
+bool say_whose_placeholder(int fd, const mw_drop_record& record);
+
 // Writes the identity of a socket into its placeholder. 0 or -errno.
 int identify(int fd, uint32_t slot, uint32_t gen, bool listener = false);
 // The result of a call about a lost socket: -1 with errno. A program that is told of readiness by an

@@ -135,6 +135,17 @@ struct AttachRequest {
   uint32_t epoch;     // violation: as the process read it from the session's header; else 0
 };
 
+// A process that has a single descriptor left cannot make a pair. It connects the descriptor to the
+// stream socket of this name instead, and says this: its end is the placeholder then, and the driver
+// passes the other one on to the INS with the record.
+constexpr char kPlaceholderSuffix = '+';  // behind the name of the attach socket
+
+struct PlaceholderRequest {
+  uint32_t version;
+  uint8_t token[16];
+  mw_drop_record record;
+};
+
 struct AttachReply {
   AttachType type;
   uint32_t status;  // 0 or errno

@@ -154,10 +154,12 @@ void do_protect(const Call& call, Reply& reply) {
   reply.call([&] { return ::mprotect(page_pointer(), kPageLength, protection); });
 }
 
+// limit_files SOFT [hard=HARD]
 void do_limit_files(const Call& call, Reply& reply) {
   rlimit limit{};
   ::getrlimit(RLIMIT_NOFILE, &limit);
   limit.rlim_cur = static_cast<rlim_t>(call.number(0));
+  if (call.has("hard")) limit.rlim_max = static_cast<rlim_t>(call.option("hard", 0));
   reply.call([&] { return ::setrlimit(RLIMIT_NOFILE, &limit); });
 }
 
