@@ -69,6 +69,7 @@ def test_binary_upgrade_under_load(box):
                                  box.directory], ports=[8080])
     box.wait_port(8080, server)
     pid, old_pid = box.directory / "nginx.pid", box.directory / "nginx.pid.oldbin"
+    wait_for(lambda: pid.exists() and pid.read_text().strip(), 60, "the pid file, which comes after the listeners", server)
     with load.while_loaded(box, 8080, "/index.html"):
         for _ in range(UPGRADES):
             old = int(pid.read_text())
