@@ -64,12 +64,13 @@ def test_binary_upgrade_under_load(box):
     (box.directory / "nginx.conf").write_text(
         f"pid {box.directory}/nginx.pid; worker_processes 2; events {{}} http {{ access_log off; "
         "server { listen 0.0.0.0:8080; root /var/www/html; } }")
-    # One that is not in the background ignores the signal: its parent is that of an old binary for ever.
-    server = box.start("nginx", ["bash", "-c", '/usr/sbin/nginx -c "$0/nginx.conf" -e "$0/error.log" && exec sleep infinity',
+    # One that is not in the background ignores the signal, and so does one whose starter has not ended yet: it takes
+    # its parent for the old binary.
+    server = box.start("nginx", ["bash", "-c", '/usr/sbin/nginx -c "$0/nginx.conf" -e "$0/error.log" && echo started && exec sleep infinity',
                                  box.directory], ports=[8080])
     box.wait_port(8080, server)
     pid, old_pid = box.directory / "nginx.pid", box.directory / "nginx.pid.oldbin"
-    wait_for(lambda: pid.exists() and pid.read_text().strip(), 60, "the pid file, which comes after the listeners", server)
+    wait_for(lambda: "started\n" in server.log.read_text(), 60, "it is in the background", server)
     with load.while_loaded(box, 8080, "/index.html"):
         for _ in range(UPGRADES):
             old = int(pid.read_text())
