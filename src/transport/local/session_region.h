@@ -95,8 +95,8 @@ struct alignas(64) SessionSlot {
   uint64_t waited_us;
   uint32_t queued_at;  // since when it waits for its turn in epoll instances (src/ring/order.h)
   uint32_t lock_lost;  // rx_lock or tx_lock was taken from a living thread: it may still copy
-  int64_t stamp_ns;  // datagrams: what SIOCGSTAMP says (src/shim/ancillary.cc)
-  uint32_t asked;    // datagrams: control messages that the program wants (the same)
+  int64_t stamp_ns;    // datagrams: what SIOCGSTAMP says (src/shim/ancillary.cc)
+  uint32_t asked;      // datagrams: control messages that the program wants (the same)
 };
 static_assert(sizeof(SessionSlot) == 256);
 
