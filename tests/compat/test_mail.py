@@ -68,3 +68,5 @@ def test_postfix(box):
              "all are delivered", server)
     bodies = [path.read_text().partition("\n\n")[2] for path in inbox.iterdir()]
     assert sorted(bodies) == sorted(text for text, addresses in sent.items() for _ in addresses)
+    # The script that was started does not pass a signal on to the server.
+    box.run(["postfix", "-c", configuration, "stop"])

@@ -85,6 +85,8 @@ class OwnHost(netns.Namespace):
         return self
 
     def __exit__(self, *_) -> None:
+        for name in os.listdir("/run/netns"):  # this host's own: of a session that did not end by itself
+            netns.remove(name)
         self._inside = False
         self._host.close()
         super().__exit__()

@@ -27,9 +27,21 @@ def ip(*words: str, check: bool = True) -> str:
     return done.stdout
 
 
+def _with_descendants(pids: list) -> list:
+    """A stack of `mw run` lives in a network namespace of its own."""
+    found = list(pids)
+    for pid in found:
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it ended between the listing and here
+        found += [child for child in children if child not in found]
+    return found
+
+
 def remove(name: str) -> None:
-    """Kills what runs inside, and deletes it."""
-    for pid in ip("netns", "pids", name, check=False).split():
+    """Kills what runs inside, with what it started, and deletes it."""
+    for pid in _with_descendants(ip("netns", "pids", name, check=False).split()):
         try:
             os.kill(int(pid), signal.SIGKILL)
         except ProcessLookupError:
