@@ -185,21 +185,23 @@ def make_row(workload: str, metric: str, values: dict, target: Target) -> Row:
 _UNITS = {"us": 1.0, "ms": 1000.0, "s": 1e6}
 
 
-def nginx_command(stage: Stage, port: int) -> list:
-    """nginx with two workers and a small page."""
+def nginx_command(stage: Stage, port: int, tls: str = "") -> list:
+    """nginx with two workers and a small page. tls: the name of a key and its certificate in the stage's folder."""
     (stage.directory / "index.html").write_text("small page\n" * 50)
     config = stage.directory / f"nginx-{port}.conf"
+    listen = f"listen 127.0.0.1:{port}" + (
+        f" ssl; ssl_certificate {stage.directory}/{tls}.crt; ssl_certificate_key {stage.directory}/{tls}.key"
+        if tls else "")
     config.write_text(
         f"worker_processes 2; pid {stage.directory}/nginx-{port}.pid; "
         f"events {{ worker_connections 4096; }} http {{ access_log off; sendfile on; "
-        f"tcp_nopush on; keepalive_requests 10000000; server {{ listen 127.0.0.1:{port}; "
+        f"tcp_nopush on; keepalive_requests 10000000; server {{ {listen}; "
         f"root {stage.directory}; }} }}")
     return ["nginx", "-c", config, "-e", "stderr", "-g", "daemon off;"]
 
 
-def wrk(stage: Stage, port: int, seconds: int) -> dict:
-    text = stage.run("wrk", "-t", 2, "-c", 64, "-d", f"{seconds}s", "--latency",
-                     f"http://127.0.0.1:{port}/index.html")
+def wrk(stage: Stage, url: str, seconds: int, connections: int = 64) -> dict:
+    text = stage.run("wrk", "-t", 2, "-c", connections, "-d", f"{seconds}s", "--latency", url)
     assert "Socket errors" not in text and "Non-2xx" not in text, text
     number, unit = re.search(r"99%\s+([\d.]+)(us|ms|s)", text).groups()
     return {"requests/s": float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]),
@@ -208,10 +210,28 @@ def wrk(stage: Stage, port: int, seconds: int) -> dict:
 
 def nginx(stage: Stage, quick: bool) -> list:
     values = measure(stage.four("nginx", lambda port: nginx_command(stage, port), 8000), 1 if quick else 5,
-                     lambda port: wrk(stage, port, 1 if quick else 5))
+                     lambda port: wrk(stage, f"http://127.0.0.1:{port}/index.html", 1 if quick else 5))
     return [make_row("nginx keep-alive, 64 connections", "requests/s", values["requests/s"],
                      at_least(0.90)),
             make_row("nginx keep-alive, 64 connections", "p99 us", values["p99 us"], at_most(1.3))]
+
+
+def nginx_tls(stage: Stage, quick: bool) -> list:
+    """Answers that are written in pieces until the socket takes no more."""
+    stage.run("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+              "-subj", "/CN=localhost", "-days", "2", "-keyout", stage.directory / "tls.key",
+              "-out", stage.directory / "tls.crt")
+    ports = stage.four("nginx_tls", lambda port: nginx_command(stage, port, "tls"), 8050)
+    rows = []
+    for name, size, connections in (("1 KiB", 1024, 64), ("3 MB", 3_000_000, 8)):
+        (stage.directory / f"{size}.bin").write_bytes(b"x" * size)
+        values = measure(ports, 1 if quick else 3,
+                         lambda port: wrk(stage, f"https://127.0.0.1:{port}/{size}.bin", 3 if quick else 5, connections))
+        rows += [make_row(f"nginx with TLS, {name}, {connections} connections", "requests/s", values["requests/s"],
+                          at_least(0.90)),
+                 make_row(f"nginx with TLS, {name}, {connections} connections", "p99 us", values["p99 us"],
+                          at_most(1.3))]
+    return rows
 
 
 def apache(stage: Stage, quick: bool) -> list:
@@ -596,10 +616,10 @@ def monitoring(stage: Stage, quick: bool) -> list:
             "one engine that reads nothing": ("deaf", 1, 0.98)}
     rates, delivered = {}, {}
     for _ in range(1 if quick else 5):
-        rates.setdefault("unwatched", []).append(wrk(stage, port, seconds)["requests/s"])
+        rates.setdefault("unwatched", []).append(wrk(stage, f"http://127.0.0.1:{port}/index.html", seconds)["requests/s"])
         for way, (kind, count, _) in ways.items():
             with Engines(kind, count, socket) as engines:
-                rates.setdefault(way, []).append(wrk(stage, port, seconds)["requests/s"])
+                rates.setdefault(way, []).append(wrk(stage, f"http://127.0.0.1:{port}/index.html", seconds)["requests/s"])
             delivered.setdefault(way, []).append(engines.received / OBSERVATION_BYTES / seconds)
     rows = []
     for way, (kind, count, part) in ways.items():
@@ -613,7 +633,7 @@ def monitoring(stage: Stage, quick: bool) -> list:
     return rows
 
 
-WORKLOADS = (nginx, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
+WORKLOADS = (nginx, nginx_tls, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
              per_message, sampling, observations, monitoring)
 
 

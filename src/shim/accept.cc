@@ -343,6 +343,13 @@ int sock_close(int fd, const Entry& e) {
   const uint32_t claimed = claimed_with(s);
   const uint32_t flags = A::load_relaxed(s.mine.flags);
   const bool awaited = close_is_awaited(s);
+  if (held_slot == s.index + 1) {
+    // The last close sends what is held back; another descriptor's owner may not know of it.
+    if (references(s.index, s.gen) == 1 && is_nobody_elses(s.index))
+      held_slot = 0;
+    else
+      announce_held(s);
+  }
   if (claimed != 0 && can_be_kept(s)) {
     kept.number = claimed - 1;
     kept.nonblocking = (flags & kSlotNonblock) != 0;
@@ -360,7 +367,6 @@ int sock_close(int fd, const Entry& e) {
   }
   const int rc = libc.close(fd);
   if (kept.fd >= 0) {
-    if (held_slot == s.index + 1) held_slot = 0;
     A::store_release(s.slot.closed, s.gen);
     if (!awaited) announce(s);
   }

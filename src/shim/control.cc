@@ -228,6 +228,7 @@ int sock_shutdown(const Sock& s, int how) {
   r.arg[0] = how;
   if (how == SHUT_WR && cannot_fail_to_shut(s)) {
     set_flag(s, kSlotShutWr, true);
+    if (held_slot == s.index + 1) held_slot = 0;  // it sends what is held back
     post(r);
     return 0;
   }
