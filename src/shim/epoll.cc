@@ -277,10 +277,11 @@ int harvest(uint32_t group, epoll_event* out, int max) {
         continue;
       }
       const uint32_t told = A::load_relaxed(process.channel.slot(i).told_at);
-      if (came_later(told, now)) continue;
       // How long it has been waiting for its turn: since its news came, or since it was
       // reported or registered.
       const uint32_t queued = A::load_relaxed(process.session.slot(i).queued_at);
+      // Also one that another thread puts back during this walk.
+      if (came_later(told, now) || came_later(queued, now)) continue;
       members[count++] = {std::min(now - told, now - queued), i};
     }
     sort_by_age(members, count);

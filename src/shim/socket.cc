@@ -180,9 +180,10 @@ void release_held_slot() {
   const Sock s = sock_of(-1, e);
   if (!is_held(s)) return;  // another thread has announced it
   // The program waits and has more to send: from here on the kernel holds the bytes, with its own
-  // time limit.
-  set_cork_below(s, 1);
+  // time limit. The bit goes first: if the INS's kernel has no room when the call comes, its next
+  // EPOLLOUT must not find the bytes still held, because nothing announces them again.
   A::fetch_and(s.slot.want, ~MW_WANT_HOLD);
+  set_cork_below(s, 1);
 }
 
 bool hold_back(const Sock& s, bool more) {
