@@ -47,6 +47,10 @@ class BasicReadySet {
 
   bool empty() { return Atomics::load_seq(h_->top) == 0; }
 
+  // For one of several consumers that leaves, with or without a member: another one that sleeps may
+  // have been told of none that is left. True: the caller has to ring.
+  bool pass_on() { return !empty() && need_ring(); }
+
   // Takes members until `take(member)` returns false; that one and the rest stay in the set.
   // Returns false if members were left.
   template <class Take>
@@ -218,6 +222,20 @@ class BasicReadySet {
   Word* words_ = nullptr;
   uint32_t bits_ = 0;
 };
+
+// The sleep of a consumer of two sets with one doorbell, which owes rings to sleepers of other sets:
+// `ring_others` pays them, because the consumer that waits does it no more. Neither happens if there
+// is work in one of the sets.
+template <class Set, class RingOthers, class Wait>
+void sleep_in(Set& first, Set& second, RingOthers&& ring_others, Wait&& wait) {
+  if (!first.prepare_sleep()) return;
+  if (second.prepare_sleep()) {
+    ring_others();
+    wait();
+    second.wake();
+  }
+  first.wake();
+}
 
 using ReadySet = BasicReadySet<>;
 

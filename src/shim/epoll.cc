@@ -300,8 +300,13 @@ int harvest(uint32_t group, epoll_event* out, int max) {
 
 // What one thread has left is for the next sleeper.
 void pass_on(uint32_t group) {
-  ReadySet news = process.channel.group_news(group);
-  if (!news.empty() && news.need_ring()) ring_bell(instances[group].bell);
+  if (process.channel.group_news(group).pass_on()) ring_bell(instances[group].bell);
+}
+
+// This thread was not asleep and has taken a ring that another one may sleep for: it counts as none,
+// so that pass_on() rings again.
+void give_ring_back(uint32_t group) {
+  process.channel.group_news(group).clear_rung();
 }
 
 // Removes the bell from events that the kernel reported.
@@ -322,6 +327,16 @@ int kernel_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const s
     n = libc.epoll_pwait(epfd, out, max, static_cast<int>(std::min<int64_t>(ms, INT32_MAX)), mask);
   }
   return n < 0 ? -errno : n;
+}
+
+// Asks for ordinary descriptors without waiting. Returns how many, or -errno. pass_on() has to
+// follow.
+int kernel_look(int epfd, uint32_t group, epoll_event* out, int max, const sigset_t* mask) {
+  const int n = kernel_wait(epfd, out, max, 0, mask);
+  if (n <= 0) return n;
+  const int kept = without_bell(out, n);
+  if (kept != n) give_ring_back(group);
+  return corrected(epfd, out, kept);
 }
 
 }  // namespace
@@ -349,6 +364,9 @@ bool epoll_has_events(uint32_t group) {
     const int saved = errno;
     libc.syscall(SYS_read, instances[group].bell, &rings, sizeof rings);
     errno = saved;
+    // It may have been for a thread that sleeps, and for what came since we looked.
+    if (rings != 0) give_ring_back(group);
+    pass_on(group);
   }
   return any;
 }
@@ -416,9 +434,15 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
       const int n = kernel_wait(epfd, out, max, left, mask);
       if (n <= 0) return n;
-      const int kept = corrected(epfd, out, without_bell(out, n));
-      if (kept > 0 || left == 0) return kept;
-      continue;
+      const int others = without_bell(out, n);
+      const int kept = corrected(epfd, out, others);
+      if (kept <= 0 && left != 0) continue;
+      if (const Entry now = instance_of(epfd);
+          others != n && now.kind == Kind::epoll && now.slot != 0) {
+        give_ring_back(now.slot - 1);
+        pass_on(now.slot - 1);
+      }
+      return kept;
     }
     const uint32_t group = e.slot - 1;
     instances[group].used_here = true;
@@ -427,10 +451,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     // those come first next time.
     const bool kernel_first = A::exchange(instances[group].kernel_first, uint8_t{0}) != 0;
     int n = 0;
-    if (kernel_first) {
-      n = kernel_wait(epfd, out, max, 0, mask);
-      n = n > 0 ? corrected(epfd, out, without_bell(out, n)) : 0;
-    }
+    if (kernel_first) n = std::max(0, kernel_look(epfd, group, out, max, mask));
     const int ours = harvest(group, out + n, max - n);
     if (ours < 0 && n == 0) return ours;
     n += std::max(ours, 0);
@@ -438,9 +459,8 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       if (!kernel_first && n == max) {
         A::store_relaxed(instances[group].kernel_first, uint8_t{1});
       } else if (!kernel_first) {
-        const int more = kernel_wait(epfd, out + n, max - n, 0, mask);
-        if (more < 0 && n == 0) return more;
-        n += corrected(epfd, out + n, without_bell(out + n, more));
+        const int more = kernel_look(epfd, group, out + n, max - n, mask);
+        n = n == 0 ? more : n + std::max(0, more);
       }
       pass_on(group);
       return n;
@@ -459,7 +479,10 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       pass_on(group);
       return n;
     }
-    if (k == 0 && deadline != 0 && monotonic_ns() >= deadline) return 0;
+    if (k == 0 && deadline != 0 && monotonic_ns() >= deadline) {
+      pass_on(group);
+      return 0;
+    }
   }
 }
 
