@@ -169,17 +169,16 @@ void Worker::turn(bool may_sleep) {
 
 void Worker::sleep() {
   if (dead_.size() >= kDeadBatch && !records_under_way()) close_dead();
-  if (!sock_news_.prepare_sleep()) return;
-  if (call_news_.prepare_sleep()) {
+  const auto wait = [this] {
     const int64_t from = may_spin_ ? monotonic_ns() : 0;
     if (turn_events(sleep_ms()) == 0) look_after_sleep();
-    if (may_spin_) {
-      const bool was_short = monotonic_ns() - from < kLongestSpinNs;
-      spin_ns_ = was_short ? std::clamp(2 * spin_ns_, kFirstSpinNs, kLongestSpinNs) : spin_ns_ / 2;
-    }
-    call_news_.wake();
-  }
-  sock_news_.wake();
+    if (!may_spin_) return;
+    const bool was_short = monotonic_ns() - from < kLongestSpinNs;
+    spin_ns_ = was_short ? std::clamp(2 * spin_ns_, kFirstSpinNs, kLongestSpinNs) : spin_ns_ / 2;
+  };
+  // What the turn so far has announced is rung for first.
+  sleep_in(
+      sock_news_, call_news_, [this] { ring_groups(); }, wait);
 }
 
 // Waits awake for what will come within microseconds, because waking up costs more than that: from
@@ -291,8 +290,6 @@ uint32_t Worker::turn_news() {
 int Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
   turns_without_events_ = 0;
-  // What the turn so far has announced: nobody rings for it while we sleep.
-  if (timeout_ms != 0) ring_groups();
   const int n = ::epoll_wait(epoll_, events, kEventsPerTurn, timeout_ms);
   for (int k = 0; k < n; ++k) {
     on_event(events[k]);
