@@ -6,6 +6,7 @@
 
 #include "ins/context.h"
 #include "ring/atomics.h"
+#include "ring/call_cell.h"
 
 namespace mw {
 namespace {
@@ -37,9 +38,7 @@ void CallTable::answer(uint32_t call, uint32_t seq, const Answer& a) {
   A::store_relaxed(cell.ret, a.ret);
   A::store_relaxed(cell.err, a.err);
   A::store_relaxed(cell.out_len, a.out_len);
-  A::store_release(cell.done_seq, seq);
-  A::fence();
-  if (A::load_relaxed(cell.waiting) != 0)
+  if (answer_call(cell, seq))
     ::syscall(SYS_futex, &cell.done_seq, 1 /* FUTEX_WAKE, between processes */, INT_MAX, nullptr,
               nullptr, 0);
 }

@@ -47,6 +47,12 @@ struct StdAtomics {
   static T exchange(T& w, U v) {
     return std::atomic_ref(w).exchange(static_cast<T>(v), std::memory_order_seq_cst);
   }
+  // False: it is no longer `expected`, and stays what it is.
+  template <class T, class U>
+  static bool compare_exchange(T& w, U expected, U v) {
+    T seen = static_cast<T>(expected);
+    return std::atomic_ref(w).compare_exchange_strong(seen, static_cast<T>(v));
+  }
   static void fence() {
 #ifdef __SANITIZE_THREAD__
     // ThreadSanitizer knows no fences; a locked operation orders as much on x86.

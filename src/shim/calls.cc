@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include "ring/call_cell.h"
 #include "ring/order.h"
 #include "shim/process.h"
 #include "transport/local/fd_message.h"
@@ -20,6 +21,12 @@ constexpr timespec kTick{0, 100'000'000};
 constexpr int kTicksToLiveness = 20;  // two seconds without an answer: is anybody there?
 constexpr int kTicksToGiveUp = 3000;  // the driver answers for a dead INS long before
 
+using Cell = CallCell<SessionCall, mw_call>;
+
+Cell cell_at(uint32_t at) {
+  return {process.session.call(at), process.channel.call(at)};
+}
+
 // Finds a free, answered cell and makes it ours. Lookups, which take seconds, have half of the cells
 // among themselves.
 uint32_t acquire_cell(bool lookup) {
@@ -31,32 +38,26 @@ uint32_t acquire_cell(bool lookup) {
       ::sched_yield();
       tries = 0;
     }
-    SessionCall& owner = process.session.call(at);
-    uint32_t nobody = 0;
-    if (A::load_relaxed(owner.pid) != 0) continue;
-    if (!std::atomic_ref(owner.pid).compare_exchange_strong(nobody, process.pid)) continue;
-    // A posted or abandoned request may still be on its way: the cell is the INS's until answered.
-    if (A::load_acquire(process.channel.call(at).done_seq) == owner.seq) return at;
-    A::store_release(owner.pid, 0u);
+    if (cell_at(at).acquire(process.pid)) return at;
   }
 }
 
-void release_cell(uint32_t at) {
-  A::store_release(process.session.call(at).pid, 0u);
+void wake_waiters(mw_call& cell) {
+  const int saved = errno;
+  raw_futex(&cell.done_seq, FUTEX_WAKE, INT_MAX, nullptr);
+  errno = saved;
 }
 
 // Writes the request and announces it. Returns 0 or -errno.
 int submit(uint32_t at, const CallRequest& r) {
   mw_call& cell = process.channel.call(at);
-  SessionCall& mine = process.session.call(at);
+  if (cell_at(at).take_over_waiters()) wake_waiters(cell);
   uint32_t len = 0;
   for (const Bytes& b : r.in) {
     if (b.len > MW_CALL_PAYLOAD - len) return -EINVAL;
     if (b.len != 0) std::memcpy(cell.payload + len, b.data, b.len);
     len += b.len;
   }
-  uint32_t seq = mine.seq + 1;
-  if (seq == 0) seq = 1;
   cell.op = r.op;
   cell.slot = r.slot;
   cell.gen = r.gen;
@@ -65,19 +66,17 @@ int submit(uint32_t at, const CallRequest& r) {
   cell.flags2 = r.flags;
   cell.caller = this_thread();
   cell.sent_at = order_stamp();
-  A::store_relaxed(cell.waiting, 0u);
-  mine.seq = seq;
-  A::store_release(cell.seq, seq);
+  const uint32_t seq = cell_at(at).publish();
   if (r.placeholder >= 0 || r.single_placeholder >= 0) {
     const mw_drop_record record{MW_DROP_MAGIC, at, seq};
     if (r.single_placeholder >= 0) {
       if (say_whose_placeholder(r.single_placeholder, record)) return 0;
-      mine.seq = A::load_acquire(cell.done_seq);
+      cell_at(at).withdraw();
       return -EMFILE;
     }
     const int fds[] = {r.placeholder};
     if (auto sent = send_message(process.drop_fd, bytes_of(record), fds, 0); !sent) {
-      mine.seq = A::load_acquire(cell.done_seq);  // it never left: the cell counts as answered
+      cell_at(at).withdraw();
       return -ENETDOWN;
     }
     return 0;
@@ -92,27 +91,32 @@ bool has_hung_up(int placeholder) {
   return placeholder >= 0 && libc.poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0;
 }
 
-// Waits until call `seq` of the cell is answered. False: nobody will answer it. `lookup`: it may
-// take its time. `single`: a placeholder that the driver would have closed then.
-bool await(uint32_t at, uint32_t seq, bool lookup, int single = -1) {
+enum class Whose { ours, posted, lookup };
+
+// Waits until call `seq` of the cell is answered. False: nobody will answer it. A lookup may take
+// its time; who waits for a posted call does not hold the cell. `single`: a placeholder that the
+// driver would have closed then.
+bool await(uint32_t at, uint32_t seq, Whose whose, int single = -1) {
   mw_call& cell = process.channel.call(at);
+  bool slept = false;
   const int saved = errno;
   bool answered = false;
   for (int ticks = 0; ticks < kTicksToGiveUp;) {
-    uint32_t done = A::load_acquire(cell.done_seq);
-    if (call_is_done(done, seq)) {
-      answered = true;
-      break;
-    }
-    A::exchange(cell.waiting, 1u);
-    done = A::load_seq(cell.done_seq);
-    if (call_is_done(done, seq)) continue;
+    answered = cell_at(at).is_answered(seq);
+    if (answered) break;
+    slept = true;
+    uint32_t done = 0;
+    if (!cell_at(at).prepare_sleep(seq, done)) continue;
     if (raw_futex(&cell.done_seq, FUTEX_WAIT, done, &kTick) < 0 && errno == ETIMEDOUT) {
       ++ticks;
-      if (has_hung_up(single) && !call_is_done(A::load_acquire(cell.done_seq), seq)) break;
-      if (ticks >= kTicksToLiveness && !lookup && !is_session_up()) break;
+      if (has_hung_up(single) && !cell_at(at).is_answered(seq)) {
+        cell_at(at).withdraw();  // it went no further
+        break;
+      }
+      if (ticks >= kTicksToLiveness && whose != Whose::lookup && !is_session_up()) break;
     }
   }
+  if (answered && slept && whose != Whose::posted) cell_at(at).forget_waiters();
   errno = saved;
   return answered;
 }
@@ -148,7 +152,7 @@ void await_posted(uint32_t slot) {
   const uint64_t posted = A::load_acquire(s.posted);
   if (posted == 0) return;
   const uint32_t at = posted_cell(posted);
-  if (at < process.channel.geometry().calls) await(at, posted_seq(posted), false);
+  if (at < process.channel.geometry().calls) await(at, posted_seq(posted), Whose::posted);
   uint64_t same = posted;
   std::atomic_ref(s.posted).compare_exchange_strong(same, uint64_t{0});
 }
@@ -179,11 +183,12 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
   CallAnswer a;
   if (const int rc = submit(at, request); rc < 0)
     a.err = -rc;
-  else if (await(at, process.session.call(at).seq, lookup, request.single_placeholder))
+  else if (await(at, process.session.call(at).seq, lookup ? Whose::lookup : Whose::ours,
+                 request.single_placeholder))
     a = take_answer(at, request, room, room_len);
   else
     a.err = request.op == MW_OP_SOCKET ? ENETDOWN : ECONNRESET;
-  release_cell(at);
+  cell_at(at).release();
   return a;
 }
 
@@ -198,9 +203,9 @@ void post(const CallRequest& request) {
     uint64_t none = 0;
     // Another thread has posted meanwhile, and a slot remembers one call: this one is awaited.
     if (!std::atomic_ref(s.posted).compare_exchange_strong(none, posted_call(at, seq)))
-      await(at, seq, false);
+      await(at, seq, Whose::ours);
   }
-  release_cell(at);
+  cell_at(at).release();
 }
 
 }  // namespace mw::shim

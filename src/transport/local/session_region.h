@@ -179,12 +179,6 @@ constexpr uint32_t posted_seq(uint64_t call) {
   return static_cast<uint32_t>(call);
 }
 
-// True if call `seq` of a cell is answered, when the number answered last is `done`: the cell may be
-// further by now. Numbers wrap.
-constexpr bool call_is_done(uint32_t done, uint32_t seq) {
-  return static_cast<int32_t>(done - seq) >= 0;
-}
-
 // Who holds a call cell. pid 0: free.
 struct SessionCall {
   uint32_t pid;
