@@ -175,6 +175,11 @@ void Groups::close(uint32_t group) {
     log_line("mwcommsd", "cannot forget group %u: %s", group, dropped.error().where);
 }
 
+void Groups::ring_those_kept_waiting() {
+  for (const auto& [id, group] : groups_)
+    if (memory_.channel().group_news(id).keeps_waiting()) ring(group.bell.get());
+}
+
 void Groups::ring_all() {
   for (const auto& [id, group] : groups_) ring(group.bell.get());
 }

@@ -58,6 +58,8 @@ class Groups {
   // Closes the groups whose instance went after its last process. Returns them.
   std::vector<uint32_t> sweep();
   void ring_all();
+  // Those of which a process sleeps although there is news.
+  void ring_those_kept_waiting();
   const std::map<uint32_t, Group>& all() const { return groups_; }
 
  private:

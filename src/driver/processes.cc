@@ -274,6 +274,16 @@ void Processes::forget(uint32_t id) {
   if (died != 0) sweep_calls(died);
 }
 
+// The workers that sleep although there is work.
+uint32_t Processes::workers_kept_waiting() {
+  const Channel& channel = memory_.channel();
+  uint32_t workers = 0;
+  for (uint32_t w = 0; w < options_.bell_fds.size(); ++w)
+    if (channel.sock_news(w).keeps_waiting() || channel.call_news(w).keeps_waiting())
+      workers |= 1u << w;
+  return workers;
+}
+
 void Processes::sweep_calls(uint32_t died) {
   const auto now = std::chrono::steady_clock::now();
   const std::map<uint32_t, Suspect> before = std::exchange(suspects_, {});
@@ -286,10 +296,17 @@ void Processes::sweep_calls(uint32_t died) {
     suspects_[cell] = {pid, seq, since};
     return now - since >= kSuspectTime;
   });
+  uint32_t rings = dead.rings;
+  if (died != 0) {
+    // It may have been killed between its note that it rings and the ring, or when it had taken a
+    // ring that several sleep for.
+    rings |= workers_kept_waiting();
+    groups_.ring_those_kept_waiting();
+  }
   for (size_t w = 0; w < options_.bell_fds.size(); ++w) {
     const uint64_t one = 1;
     // EAGAIN: it was rung so often already that it cannot be missed.
-    if ((dead.rings >> w & 1) != 0 && ::write(options_.bell_fds[w], &one, sizeof one) < 0 &&
+    if ((rings >> w & 1) != 0 && ::write(options_.bell_fds[w], &one, sizeof one) < 0 &&
         errno != EAGAIN)
       log_line("mwcommsd", "cannot ring worker %zu: error %d", w, errno);
   }

@@ -72,6 +72,7 @@ class Processes {
   bool answer_group_keep(Attachment& a, int epfd);
   AttachReply reply_to(AttachType request) const;
   bool may_attach(const Attachment& a) const;
+  uint32_t workers_kept_waiting();
   void announce_for_the_dead(const mw_drop_record& record);
 
   // The owner of a call that does not exist here, and since when. It may have been a child that
