@@ -62,7 +62,9 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if ((events & EPOLLPRI) != 0) on_urgent(i, s);
   if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) s.flags |= kToEnd;
   if ((events & EPOLLRDHUP) != 0) s.untold |= MW_ST_RCV_SHUT;
-  if ((events & EPOLLHUP) != 0) s.untold |= MW_ST_CLOSED | MW_ST_SND_SHUT;
+  constexpr uint32_t kHangs = MW_ST_CLOSED | MW_ST_SND_SHUT;
+  const bool hangs = (events & EPOLLHUP) != 0;
+  if (hangs && (events & EPOLLERR) == 0) s.untold |= kHangs;
   if ((events & (EPOLLIN | EPOLLPRI)) != 0 || (s.flags & kToEnd) != 0 || events == 0)
     news |= stream_rx(i, s);
   if ((events & EPOLLERR) != 0 && s.fd >= 0) {
@@ -70,7 +72,7 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
     const uint8_t before = s.conn;
     if (const int err = take_reset(s); err != 0) {
       if (s.conn != before) telemetry_.changed(i, s);
-      publish_last_error(i, s, err, (events & EPOLLHUP) != 0);
+      publish_last_error(i, s, err, hangs);
       news |= kNewsAll;
     } else {
       pollfd p{s.fd, 0, 0};
@@ -79,6 +81,9 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
         news |= kNewsAll;
       }
     }
+    // After the error, as in publish_last_error().
+    if (hangs) s.untold |= kHangs;
+    if (hangs) news |= tell_end(i, s);
   }
   if ((events & EPOLLOUT) != 0) s.flags &= ~kTxBlocked;
   if ((events & EPOLLOUT) != 0 || events == 0) news |= stream_tx(i, s);
@@ -103,12 +108,11 @@ uint32_t Worker::tell_end(uint32_t i, Sock& s) {
 // Publishes an error that may have left bytes in the kernel. Who writes is told at once, who reads
 // after those bytes.
 void Worker::publish_last_error(uint32_t i, Sock& s, int err, bool closed) {
-  uint32_t state = s.state;
-  if (closed) state |= MW_ST_SND_SHUT;
-  if ((s.flags & kToEnd) != 0) state |= MW_ST_BEHIND;
   // Before the error: who sees the error then sees that bytes are missing.
-  if (state != s.state) set_state(i, s, state);
+  if ((s.flags & kToEnd) != 0) set_state(i, s, s.state | MW_ST_BEHIND);
   publish_error(i, s, err);
+  // After it: a send() that finds the direction shut would say EPIPE, and kill by SIGPIPE.
+  if (closed) set_state(i, s, s.state | MW_ST_SND_SHUT);
 }
 
 // The error that is pending, which is taken; if it is the peer's reset, that is noted.
@@ -351,12 +355,12 @@ void Worker::stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail) {
   s.flags |= kToEnd;
   if (err != EPIPE) s.flags |= kErrorTaken;
   s.untold |= bits;
-  stream_rx(i, s);
   // EPIPE is a state and no event: the application's next send fails by MW_ST_SND_SHUT.
   if (err == EPIPE)
     set_state(i, s, s.state | MW_ST_SND_SHUT);
   else
     publish_last_error(i, s, err, true);
+  stream_rx(i, s);
 }
 
 void Worker::finish_connect(uint32_t i, Sock& s) {
