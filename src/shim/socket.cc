@@ -47,8 +47,10 @@ uint32_t state_of(const Sock& s) {
 
 bool error_pending(const Sock& s) {
   if (is_dead(s)) return (A::load_relaxed(s.mine.flags) & kSlotResetTaken) == 0;
-  return A::load_acquire(s.slot.error_seq) != A::load_relaxed(s.mine.error_taken) &&
-         A::load_relaxed(s.slot.error) != 0;
+  // In this order, as in take_error(): an older error_seq than the one that another thread has taken
+  // would look like a new error.
+  const uint32_t taken = A::load_acquire(s.mine.error_taken);
+  return A::load_acquire(s.slot.error_seq) != taken && A::load_relaxed(s.slot.error) != 0;
 }
 
 bool error_told(const Sock& s) {
@@ -61,10 +63,9 @@ int take_error(const Sock& s) {
     if (A::load_relaxed(s.mine.gen) != s.gen) return 0;
     return (A::fetch_or(s.mine.flags, kSlotResetTaken) & kSlotResetTaken) == 0 ? ECONNRESET : 0;
   }
+  const uint32_t taken = A::load_acquire(s.mine.error_taken);
   const uint32_t seq = A::load_acquire(s.slot.error_seq);
-  uint32_t taken = A::load_relaxed(s.mine.error_taken);
-  if (seq == taken) return 0;
-  if (!std::atomic_ref(s.mine.error_taken).compare_exchange_strong(taken, seq)) return 0;
+  if (seq == taken || !A::compare_exchange(s.mine.error_taken, taken, seq)) return 0;
   const int error = A::load_relaxed(s.slot.error);
   return error >= 0 && error < 4096 ? error : ECONNRESET;
 }
@@ -178,7 +179,11 @@ void release_held_slot() {
   held_slot = 0;
   const Entry e{Kind::socket, index, A::load_relaxed(process.session.slot(index).gen)};
   const Sock s = sock_of(-1, e);
-  if (!is_held(s)) return;  // another thread has announced it
+  if (!is_held(s)) {
+    // Another thread has announced what was there then; ours may have come after that.
+    if (unsent_bytes(s) != 0) announce(s);
+    return;
+  }
   // The program waits and has more to send: from here on the kernel holds the bytes, with its own
   // time limit. The bit goes first: if the INS's kernel has no room when the call comes, its next
   // EPOLLOUT must not find the bytes still held, because nothing announces them again.
