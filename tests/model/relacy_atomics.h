@@ -14,8 +14,10 @@
 
 #include "abi/mw_slot.h"
 #include "ring/byte_ring.h"
+#include "ring/call_cell.h"
 #include "ring/ready_set.h"
 #include "ring/telemetry_ring.h"
+#include "transport/local/session_region.h"
 
 // The checker defines new, delete, malloc and free for the code under test, which would break every
 // header after it: so it comes last, and these go. Nothing that is modelled here allocates.
@@ -75,6 +77,11 @@ struct RelacyAtomics {
   static T exchange(rl::atomic<T>& w, U v) {
     return w.exchange(static_cast<T>(v), Orders::kReadModifyWrite, $);
   }
+  template <class T, class U>
+  static bool compare_exchange(rl::atomic<T>& w, U expected, U v) {
+    T seen = static_cast<T>(expected);
+    return w.compare_exchange_strong(seen, static_cast<T>(v), Orders::kReadModifyWrite, $);
+  }
   static void fence() { rl::atomic_thread_fence(Orders::kFence, $); }
 };
 
@@ -86,17 +93,18 @@ class FixedReport : public std::streambuf {
 
  private:
   int overflow(int c) override { return traits_type::not_eof(c); }  // the rest is dropped
-  char text_[16384];
+  char text_[49152];
 };
 
 // Explores interleavings until the first bad one, and compares what that was with what it should
 // be: rl::test_result_success if there is to be none.
 template <class Model>
-testing::AssertionResult explore(rl::test_result_e expected = rl::test_result_success) {
+testing::AssertionResult explore(rl::test_result_e expected = rl::test_result_success,
+                                 rl::iteration_t iterations = 100000) {
   FixedReport report;
   std::ostream out(&report);
   rl::test_params p;
-  p.iteration_count = 100000;
+  p.iteration_count = iterations;
   p.output_stream = &out;
   p.progress_stream = &out;
   rl::simulate<Model>(p);
