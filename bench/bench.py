@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "clients/python")]
 
 import mwnetflow  # noqa: E402  (needs the path above)
-from mwtest import build, netns, proc  # noqa: E402
+from mwtest import build, netns, proc, repairs  # noqa: E402
 
 FILES = 1_000_000
 IDLE_CONNECTIONS = 100_000
@@ -680,8 +680,11 @@ def main() -> int:
             continue
         print(f"bench: {workload.__name__}", file=sys.stderr, flush=True)
         try:
+            watch = repairs.Watch()
             with Stage() as stage:
                 rows += workload(stage, options.quick)
+            if grown := watch.grown():
+                failed.append(f"{workload.__name__}: {repairs.sentence(grown)}")
         except AssertionError as e:
             # The others' minutes are not lost with it.
             failed.append(f"{workload.__name__}: {e}")

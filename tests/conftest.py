@@ -12,6 +12,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "clients" / "python")]
 
 from mwtest import box, build, clock, host, netns, proc  # noqa: E402  (needs the paths above)
+from mwtest.repairs import nothing_repaired  # noqa: E402,F401  (a fixture of every test)
 from mwtest.session import Session, host_state  # noqa: E402
 
 

@@ -52,3 +52,17 @@ def test_idle_connections_tell_how_many_there_were():
         rows = bench.idle_connections(stage, True)
     assert [one.document()["tried"] for one in rows] == [5000, 5000]
     assert [one.met for one in rows] == [None, None]
+
+
+def test_a_repaired_wake_up_fails_the_run(monkeypatch, tmp_path, capsys):
+    def repairing(_stage, _quick):
+        (tmp_path / "mwcomms").mkdir()
+        (tmp_path / "mwcomms/repairs").write_text("s1 2\n")
+        return [row(1.0)]
+
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    monkeypatch.setattr(bench, "WORKLOADS", (repairing,))
+    monkeypatch.setattr(sys, "argv", ["bench.py"])
+    status = bench.main()
+    (tmp_path / "mwcomms/repairs").unlink()  # this test's own check would find it
+    assert status == 1 and f"2 in session {tmp_path}/mwcomms/s1" in capsys.readouterr().err
