@@ -159,11 +159,12 @@ SCRIPTS = {
             ["bench", "--only"], ["bench", "--only", "bogus"], ["attack", "--bogus"], ["attack", "--only", "bogus"],
             ["attack", "--defence", "bogus"], ["attack", "--server", "bogus"], ["attack", "--connections", "15001"],
             ["attack", "--seconds", "4"], ["fuzz", "bogus"], ["fuzz", "--seconds", "0"], ["kills", "0"],
-            ["kills", "x"], ["kills", "1", "2"],
+            ["kills", "x"], ["kills", "1", "2"], ["soak", "0"], ["soak", "x"], ["soak", "1", "2"],
             *([verb, "x"] for verb in ("format", "lint", "clean", "install-deps"))],
     "bench/bench.py": [["--bogus"], ["--only", "bogus"]],
     "bench/attack/attack.py": [["--bogus"], ["--seconds", "4"]],
     "tests/differential/native.py": [[]],
+    "tests/system/soak.py": [["0"], ["x"], ["1", "2"]],
 }
 
 
