@@ -263,6 +263,8 @@ class Transfer {
     if (done < 0) fail(std::string("sending: ") + std::strerror(errno));
     if (done > 0) sent_ += static_cast<uint64_t>(done);
     if (all_sent() && (corked_ || order_.option == Option::cork)) cork(corked_ = false);
+    // The driver times what it waits for: our end must not wait for the other direction.
+    if (all_sent() && order_.duplex) ::shutdown(fd_, SHUT_WR);
     return true;
   }
 
