@@ -28,6 +28,7 @@ constexpr size_t kPerGreedy = 32'768;
 constexpr int kRounds = 20;
 constexpr int kNever = 2000;  // events without the polite one's
 constexpr int kThreads = 3;
+constexpr int kRoundsOfThreads = 7;
 constexpr int kStarved =
     3'000'000;  // threads turn round quickly while a stack waits for a processor
 constexpr int kHangMs = 20'000;
@@ -213,7 +214,7 @@ class Server {
       });
     }
     std::vector<int> waits;
-    for (int round = 0; round < kRounds; ++round) {
+    for (int round = 0; round < kRoundsOfThreads; ++round) {
       send_byte(clients_[polite_]);
       // From when the byte is there; a thread may have taken it by then.
       for (int ready = 0; ready == 0 && answered == round;)
