@@ -73,7 +73,10 @@ void Processes::accept_placeholders() {
   for (int i = 0; i < kAcceptsPerTurn; ++i) {
     UniqueFd fd{
         ::accept4(placeholder_listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
-    if (!fd) return;
+    if (!fd) {
+      if ((errno != EMFILE && errno != ENFILE) || !refuse_one(placeholder_listener_.get())) return;
+      continue;
+    }
     if (placeholders_.size() >= kMaxStrangers) {
       poller_.remove(placeholders_.begin()->second.get());
       placeholders_.erase(placeholders_.begin());
@@ -109,15 +112,20 @@ void Processes::accept_new() {
       continue;
     }
     if (errno != EMFILE && errno != ENFILE) return;
-    // Left in the queue it would wake us for ever: it gets an end of file instead.
-    spare_.reset();
-    UniqueFd refused{::accept4(options_.attach_fd, nullptr, nullptr, SOCK_CLOEXEC)};
-    const bool somebody = static_cast<bool>(refused);
-    refused.reset();
-    spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
-    if (!somebody) return;
+    if (!refuse_one(options_.attach_fd)) return;
     log_line("mwcommsd", "a process was refused: the driver is out of file descriptors");
   }
+}
+
+// Out of descriptors: left in the queue, a connection would wake us for ever. It gets an end of file
+// instead. False: there was none.
+bool Processes::refuse_one(int listener) {
+  spare_.reset();
+  UniqueFd refused{::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC)};
+  const bool somebody = static_cast<bool>(refused);
+  refused.reset();
+  spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+  return somebody;
 }
 
 void Processes::admit(UniqueFd connection) {

@@ -39,6 +39,7 @@ class Processes {
   Status listen();
   void accept_new();
   void accept_placeholders();
+  bool refuse_one(int listener);
   void on_placeholder(uint32_t id);
   void on_message(uint32_t id, uint32_t events);
   void on_death(uint32_t id);

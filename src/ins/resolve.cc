@@ -373,7 +373,9 @@ void Resolver::lookup_name(uint32_t call, const Request& r) {
   if (r.arg[2] > 0) {  // the process has a search list of its own
     lookup->ndots = r.arg[2] - 1;
     lookup->search.clear();
-    for (size_t at = name.size() + 1; at < r.in_len; at += lookup->search.back().size() + 1)
+    constexpr size_t kMostDomains = 64;
+    for (size_t at = name.size() + 1; at < r.in_len && lookup->search.size() < kMostDomains;
+         at += lookup->search.back().size() + 1)
       lookup->search.emplace_back(text + at);
   }
   ask_services(std::move(lookup));

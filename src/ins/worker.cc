@@ -139,7 +139,8 @@ void Worker::run() {
 void Worker::turn(bool may_sleep) {
   // One piece of news is not yet load: the look at both sets before the sleep is cheaper then than
   // a system call that finds nothing. Unless somebody takes our sleep for the end of all work.
-  bool busy = turn_news() > (sock_news_.is_asked() ? 0 : 1) || !late_.empty();
+  bool busy =
+      turn_news() > (sock_news_.is_asked() ? 0 : 1) || !late_.empty() || !asked_looks_.empty();
   if (!local_.empty()) {
     turn_local();
     busy = true;
@@ -404,7 +405,7 @@ void Worker::on_notes() {
         break;
       case WorkerNote::Kind::looked:
         for (LateCall& late : late_)
-          if (late.call == note.index) --late.looks_due;
+          if (late.call == note.index && late.looks_due != 0) --late.looks_due;
         break;
       case WorkerNote::Kind::stop:
         stop_ = true;

@@ -20,7 +20,7 @@ inline uint32_t order_stamp() {
 // True if a member was stamped after a batch began: it is left for the next one, because what came
 // before it may not be in this one. A stamp that is far off says nothing.
 inline bool came_later(uint32_t stamp, uint32_t begun) {
-  constexpr uint32_t kFarOff = 1u << 20;
+  constexpr uint32_t kFarOff = 1u << 17;  // some milliseconds
   return stamp - begun - 1 < kFarOff;
 }
 

@@ -227,7 +227,7 @@ int fetch_asked(const Sock& s, mw_accept_record& record) {
   constexpr uint32_t kKind = MW_ACCEPT_BARE | MW_ACCEPT_ASK;
   if (a.len == sizeof record && is_possible(record) && record.gen != 0 &&
       (record.flags & kKind) == MW_ACCEPT_BARE)
-    return 0;
+    return has_slot(record.slot) ? 0 : -ENOMEM;  // the INS revokes what nobody claims
   poison("accept record");
   return -ECONNABORTED;
 }

@@ -407,7 +407,8 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
         below.in[0] = {value, n};
         return plain(below);
       }
-      if (unsent_bytes(s) != 0) announce_held(s);
+      if (unsent_bytes(s) != 0 || (A::load_relaxed(s.slot.want) & MW_WANT_HOLD) != 0)
+        announce_held(s);
     }
     return 0;
   }

@@ -246,6 +246,8 @@ ssize_t inline_send(const Sock& s, const msghdr* m, int flags, size_t total, boo
     const ssize_t n = stream_send(s, m->msg_iov, m->msg_iovlen, flags & ~MSG_OOB, before);
     if (n < 0 || static_cast<size_t>(n) < before) return n;
   }
+  // It has to follow every byte before it.
+  if ((A::load_relaxed(s.slot.want) & MW_WANT_HOLD) != 0) announce_held(s);
   uint32_t n = 0;
   size_t skip = before;
   for (size_t i = 0; i < m->msg_iovlen && n < sizeof data; ++i) {

@@ -256,6 +256,7 @@ int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int
 // the first.
 int harvest(uint32_t group, epoll_event* out, int max) {
   constexpr uint32_t kCrowd = 128;
+  if (max <= 0) return 0;
   ReadySet news = process.channel.group_news(group);
   if (is_nested(group)) news.clear_rung();
   if (news.empty()) return 0;
@@ -449,7 +450,8 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     refresh_nested(epfd);
     // Ordinary descriptors take turns with protected sockets: whenever these alone filled the room,
     // those come first next time.
-    const bool kernel_first = A::exchange(instances[group].kernel_first, uint8_t{0}) != 0;
+    const bool kernel_first = A::load_relaxed(instances[group].kernel_first) != 0 &&
+                              A::exchange(instances[group].kernel_first, uint8_t{0}) != 0;
     int n = 0;
     if (kernel_first) n = std::max(0, kernel_look(epfd, group, out, max, mask));
     const int ours = harvest(group, out + n, max - n);
@@ -467,7 +469,10 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     }
     int64_t left = timeout_ns;
     if (deadline != 0) left = std::max<int64_t>(0, deadline - monotonic_ns());
-    if (!epoll_prepare_sleep(group)) continue;
+    if (!epoll_prepare_sleep(group)) {
+      if (deadline != 0 && left == 0) return 0;
+      continue;
+    }
     const int k = kernel_wait(epfd, out, max, left, mask);
     epoll_wake(group);
     if (k < 0) return k;

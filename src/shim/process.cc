@@ -553,6 +553,8 @@ int connect_placeholder(int type) {
   const int fd = libc.socket(AF_UNIX, SOCK_STREAM | (type & SOCK_CLOEXEC), 0);
   if (fd < 0) return -errno;
   if (is_abroad(fd)) return fd;  // the caller sees that too
+  // A driver that hangs must not hang the application. identify() sets another time later.
+  libc.setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &kDriverPatience, sizeof kDriverPatience);
   if (len == 0 || connect_to(fd, a, len) < 0) {
     libc.close(fd);
     return -EMFILE;

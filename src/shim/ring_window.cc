@@ -62,6 +62,8 @@ bool RingWindow::unmap(uint32_t slot) {
     // lock_lost is set before a lock is taken from its owner, so it is looked at with both held.
     if (!tx.held() || A::load_seq(s.lock_lost) != 0) return false;
     taken = pieces_.take(slot);
+    // A thread that was given a lock meanwhile may have found it before: better lost than unmapped.
+    if (A::load_seq(s.lock_lost) != 0) return false;
   }
   if (taken == nullptr) return false;
   pieces_.unmap(slot, taken);

@@ -102,8 +102,9 @@ uint32_t send_capacity(const Sock& s) {
 }
 
 uint32_t poll_mask(const Sock& s) {
+  uint32_t state = state_of(s);
   const bool error = error_told(s);
-  const uint32_t state = state_of(s);
+  if (error) state = state_of(s);  // what follows from it comes after it
   const uint32_t flags = A::load_relaxed(s.mine.flags);
   uint32_t mask = error || (state & MW_ST_ERRQ) != 0 ? POLLERR : 0;
   const bool closed = (state & MW_ST_CLOSED) != 0;
@@ -201,7 +202,11 @@ bool hold_back(const Sock& s, bool more) {
 }
 
 void announce_bytes(const Sock& s, bool held, bool more) {
-  if (held && unsent_bytes(s) <= kMostHeld) return;
+  if (held && unsent_bytes(s) <= kMostHeld) {
+    // Unless another thread has announced what was held, before ours were there.
+    A::fence();
+    if (is_held(s)) return;
+  }
   const uint32_t corks = A::load_relaxed(s.mine.flags) & (kSlotCorked | kSlotCorkedBelow);
   // It was MSG_MORE that corked the real socket, and there is no more.
   if (corks == kSlotCorkedBelow && !more) [[unlikely]]

@@ -111,9 +111,12 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
 // that came before the end are seen before the end.
 struct ReceivingEnd {
   explicit ReceivingEnd(const Sock& s)
-      : error(error_told(s)),
-        state(state_of(s)),
-        shut((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) {}
+      : state(state_of(s)),
+        error(error_told(s)),
+        shut((A::load_relaxed(s.mine.flags) & kSlotShutRd) != 0) {
+    // An error comes before the state that follows from it, and after the FIN before it.
+    if (error) state = state_of(s);
+  }
   bool connected() const { return (state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) != 0; }
   // The INS still has bytes of before. They come as soon as there is room.
   bool behind() const { return (state & MW_ST_BEHIND) != 0; }
@@ -122,8 +125,8 @@ struct ReceivingEnd {
   bool ended() const {
     return error || (!behind() && ((state & MW_ST_EOF) != 0 || !connected() || shut));
   }
-  bool error;
   uint32_t state;
+  bool error;
   bool shut;
 };
 
@@ -229,7 +232,10 @@ ssize_t stream_recv(const Sock& s, const iovec* iov, size_t count, int flags) {
       continue;
     }
     const auto seen = static_cast<uint32_t>(peek ? got : 0);
-    const int rc = wait_for(s, POLLIN, timeout.deadline(), [&] {
+    // What is behind comes as soon as the stack runs, unless somebody has paused it.
+    constexpr int64_t kMomentNs = 20'000'000;
+    const int64_t deadline = blocking ? timeout.deadline() : monotonic_ns() + kMomentNs;
+    const int rc = wait_for(s, POLLIN, deadline, [&] {
       return readable_bytes(s) != seen || receiving_ended(s) || timeout.changed() ||
              low_water(s) != lowat;
     });

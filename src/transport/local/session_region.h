@@ -108,6 +108,8 @@ inline void renew(SessionSlot& s) {
   constexpr size_t kBehind = offsetof(SessionSlot, watch_lock);
   std::memset(bytes, 0, kLocks);
   std::memset(bytes + kBehind, 0, offsetof(SessionSlot, lock_lost) - kBehind);
+  constexpr size_t kRest = offsetof(SessionSlot, lock_lost) + sizeof s.lock_lost;
+  std::memset(bytes + kRest, 0, sizeof s - kRest);
 }
 
 // A thread goes to sleep until this socket has news, and wakes. Times are CLOCK_MONOTONIC. The
