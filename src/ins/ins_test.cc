@@ -592,12 +592,14 @@ TEST(Ins, TheBeatRepairsWhatNobodyRangForAndCountsIt) {
   FakeSock& s = s_and_peer.first;
   UniqueFd& peer = s_and_peer.second;
   ReadySet news = pvm.ch.sock_news(0);
-  // Asleep: one that waits awake needs no ring.
-  ASSERT_TRUE(eventually([&] { return news.consumer_rests() && !news.is_watched(); }));
-  // In the set, and the bell is silent.
-  EXPECT_EQ(pvm.put_quietly(s, "one"), 3u);
-  news.put_back(s.slot);
-  EXPECT_EQ(read_exactly(peer.get(), 3), "one");
+  // In the set, and the bell is silent. A worker that is awake, or that something else wakes just
+  // now, needs no ring.
+  for (int round = 0; round < 10 && news.repairs() == 0; ++round) {
+    ASSERT_TRUE(eventually([&] { return news.consumer_rests() && !news.is_watched(); }));
+    EXPECT_EQ(pvm.put_quietly(s, "one"), 3u);
+    news.put_back(s.slot);
+    EXPECT_EQ(read_exactly(peer.get(), 3), "one");
+  }
   EXPECT_EQ(news.repairs(), 1u);
   // Not even in the set.
   EXPECT_EQ(pvm.put_quietly(s, "two"), 3u);
@@ -713,9 +715,14 @@ TEST(Ins, SocketsAreServedInTheOrderOfTheirNews) {
     for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c))
       if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_TIMESTAMPNS)
         std::memcpy(&t, CMSG_DATA(c), sizeof t);
-    EXPECT_NE(t.tv_sec, 0);
     return t.tv_sec * 1'000'000'000 + t.tv_nsec;
   };
+  // The kernel begins to stamp a while after it was asked to.
+  ASSERT_TRUE(eventually([&] {
+    pvm.put_all(first.first, "w");
+    pvm.put_all(second.first, "w");
+    return (arrival(first.second) != 0) & (arrival(second.second) != 0);
+  }));
   for (int round = 0; round < 20; ++round) {
     // Both are there before the worker looks: the higher slot was first.
     EXPECT_EQ(pvm.put_quietly(second.first, "b"), 1u);

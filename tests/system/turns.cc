@@ -26,7 +26,7 @@ constexpr const char* kLoops[] = {
 constexpr uint32_t kGreedy = 24;
 constexpr size_t kPerGreedy = 32'768;
 constexpr int kRounds = 20;
-constexpr int kNever = 2000;  // events without the polite one's
+constexpr int kNever = 100'000;  // events without the polite one's
 constexpr int kThreads = 3;
 constexpr int kRoundsOfThreads = 7;
 constexpr int kStarved =
@@ -177,7 +177,7 @@ class Server {
 
   int in_one() {
     std::vector<epoll_event> events(static_cast<size_t>(case_.max_events));
-    int worst = 0;
+    std::vector<int> waits;
     for (int round = 0; round < kRounds; ++round) {
       ask();
       int waited = 0;
@@ -190,12 +190,18 @@ class Server {
         }
         if (waited > kNever) return waited;
       }
-      worst = std::max(worst, waited);
+      waits.push_back(waited);
     }
-    return worst;
+    return median(waits);
   }
 
-  // The median: a thread that has the polite one's event may lose the processor while the others go on.
+  // Half of the rounds are as good or better. In one round the thread that has the polite one's event,
+  // or the stack that is about to tell it, may lose the processor while the loop goes on.
+  static int median(std::vector<int> waits) {
+    std::sort(waits.begin(), waits.end());
+    return waits[waits.size() / 2];
+  }
+
   int in_threads() {
     std::atomic<int> handled = 0;
     std::atomic<int> answered = 0;
@@ -230,12 +236,11 @@ class Server {
     }
     over = true;
     for (auto& one : threads) one.join();
-    std::sort(waits.begin(), waits.end());
-    return waits[waits.size() / 2];
+    return median(waits);
   }
 
   int in_sets() {
-    int worst = 0;
+    std::vector<int> waits;
     for (int round = 0; round < kRounds; ++round) {
       ask();
       int waited = 0;
@@ -259,9 +264,9 @@ class Server {
             receive_byte(served_[i]);
         }
       }
-      worst = std::max(worst, waited);
+      waits.push_back(waited);
     }
-    return worst;
+    return median(waits);
   }
 
   static void select(std::vector<pollfd>* polled) {
