@@ -224,13 +224,13 @@ class BasicReadySet {
 };
 
 // The sleep of a consumer of two sets with one doorbell, which owes rings to sleepers of other sets:
-// `ring_others` pays them, because the consumer that waits does it no more. Neither happens if there
-// is work in one of the sets.
+// `ring_others` pays them first, because the consumer that waits does it no more. There is no wait if
+// one of the sets has work.
 template <class Set, class RingOthers, class Wait>
 void sleep_in(Set& first, Set& second, RingOthers&& ring_others, Wait&& wait) {
+  ring_others();
   if (!first.prepare_sleep()) return;
   if (second.prepare_sleep()) {
-    ring_others();
     wait();
     second.wake();
   }

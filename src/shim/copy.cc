@@ -250,8 +250,9 @@ ssize_t shim_sendfile(int out, int in, off_t* offset, size_t count) {
   if (!plain) {
     if (const int error = fault_of_source(in, offset, count); error < 0) return error;
     if (appends(s)) return -EINVAL;
-    if (count == 0 || is_at_end(in, offset)) return 0;
+    if (count == 0) return 0;
     if (s.datagram()) return file_to_datagram(s, in, offset, count);
+    if (is_at_end(in, offset)) return 0;
   }
   const ssize_t n = stream_send_file(s, in, offset, std::min(count, kMostAtOnce));
   if (n < 0 && plain && (n == -EISDIR || n == -EBADF))
