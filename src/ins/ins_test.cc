@@ -721,7 +721,9 @@ TEST(Ins, SocketsAreServedInTheOrderOfTheirNews) {
   ASSERT_TRUE(eventually([&] {
     pvm.put_all(first.first, "w");
     pvm.put_all(second.first, "w");
-    return (arrival(first.second) != 0) & (arrival(second.second) != 0);
+    const auto one = arrival(first.second);
+    const auto other = arrival(second.second);
+    return one != 0 && other != 0;
   }));
   for (int round = 0; round < 20; ++round) {
     // Both are there before the worker looks: the higher slot was first.
