@@ -20,7 +20,7 @@ Status copy_request(mw_call& cell, Request& out) {
   out.op = A::load_relaxed(cell.op);
   out.slot = A::load_relaxed(cell.slot);
   out.gen = A::load_relaxed(cell.gen);
-  out.seq = A::load_acquire(cell.seq);  // the cell may have served another worker before
+  out.seq = A::load_relaxed(cell.seq);
   for (int i = 0; i < 4; ++i) out.arg[i] = A::load_relaxed(cell.arg[i]);
   out.in_len = A::load_relaxed(cell.in_len);
   out.flags2 = A::load_relaxed(cell.flags2);
