@@ -25,10 +25,11 @@ void CallTable::init(const Channel& channel) {
 
 Result<bool> CallTable::begin(uint32_t call, Request& out, uint32_t seq) {
   mw_call& cell = channel_.call(call);
+  // Pairs with answer(): another worker is through with the call before.
+  (void)A::load_acquire(cell.done_seq);
   const Status copied = copy_request(cell, out);
   if (seq != 0 && out.seq != seq) return false;
-  // One worker is through with the cell before another one answers its next call there.
-  if (last_[call].exchange(out.seq, std::memory_order_acq_rel) == out.seq) return false;
+  if (last_[call].exchange(out.seq, std::memory_order_relaxed) == out.seq) return false;
   if (!copied) return copied.error();
   return true;
 }

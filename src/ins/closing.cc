@@ -165,6 +165,8 @@ void Worker::bury(int placeholder) {
 }
 
 bool Worker::records_under_way() const {
+  // None was handed over yet: the slot is another worker's.
+  if (ch_.worker_of(handed_by_) != index_) return false;
   Sock* s = ins_.slots.find(handed_by_);
   int queued = 0;
   return s != nullptr && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 &&
