@@ -18,11 +18,18 @@ from mwtest.session import Session, host_state  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def interruptible():
-    """A background job of a shell without job control begins with SIGINT ignored, and so would every child: a shell
-    cannot even trap it then. What has a handler here is at its default in the children."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """A background job of a shell without job control begins with SIGINT ignored, one of nohup with SIGHUP, and so
+    would every child: a shell cannot even trap it then. What has a handler here is at its default in the children."""
+
+    def end(number, _frame):
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+              signal.SIGHUP: signal.signal(signal.SIGHUP, end)}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

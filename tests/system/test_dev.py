@@ -12,7 +12,7 @@ WRONG = [
     ["compat", "nonsense"], ["compat", "--workers"], ["compat", "--workers", "0"], ["compat", "--workers", "17"],
     ["compat", "../compat/test_redis"], ["bench", "nonsense"], ["bench", "--only", "nonsense"], ["attack", "nonsense"],
     ["attack", "--only", "nonsense"], ["fuzz", "nonsense"], ["kills", "nonsense"], ["format", "x"], ["lint", "x"],
-    ["clean", "x"], ["install-deps", "x"],
+    ["clean", "x"], ["install-deps", "x"], ["soak", "nonsense"],
 ]
 
 
