@@ -28,13 +28,21 @@ constinit Witness witnesses[kMaxWitnesses];
 uint32_t witness_count = 0;
 uint32_t witnesses_lock = 0;
 
-// A registration of an instance that is closed by now counts as none.
+constexpr uint32_t kNone = UINT32_MAX;
+
+// The group of a registration; kNone if there is none, or its instance is closed by now. Read once:
+// the driver removes the registrations of a closed instance at any time, without the lock.
+uint32_t watching_group(const SessionWatch& w) {
+  const uint32_t group = A::load_relaxed(const_cast<uint32_t&>(w.group)) - 1;
+  const bool live = group < process.channel.geometry().groups &&
+                    A::load_relaxed(process.session.group(group).serial) == w.serial;
+  return live ? group : kNone;
+}
 bool is_live(const SessionWatch& w) {
-  return w.group != 0 && w.group <= process.channel.geometry().groups &&
-         A::load_relaxed(process.session.group(w.group - 1).serial) == w.serial;
+  return watching_group(w) != kNone;
 }
 bool is_of(const SessionWatch& w, uint32_t group) {
-  return w.group == group + 1 && is_live(w);
+  return watching_group(w) == group;
 }
 
 SessionWatches watches_of(const Sock& s) {
@@ -47,7 +55,8 @@ void publish_watches(const Sock& s) {
   uint32_t i = 0;
   for (const SessionWatch& w : watches_of(s)) {
     const uint32_t shift = 16 * (i % MW_WATCHES_IN_WORD);
-    if (is_live(w)) packed[i / MW_WATCHES_IN_WORD] |= uint64_t{w.group & 0xffff} << shift;
+    if (const uint32_t group = watching_group(w); group != kNone)
+      packed[i / MW_WATCHES_IN_WORD] |= uint64_t{(group + 1) & 0xffff} << shift;
     ++i;
   }
   // Without memory for the far ones the words that tell of them stay as they are.
@@ -511,7 +520,7 @@ void epoll_wake(uint32_t group) {
 void epoll_add_news(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
   for (const SessionWatch& w : watches_of(s))
-    if (is_live(w)) add_news(w.group - 1, s.index);
+    if (const uint32_t group = watching_group(w); group != kNone) add_news(group, s.index);
 }
 
 void epoll_last_close(int fd, const Entry& e) {
@@ -521,9 +530,10 @@ void epoll_last_close(int fd, const Entry& e) {
   bool any = false;
   bool used_here = false;
   for (const SessionWatch& w : watches_of(s)) {
-    if (!is_live(w)) continue;
+    const uint32_t group = watching_group(w);
+    if (group == kNone) continue;
     any = true;
-    used_here |= instances[w.group - 1].used_here;
+    used_here |= instances[group].used_here;
   }
   if (!any) return;
   if (!is_nobody_elses(s.index) && (!used_here || leave_witness(fd, s.index, s.gen))) return;
@@ -539,10 +549,11 @@ void epoll_socket_became_listener(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
   bool changed = false;
   for (SessionWatch& w : watches_of(s)) {
-    if (!is_live(w) || instances[w.group - 1].epfd < 0) continue;
+    const uint32_t group = watching_group(w);
+    if (group == kNone || instances[group].epfd < 0) continue;
     epoll_event e{w.events & ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND),
                   {.u64 = w.data}};
-    const int epfd = instances[w.group - 1].epfd;
+    const int epfd = instances[group].epfd;
     if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, w.fd, &e) == 0) {
       const Sock registered{w.fd, s.index, s.gen, s.slot, s.mine};
       e.events = w.events;
