@@ -34,6 +34,8 @@
 #define MW_ST_BEHIND \
   2048u /* bytes are still to come that stand before the pending error and the end */
 #define MW_ST_FIN 4096u /* EOF is the peer's FIN: recv() tells it, and leaves an error to others */
+#define MW_ST_FAILING \
+  8192u /* an error is being published: nobody is told of it before the state that it brings */
 
 /* The low half of claim: whose an accepted connection is. The INS sets it to NOBODY's; from there
  * it is changed once, by whichever side is first. */

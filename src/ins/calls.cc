@@ -284,8 +284,9 @@ void Worker::dissolved(uint32_t i, Sock& s) {
   int pending = 0;
   socklen_t len = sizeof pending;
   if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
-    publish_error(i, s, pending);
-  set_state(i, s, MW_ST_OPEN);
+    publish_failure(i, s, pending, MW_ST_OPEN);
+  else
+    set_state(i, s, MW_ST_OPEN);
   announce(i, kNewsAll);
 }
 

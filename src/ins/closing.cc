@@ -100,10 +100,9 @@ void Worker::abort_socket(uint32_t i, Sock& s) {
   drop_limits(s);
   s.flags |= kReadDone;
   s.untold = 0;
-  publish_error(i, s, ECONNRESET);
-  set_state(i, s,
-            (s.state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT |
-                MW_ST_SND_SHUT | MW_ST_EOF);
+  publish_failure(i, s, ECONNRESET,
+                  (s.state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT |
+                      MW_ST_SND_SHUT | MW_ST_EOF);
   announce(i, kNewsAll);
 }
 

@@ -1052,6 +1052,23 @@ TEST(Ins, AnAnnouncementIsForItsRequestOnly) {
   EXPECT_TRUE(r.answered);
   EXPECT_EQ(r.ret, 0);
 }
+// A close() in one thread does not overtake the call that another one made before. The worker is
+// woken by the close, as it is when it sees both at once.
+TEST(Ins, WhatWasCalledBeforeACloseIsAnsweredBeforeIt) {
+  FakePvm pvm;
+  pvm.begin();
+  for (int round = 0; round < 20; ++round) {
+    FakeSock s = pvm.socket();
+    ASSERT_EQ(pvm.call(MW_OP_BIND, s, {}, FakePvm::raw(loopback(0))).ret, 0);
+    mw_call& call = pvm.fill(MW_OP_GETSOCKNAME, s.slot, s.gen, {}, {});
+    (void)pvm.ch.call_news(pvm.ch.worker_of(s.slot)).add(0);
+    s.fd.reset();
+    const FakePvm::Reply r = pvm.finish(call);
+    ASSERT_TRUE(r.answered);
+    EXPECT_EQ(r.err, 0);
+    EXPECT_EQ(r.out.size(), sizeof(sockaddr_in));
+  }
+}
 
 TEST(InsHostile, EveryBitOfNewsAtOnceIsSurvived) {
   FakePvm pvm;

@@ -53,6 +53,7 @@ void Worker::on_accepted_placeholder(uint32_t number, uint32_t gen, uint32_t eve
       if (A::load_relaxed(ch_.slot(i).closed) != s.gen) report_bypass(i, s);
     });
   if ((events & EPOLLHUP) == 0) return;
+  serve_before_close();
   each_served(number, [&](uint32_t i, Sock& s) { last_close(i, s); });
   bury(ins_.placeholders.remove(number).release());
 }

@@ -70,7 +70,9 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if ((events & EPOLLERR) != 0 && s.fd >= 0) {
     // recv() tells most errors; what it left is either pending or in the error queue.
     const uint8_t before = s.conn;
-    if (const int err = take_reset(s); err != 0) {
+    const int err = take_reset(s);
+    if (hangs) s.untold |= kHangs;
+    if (err != 0) {
       if (s.conn != before) telemetry_.changed(i, s);
       publish_last_error(i, s, err, hangs);
       news |= kNewsAll;
@@ -81,8 +83,6 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
         news |= kNewsAll;
       }
     }
-    // After the error, as in publish_last_error().
-    if (hangs) s.untold |= kHangs;
     if (hangs) news |= tell_end(i, s);
   }
   if ((events & EPOLLOUT) != 0) s.flags &= ~kTxBlocked;
@@ -90,16 +90,22 @@ void Worker::on_stream_event(uint32_t i, Sock& s, uint32_t events) {
   if (news != 0) announce(i, news);
 }
 
-// Tells what the kernel said of the connection's end, or of urgent data, once every byte that came
-// before it is in the receive ring: a program takes the end for the end of the bytes that it finds
-// there. Returns the news of it.
-uint32_t Worker::tell_end(uint32_t i, Sock& s) {
+// The state in which what the kernel said of the connection's end, or of urgent data, is told, as far
+// as every byte that came before it is in the receive ring: a program takes the end for the end of
+// the bytes that it finds there.
+uint32_t Worker::end_state(Sock& s) {
   uint32_t told = s.untold;
   if ((s.flags & kToEnd) != 0)
     told = (s.flags & kMarkAhead) == 0 ? s.untold & MW_ST_PRI : 0;  // the mark is in the ring
   s.untold &= ~told;
   uint32_t state = s.state | told;
   if ((s.flags & kToEnd) == 0) state &= ~MW_ST_BEHIND;
+  return state;
+}
+
+// Returns the news of it.
+uint32_t Worker::tell_end(uint32_t i, Sock& s) {
+  const uint32_t state = end_state(s);
   if (state == s.state) return 0;
   set_state(i, s, state);
   return kNewsAll;
@@ -108,11 +114,10 @@ uint32_t Worker::tell_end(uint32_t i, Sock& s) {
 // Publishes an error that may have left bytes in the kernel. Who writes is told at once, who reads
 // after those bytes.
 void Worker::publish_last_error(uint32_t i, Sock& s, int err, bool closed) {
-  // Before the error: who sees the error then sees that bytes are missing.
-  if ((s.flags & kToEnd) != 0) set_state(i, s, s.state | MW_ST_BEHIND);
-  publish_error(i, s, err);
-  // After it: a send() that finds the direction shut would say EPIPE, and kill by SIGPIPE.
-  if (closed) set_state(i, s, s.state | MW_ST_SND_SHUT);
+  uint32_t state = end_state(s);
+  if ((s.flags & kToEnd) != 0) state |= MW_ST_BEHIND;
+  if (closed) state |= MW_ST_SND_SHUT;
+  publish_failure(i, s, err, state);
 }
 
 // The error that is pending, which is taken; if it is the peer's reset, that is noted.
@@ -216,13 +221,14 @@ uint32_t Worker::stream_rx(uint32_t i, Sock& s) {
     if (n < 0) {
       const int err = errno;
       if (is_reset(err)) s.conn |= MW_CONN_PEER_RST;
-      publish_error(i, s, err);
-      news |= kNewsAll;
       s.untold |= end_bits(s);
       s.flags &= ~kToEnd;
-      if (((s.state | s.untold) & MW_ST_CLOSED) == 0) break;  // ICMP: the connection lives
-      s.untold |= MW_ST_EOF | MW_ST_RCV_SHUT;
-      s.flags |= kReadDone;
+      if (((s.state | s.untold) & MW_ST_CLOSED) != 0) {  // else ICMP: the connection lives
+        s.untold |= MW_ST_EOF | MW_ST_RCV_SHUT;
+        s.flags |= kReadDone;
+      }
+      publish_failure(i, s, err, end_state(s));
+      news |= kNewsAll;
       break;
     }
     s.flags &= ~kToEnd;
@@ -386,7 +392,6 @@ void Worker::finish_connect(uint32_t i, Sock& s) {
     s.conn |= MW_CONN_PEER_RST;
     telemetry_.changed(i, s);
   }
-  publish_error(i, s, err);
   uint32_t bits = end_bits(s) | MW_ST_CLOSED;
   if ((s.flags & kBlockingConnect) != 0) {
     // A connect() that waits leaves the socket as new; ours did not wait, so the kernel still
@@ -396,7 +401,7 @@ void Worker::finish_connect(uint32_t i, Sock& s) {
     if (::connect(s.fd, &none, sizeof none) == 0) bits = 0;
     s.flags &= ~kBlockingConnect;
   }
-  set_state(i, s, rest | bits);
+  publish_failure(i, s, err, rest | bits);
 }
 
 void Worker::on_urgent(uint32_t i, Sock& s) {

@@ -288,6 +288,12 @@ uint32_t Worker::turn_news() {
   return members;
 }
 
+// A close() is seen by epoll, which may be looked at before the news: what the application called
+// before it, in another thread perhaps, still finds the socket.
+void Worker::serve_before_close() {
+  if (!call_news_.empty()) turn_news();
+}
+
 int Worker::turn_events(int timeout_ms) {
   epoll_event events[kEventsPerTurn];
   turns_without_events_ = 0;
@@ -358,7 +364,10 @@ void Worker::on_event(const epoll_event& e) {
 void Worker::on_placeholder(uint32_t i, Sock& s, uint32_t events) {
   if ((events & EPOLLIN) != 0 && drain_placeholder(s.ph)) report_bypass(i, s);
   if ((events & EPOLLHUP) != 0) {
-    last_close(i, s);
+    const uint32_t gen = s.gen;
+    serve_before_close();
+    Sock* left = ins_.slots.find(i);
+    if (left != nullptr && left->gen == gen) last_close(i, *left);
     return;
   }
   if ((events & EPOLLOUT) != 0 && s.listener != nullptr) accept_some(i, s);
@@ -442,6 +451,14 @@ void Worker::publish_error(uint32_t i, Sock& s, int err) {
   mw_slot& shared = ch_.slot(i);
   A::store_relaxed(shared.error, err);
   A::store_release(shared.error_seq, ++s.error_seq);
+}
+
+// An error and the state that follows from it, as one: who takes the error finds that state, and who
+// finds the state finds the error.
+void Worker::publish_failure(uint32_t i, Sock& s, int err, uint32_t state) {
+  set_state(i, s, s.state | MW_ST_FAILING);
+  publish_error(i, s, err);
+  set_state(i, s, state & ~MW_ST_FAILING);
 }
 
 // Rings for the sleepers that the news since the last time concerned: one wake-up for a batch of

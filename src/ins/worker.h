@@ -56,6 +56,7 @@ class Worker {
   uint32_t turn_news();
   uint32_t turn_calls();
   int turn_events(int timeout_ms);
+  void serve_before_close();
   void sleep();
   void see_closes();
   void turn_local();
@@ -69,6 +70,7 @@ class Worker {
   void requeue(uint32_t i, Sock& s);
   void set_state(uint32_t i, Sock& s, uint32_t state);
   void publish_error(uint32_t i, Sock& s, int err);
+  void publish_failure(uint32_t i, Sock& s, int err, uint32_t state);
   void announce(uint32_t i, uint32_t news);
   void ring_groups();
   void fault(const Error& e) { ins_.poison(e.where); }
@@ -128,6 +130,7 @@ class Worker {
   void finish_connect(uint32_t i, Sock& s);
   void on_urgent(uint32_t i, Sock& s);
   void look_for_mark(uint32_t i, Sock& s);
+  uint32_t end_state(Sock& s);
   uint32_t tell_end(uint32_t i, Sock& s);
   void publish_last_error(uint32_t i, Sock& s, int err, bool closed);
   bool rx_wait_for_room(uint32_t i, Sock& s, uint32_t need);

@@ -45,16 +45,22 @@ uint32_t state_of(const Sock& s) {
   return is_dead(s) ? kDeadState : A::load_acquire(s.slot.state);
 }
 
+// The state that follows from an error that was found is there too.
+static bool is_published(const Sock& s) {
+  return (A::load_acquire(s.slot.state) & MW_ST_FAILING) == 0;
+}
+
 bool error_pending(const Sock& s) {
   if (is_dead(s)) return (A::load_relaxed(s.mine.flags) & kSlotResetTaken) == 0;
   // In this order, as in take_error(): an older error_seq than the one that another thread has taken
   // would look like a new error.
   const uint32_t taken = A::load_acquire(s.mine.error_taken);
-  return A::load_acquire(s.slot.error_seq) != taken && A::load_relaxed(s.slot.error) != 0;
+  return A::load_acquire(s.slot.error_seq) != taken && A::load_relaxed(s.slot.error) != 0 &&
+         is_published(s);
 }
 
 bool error_told(const Sock& s) {
-  // The error first: the INS marks that bytes are missing before it publishes the error.
+  // The error first: that bytes are missing is published with it.
   return error_pending(s) && (state_of(s) & MW_ST_BEHIND) == 0;
 }
 
@@ -65,7 +71,8 @@ int take_error(const Sock& s) {
   }
   const uint32_t taken = A::load_acquire(s.mine.error_taken);
   const uint32_t seq = A::load_acquire(s.slot.error_seq);
-  if (seq == taken || !A::compare_exchange(s.mine.error_taken, taken, seq)) return 0;
+  if (seq == taken || !is_published(s)) return 0;
+  if (!A::compare_exchange(s.mine.error_taken, taken, seq)) return 0;
   const int error = A::load_relaxed(s.slot.error);
   return error >= 0 && error < 4096 ? error : ECONNRESET;
 }

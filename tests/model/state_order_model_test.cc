@@ -1,23 +1,25 @@
 // The order in which the INS publishes bytes, the end of a connection, and an error, and in which
 // the application looks at them. Does recv() ever tell the end or the error before all bytes that
-// precede it, does poll() ever show it while bytes are missing from the ring, and does send() ever
-// say EPIPE where the error is what it should say? The INS is Worker::stream_rx(), tell_end() and
-// publish_last_error() of src/ins/stream.cc; the readers are ReceivingEnd and no_bytes(),
-// cannot_send(), and poll_mask() of src/shim.
+// precede it, does poll() ever show it while bytes are missing from the ring, does send() ever say
+// EPIPE where the error is what it should say, and does who took the error ever find a connection
+// that still stands? The INS is Worker::stream_rx(), tell_end() and publish_last_error() of
+// src/ins/stream.cc; the readers are ReceivingEnd and no_bytes(), cannot_send(), and poll_mask() of
+// src/shim.
 #include "relacy_atomics.h"
 
 namespace mw::model {
 namespace {
 
+enum class Failure { as_one, error_first, state_first };  // an error and the state of it
+
 struct Shipped {
-  static constexpr bool kBehindFirst = true;  // before the error
-  static constexpr bool kBytesFirst = true;   // before the state
-  static constexpr bool kStateFirst = true;   // a reader looks at it before the ring
-  static constexpr bool kErrorFirst = true;   // before the state that makes send() fail
-  static constexpr bool kTakenFirst = true;   // error_taken is read before error_seq
+  static constexpr Failure kFailure = Failure::as_one;
+  static constexpr bool kBytesFirst = true;  // before the state
+  static constexpr bool kStateFirst = true;  // a reader looks at it before the ring
+  static constexpr bool kTakenFirst = true;  // error_taken is read before error_seq
 };
-struct ErrorBeforeBehind : Shipped {
-  static constexpr bool kBehindFirst = false;
+struct ErrorBeforeState : Shipped {
+  static constexpr Failure kFailure = Failure::error_first;
 };
 struct StateBeforeBytes : Shipped {
   static constexpr bool kBytesFirst = false;
@@ -25,8 +27,8 @@ struct StateBeforeBytes : Shipped {
 struct RingBeforeState : Shipped {
   static constexpr bool kStateFirst = false;
 };
-struct ShutBeforeError : Shipped {
-  static constexpr bool kErrorFirst = false;
+struct StateBeforeError : Shipped {
+  static constexpr Failure kFailure = Failure::state_first;
 };
 struct SeqBeforeTaken : Shipped {
   static constexpr bool kTakenFirst = false;
@@ -35,7 +37,8 @@ struct RelaxedStores : ShippedOrders {
   static constexpr rl::memory_order kRelease = rl::mo_relaxed;
 };
 
-enum class Ends { by_fin, by_reset, by_fin_and_error, by_reset_of_two_writers };
+// Of a reset recv() tells the error, or the end and leaves the error to getsockopt().
+enum class Ends { by_fin, by_reset, by_reset_read, by_fin_and_error, by_reset_of_two_writers };
 
 // Three bytes come, of which two have room in the ring; then the kernel tells the end.
 template <class How, Ends kEnds, class Orders = ShippedOrders>
@@ -76,20 +79,22 @@ struct StateOrderModel : rl::test_suite<StateOrderModel<How, kEnds, Orders>, 4> 
     A::store_relaxed(error, static_cast<uint32_t>(kReset));
     A::store_release(error_seq, 1u);
   }
+  void publish_failure(uint32_t now) {
+    if (How::kFailure == Failure::as_one) set_state(ins.state | MW_ST_FAILING);
+    if (How::kFailure != Failure::state_first) publish_error();
+    set_state(now & ~MW_ST_FAILING);
+    if (How::kFailure == Failure::state_first) publish_error();
+  }
+  uint32_t end_state() {
+    if (ins.to_end) return ins.state;
+    const uint32_t told = ins.untold;
+    ins.untold = 0;
+    return (ins.state | told) & ~MW_ST_BEHIND;
+  }
   void publish_last_error() {
-    if (How::kBehindFirst && ins.to_end) set_state(ins.state | MW_ST_BEHIND);
-    publish_error();
-    if (!How::kBehindFirst && ins.to_end) set_state(ins.state | MW_ST_BEHIND);
-    set_state(ins.state | MW_ST_SND_SHUT);
+    publish_failure(end_state() | (ins.to_end ? MW_ST_BEHIND : 0) | MW_ST_SND_SHUT);
   }
-  void tell_end() {
-    if (!ins.to_end) {
-      ins.state |= ins.untold;
-      ins.state &= ~MW_ST_BEHIND;
-      ins.untold = 0;
-    }
-    set_state(ins.state);
-  }
+  void tell_end() { set_state(end_state()); }
   void stream_rx() {
     while (ins.tail - kStart < kBytes) {
       const uint32_t room = *ring_room<A>(kCapacity, ins.tail, rx_head);
@@ -103,8 +108,14 @@ struct StateOrderModel : rl::test_suite<StateOrderModel<How, kEnds, Orders>, 4> 
       data[ins.tail % kCapacity]($) = ins.tail - kStart;
       A::store_release(rx_tail, ++ins.tail);
     }
-    if (ins.to_end) ins.untold |= MW_ST_EOF | MW_ST_RCV_SHUT | (ins.error_taken ? 0 : MW_ST_FIN);
+    const bool ends = ins.to_end;
     ins.to_end = false;
+    if (ends) ins.untold |= MW_ST_EOF | MW_ST_RCV_SHUT;
+    if (ends && kEnds == Ends::by_reset_read) {
+      ins.untold |= kHang;
+      return publish_failure(end_state());
+    }
+    if (ends && !ins.error_taken) ins.untold |= MW_ST_FIN;
     tell_end();
   }
   void be_the_ins() {
@@ -112,12 +123,10 @@ struct StateOrderModel : rl::test_suite<StateOrderModel<How, kEnds, Orders>, 4> 
     ins.to_end = true;
     ins.untold |= MW_ST_RCV_SHUT;
     if (kEnds == Ends::by_reset || kEnds == Ends::by_reset_of_two_writers) {
-      // recv() may tell the end, and leave the error to getsockopt().
-      if (!How::kErrorFirst) ins.untold |= kHang;
       stream_rx();
       ins.error_taken = true;
-      publish_last_error();
       ins.untold |= kHang;
+      publish_last_error();
       tell_end();
     }
     for (int turn = 0; turn < 6 && (ins.to_end || ins.untold != 0); ++turn) {
@@ -133,14 +142,16 @@ struct StateOrderModel : rl::test_suite<StateOrderModel<How, kEnds, Orders>, 4> 
   // ---- the application ----
   bool error_pending() {
     const uint32_t taken = A::load_acquire(error_taken);
-    return A::load_acquire(error_seq) != taken;
+    return A::load_acquire(error_seq) != taken && is_published();
   }
+  bool is_published() { return (A::load_acquire(state) & MW_ST_FAILING) == 0; }
   bool error_told() { return error_pending() && (A::load_acquire(state) & MW_ST_BEHIND) == 0; }
   int take_error() {
     uint32_t seq = How::kTakenFirst ? 0 : A::load_acquire(error_seq);
     const uint32_t taken = A::load_acquire(error_taken);
     if (How::kTakenFirst) seq = A::load_acquire(error_seq);
-    if (seq == taken || !A::compare_exchange(error_taken, taken, seq)) return 0;
+    if (seq == taken || !is_published()) return 0;
+    if (!A::compare_exchange(error_taken, taken, seq)) return 0;
     RL_ASSERT(takers.fetch_add(1, rl::mo_relaxed, $) == 0);
     return static_cast<int>(A::load_relaxed(error));
   }
@@ -181,6 +192,7 @@ struct StateOrderModel : rl::test_suite<StateOrderModel<How, kEnds, Orders>, 4> 
       if (!failed && (end.state & MW_ST_EOF) == 0) continue;
       RL_ASSERT(head - kStart == kBytes);
       RL_ASSERT(!failed || kEnds != Ends::by_fin_and_error);
+      RL_ASSERT(!failed || (A::load_acquire(state) & MW_ST_EOF) != 0);
       return;
     }
   }
@@ -205,7 +217,10 @@ struct StateOrderModel : rl::test_suite<StateOrderModel<How, kEnds, Orders>, 4> 
       // Natively the error comes before EPIPE, unless the reader has taken it.
       if (!failed && (now & MW_ST_SND_SHUT) != 0)
         RL_ASSERT(error_taken.load(rl::mo_relaxed, $) != 0);
-      if (failed) return;
+      if (failed) {
+        RL_ASSERT((A::load_acquire(state) & MW_ST_SND_SHUT) != 0);
+        return;
+      }
       rl::yield(1, $);
     }
     half_closed.store(1, rl::mo_relaxed, $);
@@ -228,6 +243,10 @@ TEST(StateOrderModel, TheEndComesAfterTheBytes) {
 TEST(StateOrderModel, TheErrorComesAfterTheBytes) {
   EXPECT_TRUE((explore<StateOrderModel<Shipped, Ends::by_reset>>(rl::test_result_success, kSome)));
 }
+TEST(StateOrderModel, TheErrorComesWithTheEnd) {
+  EXPECT_TRUE(
+      (explore<StateOrderModel<Shipped, Ends::by_reset_read>>(rl::test_result_success, kSome)));
+}
 TEST(StateOrderModel, TheErrorIsTakenOnce) {
   EXPECT_TRUE((explore<StateOrderModel<Shipped, Ends::by_reset_of_two_writers>>(
       rl::test_result_success, kSome)));
@@ -236,8 +255,10 @@ TEST(StateOrderModel, TheEndComesBeforeTheErrorThatFollowed) {
   EXPECT_TRUE(
       (explore<StateOrderModel<Shipped, Ends::by_fin_and_error>>(rl::test_result_success, kSome)));
 }
-TEST(StateOrderModel, NoticesAnErrorBeforeItsMark) {
-  EXPECT_TRUE((explore<StateOrderModel<ErrorBeforeBehind, Ends::by_reset>>(kBad)));
+TEST(StateOrderModel, NoticesAnErrorBeforeItsState) {
+  EXPECT_TRUE((explore<StateOrderModel<ErrorBeforeState, Ends::by_reset>>(kBad)));
+  EXPECT_TRUE((explore<StateOrderModel<ErrorBeforeState, Ends::by_reset_read>>(kBad)));
+  EXPECT_TRUE((explore<StateOrderModel<ErrorBeforeState, Ends::by_reset_of_two_writers>>(kBad)));
 }
 TEST(StateOrderModel, NoticesAStateBeforeTheBytes) {
   EXPECT_TRUE((explore<StateOrderModel<StateBeforeBytes, Ends::by_fin>>(kBad)));
@@ -245,8 +266,8 @@ TEST(StateOrderModel, NoticesAStateBeforeTheBytes) {
 TEST(StateOrderModel, NoticesALookAtTheRingBeforeTheState) {
   EXPECT_TRUE((explore<StateOrderModel<RingBeforeState, Ends::by_fin>>(kBad)));
 }
-TEST(StateOrderModel, NoticesThatSendingEndsBeforeTheError) {
-  EXPECT_TRUE((explore<StateOrderModel<ShutBeforeError, Ends::by_reset>>(kBad)));
+TEST(StateOrderModel, NoticesAStateBeforeItsError) {
+  EXPECT_TRUE((explore<StateOrderModel<StateBeforeError, Ends::by_reset>>(kBad)));
 }
 TEST(StateOrderModel, NoticesThatAnErrorIsTakenTwice) {
   EXPECT_TRUE((explore<StateOrderModel<SeqBeforeTaken, Ends::by_reset_of_two_writers>>(kBad)));
