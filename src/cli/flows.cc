@@ -84,6 +84,9 @@ Result<Response> begin_to_follow(Client& engine) {
     if (feature == Feature::observations) r.flags = kRequestWrite;
     answer = engine.ask(r);
     if (!answer || answer->status != 0) break;
+    // An engine is told of everything from when it connects: in version 1, which leaves out what a
+    // line says.
+    if (feature == Feature::monitor_off) (void)engine.take_observations();
   }
   return answer;
 }

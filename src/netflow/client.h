@@ -44,6 +44,8 @@ class Client {
   int fd() const { return socket_.get(); }
   // The flow messages that came since the last time: they precede the answer to Feature::list.
   std::vector<Flow> take_flows() { return std::exchange(flows_, {}); }
+  // Those that came and were not taken by next(). What came before an answer is among them.
+  std::deque<ExtendedObservation> take_observations() { return std::exchange(observations_, {}); }
   // The rules in force, and those that ended last. Errors: as next(), sys (the server refused).
   Result<std::vector<Rule>> rules();
 

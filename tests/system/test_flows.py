@@ -217,6 +217,20 @@ open({str(gate)!r}).read()
     gate.write_text("")
 
 
+def test_what_happens_while_somebody_begins_to_follow_is_told_whole(mw, start) -> None:
+    """A program's datagram sockets come and go all the time, and watchers begin meanwhile."""
+    session = start("--", "/usr/bin/python3", "-c", """
+import socket
+while True:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect(("127.0.0.1", 9))
+""")
+    for _ in range(10):
+        with Watcher(mw, session) as watcher:
+            watcher.until(lambda r: r["final"])
+            assert {(r["proto"], r.get("command")) for r in watcher.records} == {("udp", "python3")}
+
+
 def test_a_held_connection_is_told_again_and_the_file_has_the_same_name_for_it(echo, mw, exported) -> None:
     with echo.connect() as held:
         held.sendall(b"abc")
