@@ -18,6 +18,7 @@
 #define MW_WANT_HOLD \
   16u /* set and cleared by the PVM: it holds bytes back (TCP_CORK, MSG_MORE); the INS sends none
          until they are announced, a shutdown or a close comes, or it has waited long enough */
+#define MW_WANT_CLOSED 32u /* wake whoever sleeps on `state` when the slot is free again */
 
 /* state, written by the INS only */
 #define MW_ST_OPEN 1u

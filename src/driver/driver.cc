@@ -73,6 +73,16 @@ Status Driver::start() {
   processes_.on_process = [this](uint32_t pid, bool here) {
     if (netflow_) netflow_->process(pid, here);
   };
+  processes_.on_option = [this](uint32_t id, const SocketOption& wanted, int proof) {
+    const bool up = ins_ && ins_->phase() == InsLink::Phase::serving;
+    const bool fits = wanted.slot < memory_.geometry().slots;
+    const uint32_t refused = !up ? ENETDOWN : fits ? privileged_.ask(id, wanted, proof) : EBADF;
+    if (refused != 0) processes_.answer_option(id, refused);
+  };
+  privileged_.on_ask = [this](const ControlOption& o) { send_to_ins(bytes_of(o), {}); };
+  privileged_.on_answer = [this](uint32_t id, uint32_t status) {
+    processes_.answer_option(id, status);
+  };
   processes_.on_group_open = [this](uint32_t g) { tell_group(ControlType::group_open, g); };
   if (auto s = processes_.listen(); !s) return s;
   if (auto s = front_end_.open(registry_); !s) return s;
@@ -319,17 +329,28 @@ bool Driver::on_ins_message(InsLink& ins, std::span<const std::byte> data, Recei
   if (ins.phase() == InsLink::Phase::greeting) return false;
   if (type == ControlType::listener_up) return on_listener_up(data, m);
   release_.stir();
+  if (type == ControlType::lent) return on_lent(data, m);
   ControlSlot s{};
   if (data.size() != sizeof s || m.fd_count != 0) return false;
   std::memcpy(&s, data.data(), sizeof s);
   return s.slot < memory_.geometry().slots && on_slot_message(ins, s);
 }
 
+bool Driver::on_lent(std::span<const std::byte> data, ReceivedMessage& m) {
+  ControlOption o{};
+  if (data.size() != sizeof o || m.fd_count > 1) return false;
+  std::memcpy(&o, data.data(), sizeof o);
+  if (!privileged_.on_lent(o, m.fd_count == 1 ? std::move(m.fds[0]) : UniqueFd{})) return false;
+  if (ins_) serve_if_ready(*ins_);
+  return true;
+}
+
 bool Driver::on_slot_message(InsLink& ins, const ControlSlot& s) {
   switch (s.type) {
     case ControlType::listener_down:
       listeners_.drop(s.slot, s.gen);
-      if (ins.awaiting_replay.erase(s.slot) == 1 && ins.awaiting_replay.empty()) start_serving(ins);
+      privileged_.on_listener_down(s.slot);
+      if (ins.awaiting_replay.erase(s.slot) == 1) serve_if_ready(ins);
       return true;
     case ControlType::replayed:
       if (ins.phase() != InsLink::Phase::replaying || ins.awaiting_replay.erase(s.slot) == 0)
@@ -337,7 +358,9 @@ bool Driver::on_slot_message(InsLink& ins, const ControlSlot& s) {
       if (s.status != 0)
         log_line("mwcommsd", "INS %u cannot listen for socket %u again: error %u; it stays silent",
                  ins.id(), s.slot, s.status);
-      if (ins.awaiting_replay.empty()) start_serving(ins);
+      else
+        privileged_.on_replayed(s.slot, s.gen);
+      serve_if_ready(ins);
       return true;
     case ControlType::bypass:
       report_bypass(s);
@@ -380,7 +403,7 @@ bool Driver::on_hello_ack(InsLink& ins, std::span<const std::byte> data) {
     send_to_ins(bytes_of(record), end);
     if (ins.phase() == InsLink::Phase::lost) return true;
   }
-  if (ins.awaiting_replay.empty()) start_serving(ins);
+  serve_if_ready(ins);
   return true;
 }
 
@@ -389,6 +412,13 @@ bool Driver::on_listener_up(std::span<const std::byte> data, ReceivedMessage& m)
   if (data.size() != sizeof record || m.fd_count != 1) return false;
   std::memcpy(&record, data.data(), sizeof record);
   return static_cast<bool>(listeners_.put(record, std::move(m.fds[0])));
+}
+
+// All listeners are there again, as they were.
+void Driver::serve_if_ready(InsLink& ins) {
+  if (ins.phase() == InsLink::Phase::replaying && ins.awaiting_replay.empty() &&
+      !privileged_.waits_for_ins())
+    start_serving(ins);
 }
 
 void Driver::start_serving(InsLink& ins) {
@@ -509,6 +539,7 @@ void Driver::ins_is_gone() {
     survivor_.reset();
   }
   memory_.ins_lost([this] { groups_.ring_all(); });
+  privileged_.ins_gone();
   if (netflow_) netflow_->ins_gone();
   if (auto dropped = store_.drop(kInsKey); !dropped)
     log_line("mwcommsd", "cannot forget the INS: %s", dropped.error().where);

@@ -21,6 +21,7 @@
 #include "driver/options.h"
 #include "driver/page_release.h"
 #include "driver/poller.h"
+#include "driver/privileged_options.h"
 #include "driver/processes.h"
 #include "driver/session_state.h"
 #include "registry/local_registry.h"
@@ -59,7 +60,9 @@ class Driver {
   bool on_ins_message(InsLink& ins, std::span<const std::byte> data, ReceivedMessage& m);
   bool on_hello_ack(InsLink& ins, std::span<const std::byte> data);
   bool on_listener_up(std::span<const std::byte> data, ReceivedMessage& m);
+  bool on_lent(std::span<const std::byte> data, ReceivedMessage& m);
   bool on_slot_message(InsLink& ins, const ControlSlot& s);
+  void serve_if_ready(InsLink& ins);
   void start_serving(InsLink& ins);
   Status start_netflow();
   void start_telemetry(InsLink& ins);
@@ -82,6 +85,7 @@ class Driver {
   Groups groups_;
   Listeners listeners_;
   Processes processes_;
+  PrivilegedOptions privileged_;
   std::unique_ptr<NetflowService> netflow_;  // none: it was not to be started
   PageRelease release_;
   FrontEnd front_end_;

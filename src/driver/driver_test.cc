@@ -1,8 +1,11 @@
 // The driver against a shim and an INS that this test plays itself, over the real sockets.
 #include "driver/driver.h"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
 #include <poll.h>
+#include <sched.h>
 #include <sys/eventfd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -16,6 +19,7 @@
 #include <cstring>
 #include <filesystem>
 #include <functional>
+#include <thread>
 
 #include "driver/test_session.h"
 #include "transport/local/session_fds.h"
@@ -166,7 +170,7 @@ class DriverTest : public ::testing::Test {
     return p;
   }
   AttachRequest request(AttachType type) {
-    AttachRequest r{type, MW_PROTOCOL_VERSION, {}, 0};
+    AttachRequest r{type, MW_PROTOCOL_VERSION, {}, 0, {}};
     std::memcpy(r.token, options_.token.data(), sizeof r.token);
     return r;
   }
@@ -332,6 +336,119 @@ TEST_F(DriverTest, RefusesButGoesOnWhenOutOfDescriptors) {
   EXPECT_TRUE(second.ended());
   EXPECT_FALSE(first.ended());
   attach();
+}
+
+// ---- options that take a privilege ----
+class PrivilegedOptionTest : public DriverTest {
+ protected:
+  void SetUp() override {
+    DriverTest::SetUp();
+    if (::geteuid() != 0) GTEST_SKIP() << "we have no right to set what is asked for";
+    listener_ = listen_as_ins(1);
+    ins_ = serve(listener_);
+  }
+  static UniqueFd proof(int mark, int domain = AF_INET, int type = SOCK_DGRAM) {
+    UniqueFd fd{::socket(domain, type | SOCK_CLOEXEC, 0)};
+    EXPECT_EQ(::setsockopt(fd.get(), SOL_SOCKET, SO_MARK, &mark, sizeof mark), 0);
+    return fd;
+  }
+  // What the request says is not what counts.
+  Peer ask(int level, int name, int proof) {
+    Peer shim = connect_shim();
+    AttachRequest r = request(AttachType::option);
+    r.option = {3, 7, {level, name, sizeof(int), {99}}};
+    const int fds[] = {proof};
+    EXPECT_TRUE(shim.send(r, fds));
+    return shim;
+  }
+  Peer ask_for_mark() { return ask(SOL_SOCKET, SO_MARK, proof(5).get()); }
+  uint32_t answer(Peer& shim) {
+    const auto reply = next<AttachReply>(shim);
+    return reply ? reply->status : ~0u;
+  }
+  ControlOption lent(uint32_t status = 0) const {
+    return {ControlType::lent, 3, 7, SOL_SOCKET, SO_MARK, status};
+  }
+  void lend(int domain) {
+    const auto wanted = next_option();
+    EXPECT_EQ(wanted.type, ControlType::lend);
+    EXPECT_EQ(wanted.slot, 3u);
+    EXPECT_EQ(wanted.gen, 7u);
+    socket_ = UniqueFd{::socket(domain, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+    const int fds[] = {socket_.get()};
+    EXPECT_TRUE(ins_.send(lent(), fds));
+  }
+  ControlOption next_option() {
+    const auto o = next<ControlOption>(ins_);
+    return o ? *o : ControlOption{};
+  }
+  int mark() const {
+    int value = -1;
+    socklen_t len = sizeof value;
+    ::getsockopt(socket_.get(), SOL_SOCKET, SO_MARK, &value, &len);
+    return value;
+  }
+  UniqueFd listener_;
+  Peer ins_;
+  UniqueFd socket_;
+};
+
+TEST_F(PrivilegedOptionTest, IsSetOnTheSocketThatTheInsLends) {
+  Peer shim = ask_for_mark();
+  lend(AF_INET);
+  EXPECT_EQ(answer(shim), 0u);
+  EXPECT_EQ(mark(), 5);
+  EXPECT_EQ(next_option().type, ControlType::option_set);
+}
+TEST_F(PrivilegedOptionTest, IsSetOnSocketsOfTheInternetOnly) {
+  Peer shim = ask_for_mark();
+  lend(AF_UNIX);
+  EXPECT_EQ(answer(shim), static_cast<uint32_t>(EPERM));
+  EXPECT_EQ(mark(), 0);
+}
+TEST_F(PrivilegedOptionTest, IsOneOfAFew) {
+  for (const int level : {int{SOL_SOCKET}, int{IPPROTO_IP}}) {
+    Peer shim = ask(level, SO_DEBUG, proof(5).get());
+    EXPECT_EQ(answer(shim), static_cast<uint32_t>(EPERM));
+  }
+}
+TEST_F(PrivilegedOptionTest, IsNoMoreThanTheProofShows) {
+  Peer marks = ask(SOL_SOCKET, SO_MARK, proof(0).get());
+  lend(AF_INET);
+  EXPECT_EQ(answer(marks), 0u);
+  EXPECT_EQ(mark(), 0);
+  EXPECT_EQ(next_option().type, ControlType::option_set);
+  Peer binds = ask(SOL_SOCKET, SO_BINDTODEVICE, proof(5).get());  // which takes a raw socket
+  EXPECT_EQ(answer(binds), static_cast<uint32_t>(EPERM));
+}
+TEST_F(PrivilegedOptionTest, TakesNoProofOfAnotherKind) {
+  const UniqueFd none{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+  const UniqueFd local{::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+  UniqueFd abroad;
+  std::thread([&] {
+    ASSERT_EQ(::unshare(CLONE_NEWNET), 0);
+    abroad = proof(5);
+  }).join();
+  for (const int fd : {none.get(), local.get(), abroad.get()}) {
+    Peer shim = ask(SOL_SOCKET, SO_MARK, fd);
+    EXPECT_EQ(answer(shim), static_cast<uint32_t>(EPERM));
+  }
+}
+TEST_F(PrivilegedOptionTest, IsRefusedIfTheInsHasNoSuchSocketOrDies) {
+  Peer one = ask_for_mark();
+  next_option();
+  EXPECT_TRUE(ins_.send(lent(ECONNRESET)));
+  EXPECT_EQ(answer(one), static_cast<uint32_t>(ECONNRESET));
+  Peer two = ask_for_mark();
+  next_option();
+  ins_.socket.reset();
+  EXPECT_EQ(answer(two), static_cast<uint32_t>(ENETDOWN));
+}
+TEST_F(PrivilegedOptionTest, EndsAnInsThatLendsUnasked) {
+  socket_ = UniqueFd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
+  const int fds[] = {socket_.get()};
+  EXPECT_TRUE(ins_.send(lent(), fds));
+  EXPECT_TRUE(until([&] { return memory_->state() != kSessionUp; }));
 }
 
 TEST_F(DriverTest, FreesTheCallsOfAProcessThatDied) {

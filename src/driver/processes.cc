@@ -168,6 +168,8 @@ void Processes::on_message(uint32_t id, uint32_t events) {
       good = answer_group_keep(a, m->fds[0].get());
     } else if (good && request.type == AttachType::violation && m->fd_count == 0) {
       on_violation(a.who, request.epoch);
+    } else if (good && request.type == AttachType::option && m->fd_count == 1) {
+      return on_option(id, request.option, m->fds[0].get());  // the answer may end the connection
     } else if (good && request.type == AttachType::introduce && m->fd_count == 1 && a.admitted) {
       admit(std::move(m->fds[0]));
     } else {
@@ -260,6 +262,15 @@ bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
     log_line("mwcommsd", "%s gets no group: %s", describe(a.who).c_str(), group.error().where);
   }
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
+}
+
+void Processes::answer_option(uint32_t id, uint32_t status) {
+  const auto it = attachments_.find(id);
+  if (it == attachments_.end() || !it->second.connection) return;
+  AttachReply reply = reply_to(AttachType::option);
+  reply.status = status;
+  if (!send_message(it->second.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT))
+    connection_ended(id);
 }
 
 void Processes::on_death(uint32_t id) {

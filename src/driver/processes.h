@@ -32,6 +32,8 @@ class Processes {
   std::function<void(uint32_t group)> on_group_open;
   // Called with the pid of a process that attached, and of one that will not be heard of any more.
   std::function<void(uint32_t pid, bool here)> on_process;
+  // Called with a process's question for a privileged option, to be answered by answer_option().
+  std::function<void(uint32_t id, const SocketOption& wanted, int proof)> on_option;
   // Called when a process says that the INS of this epoch broke the protocol.
   std::function<void(const ProcessInfo& who, uint32_t epoch)> on_violation;
 
@@ -43,6 +45,7 @@ class Processes {
   void on_placeholder(uint32_t id);
   void on_message(uint32_t id, uint32_t events);
   void on_death(uint32_t id);
+  void answer_option(uint32_t id, uint32_t status);
   // Frees the calls of processes that died, whether they were attached or not. `died`: one of them,
   // or 0.
   void sweep_calls(uint32_t died = 0);

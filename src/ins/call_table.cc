@@ -1,9 +1,6 @@
-#include <sys/syscall.h>
-#include <unistd.h>
-
-#include <climits>
 #include <cstring>
 
+#include "base/futex.h"
 #include "ins/context.h"
 #include "ring/atomics.h"
 #include "ring/call_cell.h"
@@ -40,9 +37,7 @@ void CallTable::answer(uint32_t call, uint32_t seq, const Answer& a) {
   A::store_relaxed(cell.ret, a.ret);
   A::store_relaxed(cell.err, a.err);
   A::store_relaxed(cell.out_len, a.out_len);
-  if (answer_call(cell, seq))
-    ::syscall(SYS_futex, &cell.done_seq, 1 /* FUTEX_WAKE, between processes */, INT_MAX, nullptr,
-              nullptr, 0);
+  if (answer_call(cell, seq)) futex_wake_all(cell.done_seq);
 }
 
 }  // namespace mw

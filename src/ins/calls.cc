@@ -114,8 +114,10 @@ void Worker::serve(uint32_t call, bool again) {
   // Named by an accept record already, while the worker that accepted it still hands it over.
   while (ins_.slots.is_being_made(r.slot, r.gen)) ::sched_yield();
   Sock* s = ins_.slots.find(r.slot);
-  if (s == nullptr || s->gen != r.gen || s->fd < 0 || (s->flags & kLingering) != 0)
+  if (s == nullptr || s->gen != r.gen || s->fd < 0)
     failure(a, ECONNRESET);
+  else if ((s->flags & kLingering) != 0)
+    failure(a, r.op == MW_OP_CLOSED ? EINPROGRESS : ECONNRESET);
   else
     execute(r.slot, *s, r, a);
   if (ins_.poisoned.load(std::memory_order_relaxed) != nullptr) return;
@@ -189,7 +191,7 @@ void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
     case MW_OP_RECVMSG:
       return call_recvmsg(i, s, r, a);
     case MW_OP_CLOSED:
-      return call_closed(i, s);
+      return call_closed(i, s, a);
     case MW_OP_ACCEPT:
       return call_accept(i, s, a);
     default:
@@ -428,11 +430,13 @@ void Worker::call_name(Sock& s, bool peer, Answer& a) {
   std::memcpy(a.payload, &ss, a.out_len);
 }
 
-void Worker::call_closed(uint32_t i, Sock& s) {
+void Worker::call_closed(uint32_t i, Sock& s, Answer& a) {
   const bool marked = (s.flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s.gen;
   if (marked && !s.handed.load(std::memory_order_acquire)) return;
   pollfd p{placeholder_of(i, s), 0, 0};
-  if (marked || (::poll(&p, 1, 0) > 0 && (p.revents & POLLHUP) != 0)) last_close(i, s);
+  if (!marked && (::poll(&p, 1, 0) <= 0 || (p.revents & POLLHUP) == 0)) return;
+  last_close(i, s);
+  if ((s.flags & kLingering) != 0) failure(a, EINPROGRESS);  // else the slot is free
 }
 
 void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "base/futex.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
 
@@ -54,9 +55,33 @@ void Worker::last_close(uint32_t i, Sock& s) {
   // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
   int unread = 0;
   if (::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0) return reset_and_free(i, s);
+  begin_lingering(s);
+}
+
+void Worker::begin_lingering(Sock& s) {
+  if ((s.flags & kLingering) != 0) return;
   s.flags |= kLingering;
   if ((s.flags & kUserTimeout) == 0)
     ::setsockopt(s.fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &kLingerTimeoutMs, sizeof kLingerTimeoutMs);
+}
+
+// SO_LINGER with a time: the kernel waits in close() until the peer has acknowledged all bytes and
+// the FIN. Here the application's thread waits until the slot is free, so the slot is kept until
+// then. True: it is to be kept. Ends the sending direction.
+bool Worker::lingers_for_acks(Sock& s) {
+  if (s.linger != LingerMode::wait || s.fd < 0 || (s.state & MW_ST_CONNECTED) == 0) return false;
+  int unread = 0;
+  if (::ioctl(s.fd, FIONREAD, &unread) < 0 || unread > 0) return false;  // close() resets it
+  if ((s.flags & kFinSent) == 0) {
+    ::shutdown(s.fd, SHUT_WR);
+    note_end(s, MW_CONN_OUR_FIN);
+    s.flags |= kFinSent;
+  }
+  tcp_info info{};
+  socklen_t len = sizeof info;
+  if (::getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, &info, &len) < 0) return false;
+  return info.tcpi_state == TCP_FIN_WAIT1 || info.tcpi_state == TCP_CLOSING ||
+         info.tcpi_state == TCP_LAST_ACK;
 }
 
 // What this end of a connection does now, unless the connection is over already.
@@ -113,9 +138,10 @@ void Worker::reset_and_free(uint32_t i, Sock& s) {
 }
 
 void Worker::finish_close(uint32_t i, Sock& s) {
+  if (lingers_for_acks(s)) return begin_lingering(s);
   if (s.fd >= 0) note_close(s);
   if (s.fd >= 0 && s.linger == LingerMode::wait) {
-    // The kernel would wait in our close(). The application's close() has long returned.
+    // The kernel would wait in our close(), where all other sockets would wait too.
     const linger off{0, 0};
     ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
   }
@@ -134,7 +160,12 @@ void Worker::free_slot(uint32_t i, Sock& s) {
   // How far the send ring was used decides how much of it may be resident.
   s.tx_high = std::max(s.tx_high, s.tx_head - MW_INDEX_START);
   // A thread that still waits there is to know if the peer's end came first.
-  A::store_relaxed(ch_.slot(i).state, MW_ST_CLOSED | (s.state & MW_ST_EOF));
+  mw_slot& shared = ch_.slot(i);
+  A::store_relaxed(shared.state, MW_ST_CLOSED | (s.state & MW_ST_EOF));
+  if (s.linger == LingerMode::wait) {
+    A::fence();  // pairs with the application's between its wish and its look at the state
+    if ((A::load_relaxed(shared.want) & MW_WANT_CLOSED) != 0) futex_wake_all(shared.state);
+  }
   const uint32_t keep = s.flags & kWarm;
   s.flags = keep;
   s.conn = 0;

@@ -59,7 +59,7 @@ class NoteQueue {
 
 // Worker to control thread.
 struct ControlNote {
-  enum class Kind { listener_up, listener_down, bypass, resolve, reply, stopped };
+  enum class Kind { listener_up, listener_down, bypass, resolve, reply, lent, stopped };
   explicit ControlNote(Kind k, uint32_t about = 0, uint32_t its_gen = 0)
       : kind(k), slot(about), gen(its_gen) {}
   Kind kind;
@@ -69,6 +69,8 @@ struct ControlNote {
   UniqueFd placeholder;                       // listener_up: a duplicate
   std::unique_ptr<Request> request;           // resolve
   uint32_t call = 0;                          // resolve
+  ControlOption option{};                     // lent
+  UniqueFd socket;                            // lent: a duplicate of the real one
   InsReply reply{};
 };
 
@@ -83,6 +85,8 @@ struct WorkerNote {
     request,
     look,
     looked,
+    lend,
+    option_set,
     stop
   };
   explicit WorkerNote(Kind k, uint32_t about = 0, UniqueFd doorbell = UniqueFd{})
@@ -95,6 +99,7 @@ struct WorkerNote {
   UniqueFd bell;
   std::shared_ptr<TelemetryChannel> telemetry;
   InsRequest request{};
+  ControlOption option{};  // lend, option_set
 };
 
 // Answers to calls. Each cell has at most one call pending, and a call is answered once.

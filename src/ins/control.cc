@@ -233,6 +233,23 @@ bool Control::on_message(ReceivedMessage& m) {
     case ControlType::group_close:
       if (m.bytes != sizeof(ControlSlot)) return false;
       return on_group(in_.slot, m);
+    case ControlType::lend:
+    case ControlType::option_set: {
+      if (m.bytes != sizeof(ControlOption) || m.fd_count != 0 ||
+          in_.option.slot >= ins_.channel.geometry().slots)
+        return false;
+      if (in_.type == ControlType::lend && !workers_.started()) {
+        ControlOption lent = in_.option;
+        const UniqueFd socket = ins_.slots.lend(lent);
+        send(lent, socket.get());
+        return true;
+      }
+      WorkerNote note(in_.type == ControlType::lend ? WorkerNote::Kind::lend
+                                                    : WorkerNote::Kind::option_set);
+      note.option = in_.option;
+      ins_.to_worker[ins_.channel.worker_of(in_.option.slot)]->post(std::move(note));
+      return true;
+    }
     case ControlType::telemetry:
       return m.bytes == sizeof(ControlSlot) && on_telemetry(m);
     default:
@@ -516,6 +533,9 @@ void Control::on_notes() {
         break;
       case ControlNote::Kind::resolve:
         resolver_.lookup(note.call, *note.request);
+        break;
+      case ControlNote::Kind::lent:
+        send(note.option, note.socket.get());
         break;
       case ControlNote::Kind::reply:
         if (requests_) on_reply(note.reply);

@@ -118,6 +118,7 @@ class Control {
     ControlHello hello;
     ControlSlot slot;
     ControlListener listener;
+    ControlOption option;
     std::byte bytes[sizeof(ControlListener)];
   } in_;
 };

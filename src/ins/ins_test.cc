@@ -508,6 +508,30 @@ TEST(Ins, AResetAtTheLastCloseIsOverWhenItIsAnswered) {
   EXPECT_EQ(errno, ECONNRESET);
 }
 
+TEST(Ins, ARealSocketIsLentToTheDriverOnly) {
+  FakePvm pvm;
+  pvm.begin();
+  FakeSock s = pvm.socket();
+  ControlOption wanted{ControlType::lend, s.slot, s.gen, SOL_SOCKET, SO_MARK, 0};
+  ASSERT_TRUE(send_message(pvm.driver.get(), bytes_of(wanted), {}, 0));
+  UniqueFd real;
+  const auto lent = pvm.expect<ControlOption>(ControlType::lent, &real);
+  ASSERT_TRUE(lent);
+  EXPECT_EQ(lent->slot, s.slot);
+  EXPECT_EQ(lent->name, SO_MARK);
+  EXPECT_EQ(lent->status, 0u);
+  int domain = 0;
+  socklen_t len = sizeof domain;
+  ASSERT_EQ(::getsockopt(real.get(), SOL_SOCKET, SO_DOMAIN, &domain, &len), 0);
+  EXPECT_EQ(domain, AF_INET);
+  // One that is gone meanwhile.
+  ++wanted.gen;
+  ASSERT_TRUE(send_message(pvm.driver.get(), bytes_of(wanted), {}, 0));
+  const auto none = pvm.expect<ControlOption>(ControlType::lent);
+  ASSERT_TRUE(none);
+  EXPECT_EQ(none->status, static_cast<uint32_t>(ECONNRESET));
+}
+
 TEST(Ins, BytesOnThePlaceholderAreReportedAndNeverPassedOn) {
   FakePvm pvm;
   pvm.begin();

@@ -1,5 +1,6 @@
 #include "ins/slot_table.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -15,6 +16,16 @@ LingerMode linger_mode_of(const void* value) {
   std::memcpy(&l, value, sizeof l);
   if (l.l_onoff == 0) return LingerMode::off;
   return l.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+}
+
+UniqueFd SlotTable::lend(ControlOption& option) {
+  const Sock* s = find(option.slot);
+  option.type = ControlType::lent;
+  option.status = ECONNRESET;
+  if (s == nullptr || s->gen != option.gen || s->fd < 0) return UniqueFd{};
+  UniqueFd copy{::fcntl(s->fd, F_DUPFD_CLOEXEC, 0)};
+  option.status = copy ? 0 : static_cast<uint32_t>(errno);
+  return copy;
 }
 
 SlotTable::~SlotTable() {

@@ -19,6 +19,7 @@
 
 #include "abi/mw_region.h"
 #include "base/result.h"
+#include "base/unique_fd.h"
 #include "ins/limits.h"
 #include "transport/local/control.h"
 
@@ -86,6 +87,7 @@ constexpr uint32_t kPaced = 262144;           // the driver set SO_MAX_PACING_RA
 constexpr uint32_t kTxDoubt = 1u << 20;       // at the last beat: bytes that nobody announced
 constexpr uint32_t kRxDoubt = 1u << 21;       // at the last beat: room that nobody announced
 constexpr uint32_t kErrorTaken = 524288;  // an error ended the connection, and no FIN came first
+constexpr uint32_t kFinSent = 1u << 22;   // it lingers until the peer has acknowledged our FIN
 
 // SO_LINGER as the application set it.
 enum class LingerMode : uint8_t { off, reset, wait };
@@ -193,6 +195,9 @@ class SlotTable {
     return s.live.load(std::memory_order_acquire) == 0 ? nullptr : &s;
   }
   Sock& at(uint32_t slot) { return socks_[slot]; }
+  // A copy of the real socket, for an option that the driver has the right to set and we have not;
+  // the question becomes the answer. By the socket's worker, or before there are workers.
+  UniqueFd lend(ControlOption& option);
   // All slots of this worker that were ever used are below.
   uint32_t used_end(uint32_t worker) const {
     const std::lock_guard hold(parts_[worker].lock);

@@ -409,6 +409,19 @@ void Worker::on_notes() {
       case WorkerNote::Kind::request:
         on_request(note.request);
         break;
+      case WorkerNote::Kind::lend: {
+        ControlNote lent(ControlNote::Kind::lent);
+        lent.option = note.option;
+        lent.socket = ins_.slots.lend(lent.option);
+        ins_.to_control.post(std::move(lent));
+        break;
+      }
+      case WorkerNote::Kind::option_set: {
+        Sock* s = ins_.slots.find(note.option.slot);
+        if (s != nullptr && s->gen == note.option.gen && s->fd >= 0)
+          option_set(note.option.slot, *s, note.option.level, note.option.name);
+        break;
+      }
       case WorkerNote::Kind::look:
         asked_looks_.push_back(std::move(note));
         break;

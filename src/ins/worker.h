@@ -110,6 +110,8 @@ class Worker {
   void abort_socket(uint32_t i, Sock& s);
   void reset_and_free(uint32_t i, Sock& s);
   void finish_close(uint32_t i, Sock& s);
+  bool lingers_for_acks(Sock& s);
+  void begin_lingering(Sock& s);
   void free_slot(uint32_t i, Sock& s);
   void bury(int placeholder);
   void close_dead();
@@ -238,7 +240,7 @@ class Worker {
   void call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a);
   void option_set(uint32_t i, Sock& s, int level, int name);
   void call_name(Sock& s, bool peer, Answer& a);
-  void call_closed(uint32_t i, Sock& s);
+  void call_closed(uint32_t i, Sock& s, Answer& a);
   void call_accept(uint32_t i, Sock& s, Answer& a);
   static void call_gifconf(Sock& s, const Request& r, Answer& a);
   static void call_ethtool(Sock& s, const Request& r, Answer& a);

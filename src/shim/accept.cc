@@ -311,6 +311,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   SessionSlot& mine = process.session.slot(record.slot);
   mine.local = record.local;
   mine.rcvlowat = s.mine.rcvlowat;
+  mine.linger_s = s.mine.linger_s;
   mine.rcvtimeo_us = s.mine.rcvtimeo_us;  // inherited, as in the kernel
   mine.sndtimeo_us = s.mine.sndtimeo_us;
   mine.sndbuf = s.mine.sndbuf;
@@ -342,7 +343,7 @@ int sock_close(int fd, const Entry& e) {
   kept.first_gen = A::load_acquire(process.session.header().first_gen);
   const uint32_t claimed = claimed_with(s);
   const uint32_t flags = A::load_relaxed(s.mine.flags);
-  const bool awaited = close_is_awaited(s);
+  const AwaitedClose awaited = prepare_close(s);
   if (held_slot == s.index + 1) {
     // The last close sends what is held back; another descriptor's owner may not know of it.
     if (references(s.index, s.gen) == 1 && is_nobody_elses(s.index))
@@ -368,9 +369,9 @@ int sock_close(int fd, const Entry& e) {
   const int rc = libc.close(fd);
   if (kept.fd >= 0) {
     A::store_release(s.slot.closed, s.gen);
-    if (!awaited) announce(s);
+    if (!awaited.is_due) announce(s);
   }
-  if (awaited && rc == 0) await_close(s);
+  if (awaited.is_due && rc == 0) await_close(s, awaited);
   if (kept.fd >= 0) stock_put(kept);
   return rc;
 }

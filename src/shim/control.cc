@@ -20,6 +20,7 @@
 #include "shim/settle.h"
 #include "shim/socket.h"
 #include "transport/local/fd_message.h"
+#include "transport/local/privileged.h"
 
 namespace mw::shim {
 namespace {
@@ -383,6 +384,33 @@ void keep_timeout(const Sock& s, int name, const timeval& given) {
   A::store_relaxed(timeout_of(s, name), us);
 }
 
+// A socket of the kernel's own that shows that this process may set the option; or -errno, which is
+// what the kernel says of the option.
+int make_proof(int level, int name, const void* value, uint32_t n) {
+  const int type = type_of_proof(level, name);
+  const int fd =
+      hide(libc.socket(AF_INET, type | SOCK_CLOEXEC, type == SOCK_RAW ? IPPROTO_RAW : 0));
+  if (fd < 0) return -errno;
+  if (type == SOCK_RAW || libc.setsockopt(fd, level, name, value, n) == 0) return fd;
+  const int error = errno;
+  unhide_and_close(fd);
+  return -error;
+}
+
+// The INS has no right to this option. Whoever has it gets it from the driver.
+int set_as_privileged(const Sock& s, int level, int name, const void* value, uint32_t n) {
+  if (type_of_proof(level, name) == 0 || process.confined || in_vfork_child()) return -EPERM;
+  SocketOption wanted{s.index, s.gen, {level, name, 0, {}}};
+  wanted.option.len = std::min<uint32_t>(n, sizeof wanted.option.value);  // names are shorter
+  memcpy(wanted.option.value, value, wanted.option.len);
+  const int saved = errno;
+  const int proof = make_proof(level, name, value, n);
+  const int rc = proof < 0 ? proof : set_by_driver(wanted, proof);
+  if (proof >= 0) unhide_and_close(proof);
+  errno = saved;
+  return rc;
+}
+
 }  // namespace
 
 int sock_setsockopt(const Sock& s, int level, int name, const void* value, socklen_t len) {
@@ -422,7 +450,8 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     post(r);
     return 0;
   }
-  const int rc = plain(r);
+  int rc = plain(r);
+  if (rc == -EPERM) rc = set_as_privileged(s, level, name, value, n);
   if (rc == 0 && s.datagram()) note_asked(s, level, name, value, n);
   if (rc == 0 && level == IPPROTO_TCP && name == kTcpInq && n >= sizeof(int)) {
     int on = 0;
@@ -434,7 +463,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     timeval t{};
     memcpy(&t, value, sizeof t);
     keep_timeout(s, name, t);
-  } else if (name == SO_SNDBUF && n >= sizeof(int)) {
+  } else if ((name == SO_SNDBUF || name == SO_SNDBUFFORCE) && n >= sizeof(int)) {
     int granted = 0;
     socklen_t granted_len = sizeof granted;
     if (sock_getsockopt(s, level, name, &granted, &granted_len) == 0 && granted > 0)
@@ -443,6 +472,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     linger l{};
     memcpy(&l, value, sizeof l);
     set_flag(s, kSlotResets, l.l_onoff != 0 && l.l_linger == 0);
+    A::store_relaxed(s.mine.linger_s, l.l_onoff != 0 ? static_cast<uint32_t>(l.l_linger) : 0);
   } else if (name == SO_RCVLOWAT && n >= sizeof(int)) {
     int low = 0;
     memcpy(&low, value, sizeof low);
@@ -465,20 +495,46 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   return give_name(got.bytes, answer.len, a, len);
 }
 
-bool close_is_awaited(const Sock& s) {
+AwaitedClose prepare_close(const Sock& s) {
   const uint32_t flags = A::load_relaxed(s.mine.flags);
-  if ((flags & (kSlotResets | kSlotListener | kSlotHasPort)) == 0 || is_dead(s)) return false;
-  if ((flags & (kSlotResets | kSlotListener)) != 0) return true;
-  if (references(s.index, s.gen) > 1 || process.confined) return false;
+  const uint32_t linger_s = s.datagram() ? 0 : A::load_relaxed(s.mine.linger_s);
+  if ((flags & (kSlotResets | kSlotListener | kSlotHasPort)) == 0 && linger_s == 0) return {};
+  if (is_dead(s)) return {};
+  if ((flags & (kSlotResets | kSlotListener)) != 0) return {.is_due = true};
+  if (references(s.index, s.gen) > 1 || process.confined) return {};
+  const uint32_t state = state_of(s);
+  if (linger_s != 0 && (state & MW_ST_CONNECTED) != 0) return {true, linger_s};
+  if ((flags & kSlotHasPort) == 0) return {};
   // A connection that stands keeps its port beyond its close().
   constexpr uint32_t kOver = MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED;
-  return s.datagram() || (state_of(s) & (MW_ST_CONNECTED | kOver)) != MW_ST_CONNECTED;
+  return {.is_due = s.datagram() || (state & (MW_ST_CONNECTED | kOver)) != MW_ST_CONNECTED};
 }
 
-void await_close(const Sock& s) {
+namespace {
+
+// Waits until the INS has freed the slot of a socket that nobody has any more.
+void await_freed_slot(const Sock& s, int64_t until_ns) {
+  constexpr int64_t kLookNs = 1'000'000'000;  // each second, whether the INS is still there
+  for (;;) {
+    A::fetch_or(s.slot.want, MW_WANT_CLOSED);
+    A::fence();  // pairs with the INS's between the state of a free slot and its look at the wish
+    const uint32_t state = A::load_acquire(s.slot.state);
+    const bool free = (state & MW_ST_OPEN) == 0 || A::load_relaxed(s.slot.gen) != s.gen;
+    const int64_t left = until_ns - monotonic_ns();
+    if (free || left <= 0 || is_dead(s) || !is_session_up()) return;
+    const timespec look{left < kLookNs ? 0 : 1, left < kLookNs ? left : 0};
+    if (raw_futex(&s.slot.state, FUTEX_WAIT, state, &look) < 0 && errno == EINTR) return;
+  }
+}
+
+}  // namespace
+
+void await_close(const Sock& s, const AwaitedClose& awaited) {
   if (!is_session_up()) return;
   const int saved = errno;
-  plain(about(s, MW_OP_CLOSED));
+  const int64_t until_ns = monotonic_ns() + int64_t{awaited.linger_s} * 1'000'000'000;
+  const int rc = plain(about(s, MW_OP_CLOSED));
+  if (rc == -EINPROGRESS && awaited.linger_s != 0) await_freed_slot(s, until_ns);
   errno = saved;
 }
 

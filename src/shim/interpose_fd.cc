@@ -50,13 +50,13 @@ int dup_onto(int old, int fresh, int flags, bool three) {
     return -1;
   }
   const Entry replaced = peek(fresh);
-  bool awaited = false;
+  AwaitedClose awaited;
   if (old != fresh && !in_vfork_child() && libc.fcntl(old, F_GETFD) >= 0) {
-    awaited = replaced.kind == Kind::socket && close_is_awaited(sock_of(fresh, replaced));
+    if (replaced.kind == Kind::socket) awaited = prepare_close(sock_of(fresh, replaced));
     forget(fresh);
   }
   const int rc = three ? libc.dup3(old, fresh, flags) : libc.dup2(old, fresh);
-  if (awaited && rc >= 0) await_close(sock_of(fresh, replaced));
+  if (awaited.is_due && rc >= 0) await_close(sock_of(fresh, replaced), awaited);
   return old == fresh ? rc : after_dup(old, rc);
 }
 
@@ -76,7 +76,7 @@ int close_many(unsigned first, unsigned last, int flags) {
       if (fd > from && libc.syscall(SYS_close_range, from, fd - 1, flags) < 0) return -1;
       from = fd + 1;
     } else if (flags == 0 && mine && e.kind == Kind::socket &&
-               close_is_awaited(sock_of(static_cast<int>(fd), e))) {
+               prepare_close(sock_of(static_cast<int>(fd), e)).is_due) {
       sock_close(static_cast<int>(fd), e);
     } else if (closing && mine && e.kind != Kind::unknown && e.kind != Kind::kernel) {
       forget(static_cast<int>(fd));

@@ -69,6 +69,13 @@ Item classify(int fd) {
 constexpr short kAlways = POLLERR | POLLHUP | POLLNVAL;
 constexpr int64_t kFirstPauseNs = 100'000;
 
+// Pauses of one call that double: what comes soon is seen soon.
+struct Pauses {
+  int64_t tokens_ns = 0;  // for another taker who is about to read his tokens
+  int64_t slice_ns = 0;   // between looks at what another taker may have taken the token of
+  static int64_t next(int64_t& ns) { return ns = std::clamp(2 * ns, kFirstPauseNs, kSliceNs); }
+};
+
 // Judges the protected entries from memory; true if one is ready.
 bool judge(pollfd* fds, Item* items, nfds_t n) {
   bool any = false;
@@ -198,7 +205,7 @@ int native_poll(pollfd* native, nfds_t n, int64_t timeout_ns, const sigset_t* ma
 // Tokens woke us, and nothing is ready. Those of another taker, who is about to read them, we leave
 // alone, and watch the rest meanwhile. Ours were stale, or are about what somebody else polls for,
 // who needs a moment to see them; then they go. `k` is what the kernel answered.
-int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t& pause_ns,
+int after_vain_wake(const Sleep& sleep, pollfd* native, int k, Pauses& pauses,
                     const sigset_t* mask) {
   constexpr int64_t kMomentNs = 200'000;
   int64_t pause = 0;
@@ -209,7 +216,7 @@ int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t& pause_ns
     item.stale = item.part == Part::taker;
     native[i].fd = -1;
     if (!item.stale && !is_taker_by_another_name(sleep.items, i))
-      pause = pause_ns = std::clamp(2 * pause_ns, kFirstPauseNs, kSliceNs);
+      pause = Pauses::next(pauses.tokens_ns);
     else if ((A::load_relaxed(s.mine.taker) & kPollers) != 0 &&
              (A::fetch_and(s.mine.taker, ~kPollers) & kPollers) != 0)
       pause = std::max(pause, kMomentNs);
@@ -223,11 +230,14 @@ int after_vain_wake(const Sleep& sleep, pollfd* native, int k, int64_t& pause_ns
   return k;
 }
 
-int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, int64_t& pause_ns,
+int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, Pauses& pauses,
                     const sigset_t* mask) {
   if (!prepare(sleep, fds)) return 0;
   int64_t left = sleep.left();
-  if (!sleep.alone && (left < 0 || left > kSliceNs)) left = kSliceNs;
+  if (!sleep.alone) {
+    const int64_t slice = Pauses::next(pauses.slice_ns);
+    left = left < 0 ? slice : std::min(left, slice);
+  }
   fill_native(native, fds, sleep.items, sleep.n, true);
   sleep.waits_for = only_socket(fds, sleep.items, sleep.n);
   if (sleep.waits_for != nullptr) begin_wait(*sleep.waits_for, process.pid, monotonic_ns());
@@ -237,14 +247,14 @@ int sleep_announced(Sleep& sleep, pollfd* fds, pollfd* native, int64_t& pause_ns
       if (sleep.items[i].watch == Watch::token && sleep.items[i].part == Part::follower)
         bury_dead_taker(sock_of(fds[i].fd, sleep.items[i].entry).mine.taker);
   if (k <= 0 || judge(fds, sleep.items, sleep.n)) return k;
-  return after_vain_wake(sleep, native, k, pause_ns, mask);
+  return after_vain_wake(sleep, native, k, pauses, mask);
 }
 
 // Sleeps until something may be ready. Returns what the kernel's poll() did for the entries that
-// are its own, in `native`; ours are judged then. `pause_ns`: of the last pause for others' tokens.
-int sleep_once(Sleep& sleep, pollfd* fds, pollfd* native, int64_t& pause_ns, const sigset_t* mask) {
+// are its own, in `native`; ours are judged then.
+int sleep_once(Sleep& sleep, pollfd* fds, pollfd* native, Pauses& pauses, const sigset_t* mask) {
   const OnUnwind undo(wake, &sleep);
-  const int k = sleep_announced(sleep, fds, native, pause_ns, mask);
+  const int k = sleep_announced(sleep, fds, native, pauses, mask);
   wake(&sleep);
   return k;
 }
@@ -271,7 +281,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
     fds[i].revents = 0;
   }
   const int64_t deadline = timeout_ns > 0 ? monotonic_ns() + timeout_ns : 0;
-  int64_t pause_ns = 0;
+  Pauses pauses;
   release_held();
   settle();
   for (bool over = timeout_ns == 0;; over = deadline != 0 && monotonic_ns() >= deadline) {
@@ -287,7 +297,7 @@ int shim_poll(pollfd* fds, nfds_t n, int64_t timeout_ns, const sigset_t* mask) {
       return count_ready(fds, n);
     }
     Sleep sleep{fds, items.get(), n, deadline};
-    const int k = sleep_once(sleep, fds, native.get(), pause_ns, mask);
+    const int k = sleep_once(sleep, fds, native.get(), pauses, mask);
     if (k < 0) return k;
     if (k > 0) {
       take_kernel_answers(fds, native.get(), items.get(), n);

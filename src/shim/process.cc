@@ -482,19 +482,42 @@ void note_passed(const msghdr* m) {
   });
 }
 
-Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<const int> fds,
-                                   AttachReply& reply) {
+static AttachRequest request_for(AttachType what) {
   AttachRequest request{};
   request.type = what;
   request.version = MW_PROTOCOL_VERSION;
   memcpy(request.token, session_token, sizeof session_token);
+  return request;
+}
+
+static Result<ReceivedMessage> exchange(int connection, const AttachRequest& request,
+                                        std::span<const int> fds, AttachReply& reply) {
   if (auto sent = send_message(connection, bytes_of(request), fds, 0); !sent) return sent.error();
   auto answer = receive_message(connection, writable_bytes_of(reply), 0);
   if (!answer) return answer.error();
-  if (answer->bytes != sizeof reply || reply.type != what)
+  if (answer->bytes != sizeof reply || reply.type != request.type)
     return Error{Fault::peer, 0, "answer of the driver"};
   if (reply.status != 0) return Error{Fault::sys, static_cast<int>(reply.status), "driver"};
   return answer;
+}
+
+Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<const int> fds,
+                                   AttachReply& reply) {
+  return exchange(connection, request_for(what), fds, reply);
+}
+
+int set_by_driver(const SocketOption& wanted, int proof) {
+  // A connection of its own: another thread may wait for an answer on the process's.
+  const int fd = reach_driver();
+  if (fd < 0) return -ENETDOWN;
+  AttachRequest request = request_for(AttachType::option);
+  request.option = wanted;
+  AttachReply reply{};
+  const int fds[] = {proof};
+  const auto answer = exchange(fd, request, fds, reply);
+  unhide_and_close(fd);
+  if (answer) return 0;
+  return answer.error().fault == Fault::sys ? -answer.error().err : -ENETDOWN;
 }
 
 int hide(int fd) {

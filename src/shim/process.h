@@ -166,6 +166,9 @@ bool in_vfork_child();
 // attach itself: over `connection`). Errors: sys (its answer's status), peer, shutdown.
 Result<ReceivedMessage> ask_driver(int connection, AttachType what, std::span<const int> fds,
                                    AttachReply& reply);
+// Has the driver set an option that the INS has no right to. proof: transport/local/privileged.h.
+// 0 or -errno.
+int set_by_driver(const SocketOption& wanted, int proof);
 
 // A placeholder where there is a descriptor for one end only: the driver passes the other one on.
 // type: as of make_placeholder(). Returns the descriptor or -errno.

@@ -220,13 +220,18 @@ int sock_ioctl(const Sock& s, unsigned long request, void* arg);
 void give_stream_control(const Sock& s, msghdr* m);
 // The control messages of a stream's sendmsg(): 0 or -errno. None of them does anything here.
 int check_stream_control(const msghdr& m);
-// True if a close() has to be followed by await_close(), because the program may look for its
-// effect as soon as it returns: a peer that is reset, an address that is free again, or datagrams
-// that reach nobody any more. Never of an accepted connection, nor of one whose port the kernel
-// chose.
-bool close_is_awaited(const Sock& s);
-// Waits until the INS has seen that a descriptor of the socket is gone. errno is preserved.
-void await_close(const Sock& s);
+struct AwaitedClose {
+  bool is_due = false;
+  uint32_t linger_s = 0;
+};
+// Says, before a close(), whether await_close() has to follow it. It is due if the program may look
+// for the effect as soon as close() returns: a peer that is reset, an address that is free again, or
+// datagrams that reach nobody any more; and with SO_LINGER and a time, a peer that has everything.
+// Otherwise never of an accepted connection, nor of one whose port the kernel chose.
+AwaitedClose prepare_close(const Sock& s);
+// Waits until the INS has seen that a descriptor of the socket is gone; with linger_s, also until the
+// peer has acknowledged what was sent, that time is over, or a signal comes. errno is preserved.
+void await_close(const Sock& s, const AwaitedClose& awaited);
 // Copies a name out as the kernel does when the rest of a call is done: truncated to *len, *len set
 // to the true length. 0, -EINVAL or -EFAULT.
 int give_name(const void* name, socklen_t n, void* to, socklen_t* len);

@@ -221,9 +221,9 @@ class Server {
     }
     const int polite_alone = ::epoll_create1(EPOLL_CLOEXEC);
     epoll_event news{.events = EPOLLIN, .data = {}};
-    require(polite_alone >= 0 &&
-                ::epoll_ctl(polite_alone, EPOLL_CTL_ADD, served_[polite_], &news) == 0,
-            "an instance for the polite one");
+    require(
+        polite_alone >= 0 && ::epoll_ctl(polite_alone, EPOLL_CTL_ADD, served_[polite_], &news) == 0,
+        "an instance for the polite one");
     std::vector<int> waits;
     for (int round = 0; round < kRoundsOfThreads; ++round) {
       send_byte(clients_[polite_]);

@@ -28,6 +28,11 @@ enum class ControlType : uint32_t {
   // driver to INS, if kFeatureTelemetry was taken: ControlSlot + memory for the workers' rings, the
   // driver's doorbell eventfd, and a SEQPACKET socket for InsRequest and InsReply
   telemetry = 12,
+  // An option that the INS has no right to set: the driver asks for the real socket, the INS hands a
+  // copy over, the driver says that the option is set.
+  lend = 13,        // driver to INS: ControlOption
+  lent = 14,        // INS to driver: ControlOption + the real socket; without it `status` says why
+  option_set = 15,  // driver to INS: ControlOption
 };
 
 // ControlHello::features
@@ -56,6 +61,21 @@ struct ReplayOption {
   int32_t name;
   uint32_t len;
   uint8_t value[36];
+};
+
+struct ControlOption {
+  ControlType type;
+  uint32_t slot;
+  uint32_t gen;
+  int32_t level;
+  int32_t name;
+  uint32_t status;  // lent: errno, or 0
+};
+
+struct SocketOption {
+  uint32_t slot;
+  uint32_t gen;
+  ReplayOption option;
 };
 
 struct ControlListener {
@@ -126,6 +146,8 @@ enum class AttachType : uint32_t {
   introduce = 6,   // shim: AttachRequest + one end of a SEQPACKET pair: from now on that is a
                    // connection like those that come by the abstract address, which a process in
                    // another network namespace cannot reach. No answer.
+  option = 7,      // shim: AttachRequest with `option` + the proof of the right to it
+                   // (transport/local/privileged.h). Answer: AttachReply
 };
 
 struct AttachRequest {
@@ -133,6 +155,7 @@ struct AttachRequest {
   uint32_t version;
   uint8_t token[16];  // the session's secret, from MWCOMMS_SESSION
   uint32_t epoch;     // violation: as the process read it from the session's header; else 0
+  SocketOption option;
 };
 
 // A process that has a single descriptor left cannot make a pair. It connects the descriptor to the

@@ -97,6 +97,7 @@ struct alignas(64) SessionSlot {
   uint32_t lock_lost;  // rx_lock or tx_lock was taken from a living thread: it may still copy
   int64_t stamp_ns;    // datagrams: what SIOCGSTAMP says (src/shim/ancillary.cc)
   uint32_t asked;      // datagrams: control messages that the program wants (the same)
+  uint32_t linger_s;   // SO_LINGER: how long close() waits for the peer; 0: not at all
 };
 static_assert(sizeof(SessionSlot) == 256);
 

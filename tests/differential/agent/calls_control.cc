@@ -123,8 +123,11 @@ void do_shutdown(const Call& call, Reply& reply) {
   reply.call([&] { return ::shutdown(fd_of(call), static_cast<int>(call.number(1))); });
 }
 
+// close FD [timed=MILLISECONDS]
 void do_close(const Call& call, Reply& reply) {
+  const auto start = Clock::now();
   reply.call([&] { return ::close(fd_of(call)); });
+  note_time(call, reply, start);
 }
 
 // Value of setsockopt: NUMBER, linger:ON:SECONDS, time:MILLISECONDS, timeval:SECONDS:MICROSECONDS,
