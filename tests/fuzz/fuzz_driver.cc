@@ -192,7 +192,7 @@ class World {
         static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + fds_.attach_name.size());
     if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&a), size) < 0) return;
     shim_ = std::move(fd);
-    AttachRequest r{AttachType::attach, in.number<uint8_t>(), {}, 0};
+    AttachRequest r{AttachType::attach, in.number<uint8_t>(), {}, 0, {}};
     if (in.below(4) == 0) in.take(std::as_writable_bytes(std::span(r.token)));
     if (in.below(4) == 3) {
       r.type = AttachType::violation;
@@ -201,7 +201,7 @@ class World {
     send(shim_, bytes_of(r), {});
   }
   void open_group(Input& in) {
-    const AttachRequest r{AttachType::group_open, MW_PROTOCOL_VERSION, {}, 0};
+    const AttachRequest r{AttachType::group_open, MW_PROTOCOL_VERSION, {}, 0, {}};
     if (in.below(2) == 0) return send(shim_, bytes_of(r), some_fds(in));
     int pipe[2];
     if (::pipe2(pipe, O_CLOEXEC) < 0) return;
