@@ -48,16 +48,21 @@ bool is_icmp(msghdr& m) {
 
 }  // namespace
 
+// Tells the pending error, and whether there are entries in the error queue.
+void Worker::dgram_errors(uint32_t i, Sock& s) {
+  int err = 0;
+  socklen_t len = sizeof err;
+  if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
+    publish_error(i, s, err);
+  if (has_error_queue(s)) set_state(i, s, s.state | MW_ST_ERRQ);
+}
+
 void Worker::on_dgram_event(uint32_t i, Sock& s, uint32_t events) {
   if (s.fd < 0) return;
   uint32_t news = 0;
   if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 || events == 0) news |= dgram_rx(i, s);
   if ((events & EPOLLERR) != 0) {
-    int err = 0;
-    socklen_t len = sizeof err;
-    if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
-      publish_error(i, s, err);
-    if (has_error_queue(s)) set_state(i, s, s.state | MW_ST_ERRQ);
+    dgram_errors(i, s);
     news |= kNewsAll;
   }
   // The shut sides and their poll bits are decided by the application's own shutdown().
@@ -221,7 +226,11 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
     A::store_release(shared.tx_head, s.tx_head);
     s.last_tick = tick_;
   }
-  if (n < 0) return;
+  if (n < 0) {
+    // What it left in the error queue is seen as soon as the call has returned.
+    if (s.kind == SockKind::dgram && a.err != EAGAIN) dgram_errors(i, s);
+    return;
+  }
   s.bytes_out += static_cast<uint64_t>(n);
   if (s.sampled.first_out_ms == 0) s.sampled.first_out_ms = coarse_monotonic_ms();
   telemetry_.event(MW_TEL_SEND, i, s);

@@ -144,6 +144,7 @@ class Worker {
   uint32_t dgram_rx(uint32_t i, Sock& s);
   void dgram_option_set(uint32_t i, Sock& s, int level, int name);
   void error_entry_taken(uint32_t i, Sock& s, msghdr& taken);
+  void dgram_errors(uint32_t i, Sock& s);
   void dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a);
 
   // listener.cc
