@@ -6,16 +6,11 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "driver/socket_option.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {
 namespace {
-
-int socket_option(int fd, int name) {
-  int value = -1;
-  socklen_t size = sizeof value;
-  return ::getsockopt(fd, SOL_SOCKET, name, &value, &size) == 0 ? value : -1;
-}
 
 bool hung_up(int fd) {
   pollfd p{fd, 0, 0};

@@ -7,40 +7,29 @@
 #include <cstring>
 #include <utility>
 
+#include "driver/socket_option.h"
+#include "transport/local/namespace.h"
 #include "transport/local/privileged.h"
 
 namespace mw {
 namespace {
 
-uint64_t netns_of(int socket) {
-  uint64_t cookie = 0;
-  socklen_t len = sizeof cookie;
-  return ::getsockopt(socket, SOL_SOCKET, SO_NETNS_COOKIE, &cookie, &len) == 0 ? cookie : 0;
-}
-
-int number_of(int socket, int level, int name) {
-  int value = 0;
-  socklen_t len = sizeof value;
-  return ::getsockopt(socket, level, name, &value, &len) == 0 ? value : -1;
-}
-
 bool is_of_our_network(int socket) {
   const UniqueFd ours{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
-  const uint64_t cookie = ours ? netns_of(ours.get()) : 0;
-  return cookie != 0 && netns_of(socket) == cookie;
+  const uint64_t cookie = ours ? network_namespace_of(ours.get()) : 0;
+  return cookie != 0 && network_namespace_of(socket) == cookie;
 }
 
 // What the proof shows that the process may set goes to `o`. False: nothing.
 bool read_proof(int proof, ReplayOption& o) {
   const int type = type_of_proof(o.level, o.name);
-  if (type == 0 || o.len > sizeof o.value || number_of(proof, SOL_SOCKET, SO_TYPE) != type ||
-      number_of(proof, SOL_SOCKET, SO_DOMAIN) != AF_INET || !is_of_our_network(proof))
+  if (type == 0 || o.len > sizeof o.value || socket_option(proof, SO_TYPE) != type ||
+      socket_option(proof, SO_DOMAIN) != AF_INET || !is_of_our_network(proof))
     return false;
   if (type == SOCK_RAW) return true;
   if (o.level == SOL_SOCKET && (o.name == SO_RCVBUFFORCE || o.name == SO_SNDBUFFORCE)) {
     // The kernel has doubled it, and will again.
-    const int size =
-        number_of(proof, SOL_SOCKET, o.name == SO_RCVBUFFORCE ? SO_RCVBUF : SO_SNDBUF) / 2;
+    const int size = socket_option(proof, o.name == SO_RCVBUFFORCE ? SO_RCVBUF : SO_SNDBUF) / 2;
     o.len = sizeof size;
     std::memcpy(o.value, &size, sizeof size);
     return true;
@@ -52,7 +41,7 @@ bool read_proof(int proof, ReplayOption& o) {
 }
 
 uint32_t status_of_set(int socket, const ReplayOption& o) {
-  const int domain = number_of(socket, SOL_SOCKET, SO_DOMAIN);
+  const int domain = socket_option(socket, SO_DOMAIN);
   if (domain != AF_INET && domain != AF_INET6) return EPERM;
   return ::setsockopt(socket, o.level, o.name, o.value, o.len) < 0 ? static_cast<uint32_t>(errno)
                                                                    : 0;

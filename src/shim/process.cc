@@ -183,6 +183,14 @@ Status join(UniqueFd& channel, UniqueFd& session, const mw_geometry& geometry) {
   return joined;
 }
 
+AttachRequest request_for(AttachType what) {
+  AttachRequest request{};
+  request.type = what;
+  request.version = MW_PROTOCOL_VERSION;
+  memcpy(request.token, session_token, sizeof session_token);
+  return request;
+}
+
 // As connect_to_driver(), for a process that cannot reach its address but has a connection of the
 // process that it is a copy of.
 int be_introduced() {
@@ -190,10 +198,7 @@ int be_introduced() {
   if (process.attach_fd < 0 ||
       libc.syscall(SYS_socketpair, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return -1;
-  AttachRequest request{};
-  request.type = AttachType::introduce;
-  request.version = MW_PROTOCOL_VERSION;
-  memcpy(request.token, session_token, sizeof session_token);
+  const AttachRequest request = request_for(AttachType::introduce);
   const int fds[] = {pair[1]};
   const auto sent = send_message(process.attach_fd, bytes_of(request), fds, 0);
   libc.close(pair[1]);
@@ -482,14 +487,6 @@ void note_passed(const msghdr* m) {
   });
 }
 
-static AttachRequest request_for(AttachType what) {
-  AttachRequest request{};
-  request.type = what;
-  request.version = MW_PROTOCOL_VERSION;
-  memcpy(request.token, session_token, sizeof session_token);
-  return request;
-}
-
 static Result<ReceivedMessage> exchange(int connection, const AttachRequest& request,
                                         std::span<const int> fds, AttachReply& reply) {
   if (auto sent = send_message(connection, bytes_of(request), fds, 0); !sent) return sent.error();
@@ -636,11 +633,8 @@ void poison(const char* where) {
            where);
   // Over a connection of its own: ours may be a forked parent's, or that of a driver which died.
   if (const int fd = reach_driver(); fd >= 0) {
-    AttachRequest report{};
-    report.type = AttachType::violation;
-    report.version = MW_PROTOCOL_VERSION;
+    AttachRequest report = request_for(AttachType::violation);
     report.epoch = epoch;
-    memcpy(report.token, session_token, sizeof session_token);
     (void)send_message(fd, bytes_of(report), {}, MSG_DONTWAIT);
     unhide_and_close(fd);
   }
