@@ -2,6 +2,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netdb.h>
+#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
@@ -306,6 +307,57 @@ TEST(Ins, APlaceholderServesOneConnectionAfterAnother) {
     EXPECT_EQ(next_of(peer), 0);
   }
   EXPECT_TRUE(eventually([&] { return pvm.ins->slots.open_count() == 1; }));
+}
+
+// Keeps this thread, and those that it starts, on one processor: who is woken runs before the one
+// that woke him, now and then.
+class OneProcessor {
+ public:
+  OneProcessor() {
+    ::sched_getaffinity(0, sizeof before_, &before_);
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET(::sched_getcpu(), &one);
+    ::sched_setaffinity(0, sizeof one, &one);
+  }
+  ~OneProcessor() { ::sched_setaffinity(0, sizeof before_, &before_); }
+  OneProcessor(const OneProcessor&) = delete;
+  OneProcessor& operator=(const OneProcessor&) = delete;
+
+ private:
+  cpu_set_t before_{};
+};
+
+// The record of a connection reaches the application before the worker that accepted it has handed
+// it over: its end may be told to another worker before that one can find it.
+TEST(Ins, AHolderThatDiesAtOnceClosesItsConnection) {
+  const OneProcessor together;
+  FakePvm pvm(small_geometry(64, 2));
+  pvm.begin();
+  const FakeSock l = pvm.listener();
+  const uint16_t port = pvm.port_of(l);
+  pvm.wish_bare(l);
+  constexpr int kRounds = 3000;
+  constexpr timeval kLimit{20, 0};
+  for (int k = 0; k < kRounds; ++k) {
+    FakeSock stock[2];
+    uint32_t numbers[2];
+    for (uint32_t w = 0; w < 2; ++w) {
+      stock[w].slot = w;
+      stock[w].gen = 1;
+      const auto number = pvm.new_placeholder(stock[w]);
+      ASSERT_TRUE(number);
+      numbers[w] = *number;
+    }
+    const UniqueFd peer = FakePvm::dial(port);
+    ::setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &kLimit, sizeof kLimit);
+    auto s = pvm.accept(l);
+    ASSERT_TRUE(s);
+    ASSERT_FALSE(s->fd) << "its record came bare";
+    ASSERT_TRUE(pvm.claim(*s, numbers[s->slot % 2]));
+    stock[s->slot % 2].fd.reset();
+    ASSERT_EQ(next_of(peer), 0) << "in round " << k;
+  }
 }
 
 TEST(Ins, ABareConnectionThatNobodyClaimsIsReset) {

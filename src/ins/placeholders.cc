@@ -1,5 +1,6 @@
 // placeholders.cc - the placeholders of accepted connections: which connection one serves, and what
 // its end means (docs/protocol.md 3).
+#include <sched.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -38,6 +39,9 @@ void Worker::each_served(uint32_t number, Visit&& visit) {
   const uint32_t slots[] = {made.slot, A::load_acquire(ch_.slot(number).bound) - 1};
   for (const uint32_t i : slots) {
     if (i >= ch_.geometry().slots || ch_.worker_of(i) != index_) continue;
+    // Claimed already, while the worker that accepted it still hands it over.
+    const auto gen = static_cast<uint32_t>(A::load_acquire(ch_.slot(i).claim) >> 32);
+    while (ins_.slots.is_being_made(i, gen)) ::sched_yield();
     Sock* s = ins_.slots.find(i);
     if (s == nullptr || (s->flags & kAccepted) == 0) continue;
     const uint32_t claim = claim_of(i, *s);

@@ -409,6 +409,7 @@ class Driver {
 
 int main(int argc, char** argv) {
   ::signal(SIGPIPE, SIG_IGN);
+  ::setvbuf(stdout, nullptr, _IOLBF, BUFSIZ);  // what was said last tells where it hangs
   if (argc == 2 && std::strcmp(argv[1], "worker") == 0) return work();
   if (argc < 3 || std::strcmp(argv[1], "drive") != 0) return 2;
   Driver(argv + 2).run();
