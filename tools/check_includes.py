@@ -13,7 +13,7 @@ MAY_USE = {
     "base": set(),
     "ring": {"abi", "base"},
     "codec": {"abi", "base"},
-    "transport": {"abi", "base", "ring"},
+    "transport": {"abi", "base", "ring", "codec"},
     "registry": {"abi", "base", "ring"},
     "netflow": {"abi", "base"},
     "guard": {"base", "netflow"},

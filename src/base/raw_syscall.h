@@ -2,6 +2,7 @@
 // shim, where the C library's names are our own.
 #pragma once
 
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <cerrno>
@@ -40,6 +41,12 @@ long raw_syscall(long n, A... args) {
   static_assert(sizeof...(A) <= 6);
   long w[6] = {syscall_word(args)...};
   return raw_syscall6(n, w[0], w[1], w[2], w[3], w[4], w[5]);
+}
+
+// fstat(2) of a descriptor and nothing else: the C library's uses newfstatat, which also takes names and
+// is not for a process that must not look at files.
+inline int raw_fstat(int fd, struct stat& st) {
+  return static_cast<int>(raw_syscall(SYS_fstat, fd, &st));
 }
 
 }  // namespace mw

@@ -262,7 +262,7 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
         request.driver_options.end(),
         {option, is_file ? std::filesystem::absolute(*value).string() : *value});
   }
-  request.base = mw::default_base();
+  request.base = mw::default_base(true);
   request.programs = programs();
   request.descriptors = make_descriptors;
   return mw::run_session(request);

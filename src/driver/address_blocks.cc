@@ -8,6 +8,7 @@
 
 #include <cstring>
 
+#include "base/helper.h"
 #include "base/log.h"
 #include "netflow/address.h"
 
@@ -17,12 +18,14 @@ namespace {
 constexpr const char* kTable = "inet mw_blocks";
 
 // In the child: only what is safe between fork() and exec of a program with threads.
-[[noreturn]] void enter_and_run(int netns, int rules) {
+[[noreturn]] void enter_and_run(int netns, int rules, char* const* environment) {
+  static constexpr const char* kWords[] = {"nft", "-f", "-", nullptr};
   sigset_t none;
   sigemptyset(&none);
   ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  if (::setns(netns, CLONE_NEWNET) == 0 && ::dup2(rules, STDIN_FILENO) == STDIN_FILENO)
-    ::execlp("nft", "nft", "-f", "-", static_cast<char*>(nullptr));
+  if (::setns(netns, CLONE_NEWNET) == 0 && ::dup2(rules, STDIN_FILENO) == STDIN_FILENO &&
+      close_on_exec_from(STDERR_FILENO + 1))
+    exec_helper(const_cast<char* const*>(kWords), environment);
   ::_exit(127);
 }
 
@@ -89,9 +92,10 @@ uint32_t AddressBlocks::start(const Job& job) {
   if (::write(in.get(), job.rules.data(), job.rules.size()) !=
       static_cast<ssize_t>(job.rules.size()))
     return EIO;
+  const HelperEnvironment environment;
   const pid_t pid = ::fork();
   if (pid < 0) return static_cast<uint32_t>(errno);
-  if (pid == 0) enter_and_run(job.netns.get(), out.get());
+  if (pid == 0) enter_and_run(job.netns.get(), out.get(), environment.get());
   child_ = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
   if (child_) return 0;
   const int err = errno;

@@ -87,6 +87,8 @@ Status Driver::start() {
   if (auto s = processes_.listen(); !s) return s;
   if (auto s = front_end_.open(registry_); !s) return s;
   publish("id", options_.session);
+  if (auto s = heartbeat_.open(registry_); !s) return s;
+  if (auto s = poller_.add(heartbeat_.timer_fd(), EPOLLIN, Source::beat_timer); !s) return s;
   processes_.sweep_calls();
   look_for_ins();
   return Ok{};
@@ -166,6 +168,8 @@ void Driver::handle(const Event& e) {
       }
       return look_for_ins();
     }
+    case Source::beat_timer:
+      return heartbeat_.on_time(!netflow_ || netflow_->has_turned());
     case Source::adopt:
       return front_end_.on_connect();
     case Source::front_end_death:

@@ -15,6 +15,7 @@
 #include "driver/fd_store.h"
 #include "driver/front_end.h"
 #include "driver/groups.h"
+#include "driver/heartbeat.h"
 #include "driver/ins_link.h"
 #include "driver/listeners.h"
 #include "driver/netflow_service.h"
@@ -89,6 +90,7 @@ class Driver {
   std::unique_ptr<NetflowService> netflow_;  // none: it was not to be started
   PageRelease release_;
   FrontEnd front_end_;
+  Heartbeat heartbeat_;
   UniqueFd retry_timer_;
 
   // An INS that is there but does not listen yet is tried again for a while.

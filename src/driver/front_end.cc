@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "base/helper.h"
 #include "base/log.h"
 #include "driver/process_info.h"
 #include "transport/local/session_fds.h"
@@ -25,17 +26,8 @@ using std::chrono::milliseconds;
 
 constexpr int kAcceptsPerTurn = 8;
 
-// Ours without the session's secret, which the successor gets over its connection.
-std::vector<char*> environment_for_adopter() {
-  std::vector<char*> out;
-  for (char** e = environ; *e != nullptr; ++e) {
-    if (std::strncmp(*e, "MWCOMMS_TOKEN=", std::strlen("MWCOMMS_TOKEN=")) != 0) out.push_back(*e);
-  }
-  out.push_back(nullptr);
-  return out;
-}
-
-// Starts it in a terminal session of its own: a Ctrl-C is for the application. 0: it cannot be.
+// Starts it in a terminal session of its own: a Ctrl-C is for the application. It gets the session's
+// secret over its connection. 0: it cannot be.
 pid_t spawn_adopter(const DriverOptions& options, int* error) {
   std::vector<std::string> words{options.adopt_with, "adopt", options.session};
   std::vector<char*> argv;
@@ -52,8 +44,8 @@ pid_t spawn_adopter(const DriverOptions& options, int* error) {
   ::posix_spawnattr_setflags(&attributes,
                              POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
   pid_t pid = 0;
-  *error = ::posix_spawn(&pid, argv[0], nullptr, &attributes, argv.data(),
-                         environment_for_adopter().data());
+  *error =
+      ::posix_spawn(&pid, argv[0], nullptr, &attributes, argv.data(), HelperEnvironment().get());
   ::posix_spawnattr_destroy(&attributes);
   return *error == 0 ? pid : 0;
 }
@@ -171,13 +163,13 @@ void FrontEnd::on_connect() {
     auto who = peer_of(connection.get());
     if (!who || (who->uid != 0 && who->uid != ::geteuid())) continue;
     if (death_ && !has_died(death_.get())) {
-      log_line("mwcommsd", "refused %s: %s has a front end", describe(*who).c_str(),
-               options_.session.c_str());
+      refusals_.say("refused %s: %s has a front end", describe(*who).c_str(),
+                    options_.session.c_str());
       continue;
     }
     if (auto handed = hand_over_to(connection.get()); !handed) {
-      log_line("mwcommsd", "cannot hand %s over to %s: %s (error %d)", options_.session.c_str(),
-               describe(*who).c_str(), handed.error().where, handed.error().err);
+      refusals_.say("cannot hand %s over to %s: %s (error %d)", options_.session.c_str(),
+                    describe(*who).c_str(), handed.error().where, handed.error().err);
       continue;
     }
     if (death_) poller_.remove(death_.get());

@@ -15,6 +15,7 @@
 
 #include <chrono>
 
+#include "base/line_limit.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "driver/options.h"
@@ -58,6 +59,7 @@ class FrontEnd {
   pid_t adopter_ = 0;
   Clock::time_point started_{};
   unsigned failures_ = 0;
+  LineLimit refusals_{"mwcommsd"};
 };
 
 }  // namespace mw

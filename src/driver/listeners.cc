@@ -8,6 +8,7 @@
 #include "base/log.h"
 #include "driver/socket_option.h"
 #include "transport/local/fd_message.h"
+#include "transport/local/listener_record.h"
 
 namespace mw {
 namespace {
@@ -20,14 +21,9 @@ bool hung_up(int fd) {
 }  // namespace
 
 Status Listeners::check(const ControlListener& r, int end) const {
-  bool good = r.slot < slots_ && r.gen != 0 && (r.domain == AF_INET || r.domain == AF_INET6) &&
-              r.local.len <= sizeof r.local.bytes && r.option_count <= kMaxReplayOptions;
-  for (uint32_t i = 0; good && i < r.option_count; ++i)
-    good = r.options[i].len <= sizeof r.options[i].value;
-  good = good && socket_option(end, SO_DOMAIN) == AF_UNIX &&
-         socket_option(end, SO_TYPE) == SOCK_STREAM;
-  if (!good) return Error{Fault::peer, 0, "announcement of a listener"};
-  return Ok{};
+  if (socket_option(end, SO_DOMAIN) != AF_UNIX || socket_option(end, SO_TYPE) != SOCK_STREAM)
+    return Error{Fault::peer, 0, "announcement of a listener"};
+  return check_listener(r, slots_);
 }
 
 Status Listeners::put(const ControlListener& record, UniqueFd end) {

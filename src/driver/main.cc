@@ -54,7 +54,7 @@ int main(int argc, char** argv) {
     return 2;
   }
   raise_descriptor_limit();
-  mw::close_on_exec(*options);
+  if (!mw::keep_own_descriptors(*options)) return fail({mw::Fault::sys, errno, "close_range"});
   const mw::UniqueFd signals = take_signals();
   auto driver = mw::Driver::make(*options);
   if (!driver) return fail(driver.error());

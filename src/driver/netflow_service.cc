@@ -125,6 +125,15 @@ void NetflowService::ins_gone() {
   post({Note::Kind::ins_gone, nullptr});
 }
 
+bool NetflowService::has_turned() {
+  const uint32_t turns = turns_.load(std::memory_order_relaxed);
+  const bool turned = turns != turns_seen_;
+  turns_seen_ = turns;
+  const uint64_t one = 1;
+  (void)!::write(notes_bell_.get(), &one, sizeof one);
+  return turned;
+}
+
 // ---- its own ----
 
 bool NetflowService::watch(int fd, uint64_t tag) {
@@ -169,6 +178,7 @@ void NetflowService::run() {
           watch_blocks();
       }
     }
+    turns_.fetch_add(1, std::memory_order_relaxed);
     follow_engines();
     if (ins_ && reading_ && monotonic_ms() >= next_drain_ms_) drain();
     if (!deferred_.empty()) retry_deferred();

@@ -54,6 +54,8 @@ class NetflowService {
   // An INS serves now; what is returned goes to it. Errors: sys.
   Result<InsTelemetry::TheirEnds> ins_up(uint32_t id, uint32_t pid);
   void ins_gone();
+  // Whether its loop has turned since this was last asked; and has it turn once more.
+  bool has_turned();
   // A process attached, or is gone.
   void process(uint32_t pid, bool here) {
     here ? sampling_.process_came(pid) : sampling_.process_went(pid);
@@ -172,6 +174,8 @@ class NetflowService {
   std::mutex lock_;
   std::vector<Note> notes_;
   std::atomic<bool> stop_{false};
+  std::atomic<uint32_t> turns_{0};  // of its loop
+  uint32_t turns_seen_ = 0;         // the driver's thread's
 
   // From here on the thread's own.
   std::unique_ptr<InsTelemetry> ins_;

@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "abi/mw_region.h"
+#include "base/helper.h"
 #include "netflow/config.h"
 #include "transport/local/session_fds.h"
 
@@ -132,7 +133,7 @@ const char kDriverUsage[] =
     "                [--kept-fds N[,N..]] [--front-end PID [--adopt-with PROGRAM]] [--mark WORD]\n"
     "The driver of one session; `mw run` starts it.\n";
 
-void close_on_exec(const DriverOptions& o) {
+bool keep_own_descriptors(const DriverOptions& o) {
   std::vector<int> fds{o.channel_fd,  o.session_fd, o.attach_fd,    o.drop_pvm_fd,
                        o.drop_ins_fd, o.ready_fd,   o.store_fds[0], o.store_fds[1]};
   fds.insert(fds.end(), o.bell_fds.begin(), o.bell_fds.end());
@@ -140,6 +141,7 @@ void close_on_exec(const DriverOptions& o) {
   for (const int fd : fds) {
     if (fd >= 0) (void)::fcntl(fd, F_SETFD, FD_CLOEXEC);
   }
+  return close_all_but(fds);
 }
 
 std::optional<DriverOptions> parse_driver_options(std::span<const char* const> args,

@@ -39,8 +39,9 @@ struct DriverOptions {
 
 extern const char kDriverUsage[];
 
-// No program that the driver starts inherits the session's descriptors.
-void close_on_exec(const DriverOptions& options);
+// Closes all descriptors that are not the session's; no program that the driver starts inherits those.
+// False: errno says why.
+bool keep_own_descriptors(const DriverOptions& options);
 
 // Nothing if the arguments are wrong; `why` then names the argument. Every descriptor named must be
 // open.

@@ -26,6 +26,7 @@ enum class Source : uint32_t {
   ins,        // id: INS; its control connection
   ins_death,  // id: INS
   retry_timer,
+  beat_timer,
   release_timer,
   adopt,            // a front end wants to adopt the session
   front_end_death,  // of the one that has it

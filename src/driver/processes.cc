@@ -48,8 +48,8 @@ Status Processes::listen() {
     return Error{Fault::sys, errno, "fcntl of the attach socket"};
   if (auto added = poller_.add(options_.attach_fd, EPOLLIN, Source::attach); !added) return added;
   if (auto listening = listen_for_placeholders(); !listening)
-    log_line("mwcommsd", "a process that is out of descriptors gets no socket: %s: error %d",
-             listening.error().where, listening.error().err);
+    faults_.say("a process that is out of descriptors gets no socket: %s: error %d",
+                listening.error().where, listening.error().err);
   return Ok{};
 }
 
@@ -101,7 +101,7 @@ void Processes::on_placeholder(uint32_t id) {
   const int fds[] = {fd.get()};
   if (auto sent = send_message(options_.drop_pvm_fd, bytes_of(request.record), fds, MSG_DONTWAIT);
       !sent)
-    log_line("mwcommsd", "cannot pass a placeholder on: %s", sent.error().where);
+    faults_.say("cannot pass a placeholder on: %s", sent.error().where);
 }
 
 void Processes::accept_new() {
@@ -113,7 +113,7 @@ void Processes::accept_new() {
     }
     if (errno != EMFILE && errno != ENFILE) return;
     if (!refuse_one(options_.attach_fd)) return;
-    log_line("mwcommsd", "a process was refused: the driver is out of file descriptors");
+    refusals_.say("a process was refused: the driver is out of file descriptors");
   }
 }
 
@@ -131,14 +131,28 @@ bool Processes::refuse_one(int listener) {
 void Processes::admit(UniqueFd connection) {
   auto who = peer_of(connection.get());
   if (!who) return;
-  std::vector<uint32_t> strangers;
-  for (const auto& [id, a] : attachments_) {
-    if (!a.admitted) strangers.push_back(id);
-  }
-  if (strangers.size() >= kMaxStrangers) forget(strangers.front());
+  make_room_for_stranger();
   const uint32_t id = next_id_++;
   if (!poller_.add(connection.get(), EPOLLIN | EPOLLRDHUP, Source::process, id)) return;
   attachments_[id] = {std::move(connection), std::move(*who), false};
+}
+
+// Of too many that have not shown the token, the oldest of that user goes who has most of them.
+void Processes::make_room_for_stranger() {
+  std::map<uint32_t, size_t> of_user;
+  size_t strangers = 0;
+  size_t most = 0;
+  for (const auto& [id, a] : attachments_) {
+    if (a.admitted) continue;
+    ++strangers;
+    most = std::max(most, ++of_user[a.who.uid]);
+  }
+  if (strangers < kMaxStrangers) return;
+  const auto victim =
+      std::find_if(attachments_.begin(), attachments_.end(), [&](const auto& entry) {
+        return !entry.second.admitted && of_user[entry.second.who.uid] == most;
+      });
+  forget(victim->first);
 }
 
 bool Processes::may_attach(const Attachment& a) const {
@@ -175,8 +189,7 @@ void Processes::on_message(uint32_t id, uint32_t events) {
     } else {
       good = false;
     }
-    if (!good)
-      log_line("mwcommsd", "refused %s: its request does not fit", describe(a.who).c_str());
+    if (!good) refusals_.say("refused %s: its request does not fit", describe(a.who).c_str());
   }
   if (!good) connection_ended(id);
 }
@@ -201,8 +214,8 @@ bool Processes::answer_attach(Attachment& a, uint32_t id) {
   if (!a.admitted) {
     if (!may_attach(a)) {
       reply.status = EAGAIN;  // as fork() with too many processes
-      log_line("mwcommsd", "%s may not attach: user %u has %zu processes attached",
-               describe(a.who).c_str(), a.who.uid, kMaxPerUser);
+      refusals_.say("%s may not attach: user %u has %zu processes attached",
+                    describe(a.who).c_str(), a.who.uid, kMaxPerUser);
       (void)send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT);
       return false;
     }
@@ -243,8 +256,8 @@ bool Processes::answer_group_keep(Attachment& a, int epfd) {
   AttachReply reply = reply_to(AttachType::group_keep);
   if (auto kept = groups_.keep(epfd); !kept) {
     reply.status = status_of(kept.error());
-    log_line("mwcommsd", "%s: an epoll instance may be lost: %s", describe(a.who).c_str(),
-             kept.error().where);
+    faults_.say("%s: an epoll instance may be lost: %s", describe(a.who).c_str(),
+                kept.error().where);
   }
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
 }
@@ -259,7 +272,7 @@ bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
     on_group_open(*group);
   } else {
     reply.status = status_of(group.error());
-    log_line("mwcommsd", "%s gets no group: %s", describe(a.who).c_str(), group.error().where);
+    faults_.say("%s gets no group: %s", describe(a.who).c_str(), group.error().where);
   }
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
 }

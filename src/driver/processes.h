@@ -14,6 +14,7 @@
 #include <map>
 #include <string>
 
+#include "base/line_limit.h"
 #include "driver/groups.h"
 #include "driver/options.h"
 #include "driver/poller.h"
@@ -76,6 +77,7 @@ class Processes {
   bool answer_group_keep(Attachment& a, int epfd);
   AttachReply reply_to(AttachType request) const;
   bool may_attach(const Attachment& a) const;
+  void make_room_for_stranger();
   uint32_t workers_kept_waiting();
   void announce_for_the_dead(const mw_drop_record& record);
 
@@ -100,6 +102,8 @@ class Processes {
   std::map<uint32_t, Attachment> attachments_;
   std::map<uint32_t, size_t> per_user_;
   std::map<uint32_t, Suspect> suspects_;  // by cell
+  LineLimit refusals_{"mwcommsd"};
+  LineLimit faults_{"mwcommsd"};
 };
 
 }  // namespace mw

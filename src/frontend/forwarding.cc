@@ -124,14 +124,23 @@ GuardedLinks guarded_by(const Paths& paths, const std::vector<Change>& changes) 
 
 }  // namespace
 
-Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::string& link,
-                                         const std::string& sys) {
+GuardedLinks guarded_links(const std::string& base, const std::string& sys) {
+  return guarded_by(Paths(sys), load(base));
+}
+
+Outcome<Done> acquire_forwarding(const std::string& base, const std::string& link,
+                                 const Guard& guard, const std::string& sys) {
   const Paths paths(sys);
   std::vector<Change> changes = load(base);
   std::vector<Change> missing;
   plan_v4(paths, &missing);
   plan_v6(paths, &missing);
-  changes.insert(changes.end(), missing.begin(), missing.end());
+  for (const Change& m : missing) {
+    // An interface that has come back is recorded already.
+    const bool known = std::any_of(changes.begin(), changes.end(),
+                                   [&m](const Change& c) { return c.path == m.path; });
+    if (!known) changes.push_back(m);
+  }
   std::ostringstream text;
   for (const Change& c : changes) text << c.path << " " << c.before << " " << c.after << "\n";
   if (!changes.empty()) {
@@ -139,6 +148,7 @@ Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::str
       return saved.failure();
     }
   }
+  if (auto guarded = guard(guarded_by(paths, changes)); !guarded) return guarded.failure();
   for (const Change& c : missing) {
     if (auto set = set_value(c.path, c.after); !set) return set.failure();
   }
@@ -147,7 +157,7 @@ Outcome<GuardedLinks> acquire_forwarding(const std::string& base, const std::str
   if (value_of(paths.global6) == "0" && !value_of(single).empty()) {
     if (auto set = set_value(single, "1"); !set) return set.failure();
   }
-  return guarded_by(paths, changes);
+  return Done{};
 }
 
 Outcome<Done> release_forwarding(const std::string& base, const std::string& sys) {

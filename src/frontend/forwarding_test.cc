@@ -57,13 +57,27 @@ class ForwardingSettings : public ::testing::Test {
     return read_text(sys_ + "/" + setting).substr(0, 1);
   }
 
+  // As acquire_forwarding(), and what was guarded.
+  Outcome<GuardedLinks> acquire(const std::string& link) {
+    GuardedLinks out;
+    auto done = acquire_forwarding(
+        base_, link,
+        [&out](const GuardedLinks& links) -> Outcome<Done> {
+          out = links;
+          return Done{};
+        },
+        sys_);
+    if (!done) return done.failure();
+    return out;
+  }
+
   std::string base_;
   std::string sys_;
 };
 
 TEST_F(ForwardingSettings, NewKernelsForwardOnSingleInterfaces) {
   default_host(true);
-  auto guarded = acquire_forwarding(base_, "mwv0", sys_);
+  auto guarded = acquire("mwv0");
   ASSERT_TRUE(guarded);
   EXPECT_EQ(guarded->v4, (Strings{"eth0", "eth1"}));
   EXPECT_EQ(guarded->v6, (Strings{"eth0", "eth1"}));
@@ -77,7 +91,7 @@ TEST_F(ForwardingSettings, NewKernelsForwardOnSingleInterfaces) {
 
 TEST_F(ForwardingSettings, OldKernelsKeepTheirRouterAdvertisements) {
   default_host(false);
-  auto guarded = acquire_forwarding(base_, "mwv0", sys_);
+  auto guarded = acquire("mwv0");
   ASSERT_TRUE(guarded);
   EXPECT_EQ(value("ipv6/conf/all/forwarding"), "1");
   EXPECT_EQ(value("ipv6/conf/eth0/accept_ra"), "2") << "or the host would lose its IPv6 route";
@@ -89,12 +103,12 @@ TEST_F(ForwardingSettings, EverythingComesBack) {
   for (const bool single : {true, false}) {
     default_host(single);
     const auto before = all();
-    ASSERT_TRUE(acquire_forwarding(base_, "mwv0", sys_));
+    ASSERT_TRUE(acquire("mwv0"));
     // A second session finds it done, and is guarded all the same.
-    auto again = acquire_forwarding(base_, "mwv1", sys_);
+    auto again = acquire("mwv1");
     if (again) ADD_FAILURE() << "mwv1 has no settings";
     set("ipv4/conf/mwv1/forwarding", "0");
-    again = acquire_forwarding(base_, "mwv1", sys_);
+    again = acquire("mwv1");
     ASSERT_TRUE(again);
     EXPECT_EQ(again->v4, (Strings{"eth0", "eth1"}));
     std::filesystem::remove_all(sys_ + "/ipv4/conf/mwv1");
@@ -109,12 +123,26 @@ TEST_F(ForwardingSettings, EverythingComesBack) {
   }
 }
 
+TEST_F(ForwardingSettings, NothingIsTurnedOnWithoutItsGuard) {
+  default_host(true);
+  const auto before = all();
+  const auto refuse = [this, &before](const GuardedLinks& links) -> Outcome<Done> {
+    EXPECT_EQ(links.v4, (Strings{"eth0", "eth1"}));
+    EXPECT_EQ(all(), before) << "nothing before the rules are in force";
+    return Failure{"guard", "no", ""};
+  };
+  EXPECT_FALSE(acquire_forwarding(base_, "mwv0", refuse, sys_));
+  EXPECT_EQ(all(), before);
+  ASSERT_TRUE(release_forwarding(base_, sys_));
+  EXPECT_EQ(all(), before);
+}
+
 TEST_F(ForwardingSettings, ARouterIsLeftAsItIs) {
   default_host(true);
   set("ipv4/ip_forward", "1");
   set("ipv6/conf/all/forwarding", "1");
   const auto before = all();
-  auto guarded = acquire_forwarding(base_, "mwv0", sys_);
+  auto guarded = acquire("mwv0");
   ASSERT_TRUE(guarded);
   EXPECT_TRUE(guarded->v4.empty());
   EXPECT_TRUE(guarded->v6.empty());
@@ -126,7 +154,7 @@ TEST_F(ForwardingSettings, ARouterIsLeftAsItIs) {
 
 TEST_F(ForwardingSettings, WhatSomebodyElseTurnedOnStaysOn) {
   default_host(true);
-  ASSERT_TRUE(acquire_forwarding(base_, "mwv0", sys_));
+  ASSERT_TRUE(acquire("mwv0"));
   set("ipv4/ip_forward", "1");                            // a container manager has started
   std::filesystem::remove_all(sys_ + "/ipv6/conf/eth1");  // and an interface has gone
   ASSERT_TRUE(release_forwarding(base_, sys_));

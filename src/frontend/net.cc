@@ -14,6 +14,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <filesystem>
 #include <set>
 #include <sstream>
 
@@ -92,13 +96,44 @@ Outcome<Done> apply_settings(int netns) {
                  kRootRemedy};
 }
 
+// The namespace's own number, of the file that stands for it; 0: there is none.
+uint64_t inode_of(const std::string& path) {
+  struct stat st {};
+  return ::stat(path.c_str(), &st) == 0 ? st.st_ino : 0;
+}
+
+// 0: there is none.
+uint64_t index_of_link(const std::string& link) {
+  return std::strtoull(read_text("/sys/class/net/" + link + "/ifindex").c_str(), nullptr, 10);
+}
+
+// "table inet NAME { # handle 7", the first line that nft prints of it. 0: there is none.
+uint64_t handle_of_table(const std::string& table) {
+  auto text = run_tool("look at the table " + table, {"nft", "-a", "list", "table", "inet", table});
+  if (!text) return 0;
+  const std::string first = text->substr(0, text->find('\n'));
+  const size_t at = first.find("# handle ");
+  return at == std::string::npos ? 0 : std::strtoull(first.c_str() + at + 9, nullptr, 10);
+}
+
+// Saved before and after something is made: whoever buries us knows what may be there.
+template <class Make, class Identify>
+Outcome<Done> make_known(const std::string& base, SessionRecord& r, uint64_t SessionRecord::*what,
+                         Make&& make, Identify&& identity) {
+  r.*what = kBeingMade;
+  if (auto saved = save(base, r); !saved) return saved.failure();
+  Outcome<Done> made = make();
+  r.*what = made ? identity() : 0;
+  if (auto saved = save(base, r); !saved) return saved.failure();
+  return made;
+}
+
 // One `ip -batch` for each side of the pair.
 Outcome<Done> build_links(const SessionRecord& r) {
   const AddressPlan& p = r.plan;
   const std::string ns = r.netns();
   std::ostringstream host;
-  host << "link add name " << p.link << " type veth peer name eth0 netns " << ns << "\n"
-       << "address add " << p.host4 << "/" << kPrefix4 << " dev " << p.link << "\n";
+  host << "address add " << p.host4 << "/" << kPrefix4 << " dev " << p.link << "\n";
   if (!p.host6.empty()) {
     host << "address add " << p.host6 << "/" << kPrefix6 << " dev " << p.link << " nodad\n";
   }
@@ -128,25 +163,64 @@ Outcome<Done> allow_loopback(const std::string& link) {
   return Done{};
 }
 
-Outcome<UniqueFd> build_all(const std::string& base, const SessionRecord& r) {
-  auto made =
-      run_tool("create the network namespace " + r.netns(), {"ip", "netns", "add", r.netns()});
-  if (!made) {
-    return Failure{made.failure().step, made.failure().cause,
-                   made.failure().remedy.empty() ? kRootRemedy : made.failure().remedy};
-  }
+Outcome<Done> done_if(const Outcome<std::string>& ran) {
+  if (!ran) return ran.failure();
+  return Done{};
+}
+
+Outcome<Done> make_netns(const std::string& base, SessionRecord& r) {
+  auto made = make_known(
+      base, r, &SessionRecord::netns_inode,
+      [&r] {
+        return done_if(run_tool("create the network namespace " + r.netns(),
+                                {"ip", "netns", "add", r.netns()}));
+      },
+      [&r] { return inode_of(netns_path(r)); });
+  if (made || !made.failure().remedy.empty()) return made;
+  return Failure{made.failure().step, made.failure().cause, kRootRemedy};
+}
+
+Outcome<Done> make_link(const std::string& base, SessionRecord& r) {
+  return make_known(
+      base, r, &SessionRecord::link_index,
+      [&r] {
+        return done_if(run_tool("connect the namespace " + r.netns(),
+                                {"ip", "link", "add", "name", r.plan.link, "type", "veth", "peer",
+                                 "name", "eth0", "netns", r.netns()}));
+      },
+      [&r] { return index_of_link(r.plan.link); });
+}
+
+// `create` fails if there is a table of that name, which is somebody else's then.
+Outcome<Done> make_table(const std::string& base, SessionRecord& r, const GuardedLinks& guarded) {
+  return make_known(
+      base, r, &SessionRecord::table_handle,
+      [&] {
+        return done_if(run_tool("publish ports with nftables", {"nft", "-f", "-"},
+                                "create table inet " + r.table() + "\n" +
+                                    ruleset(r.table(), r.plan, r.published, guarded)));
+      },
+      [&r] { return handle_of_table(r.table()); });
+}
+
+Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
+  if (auto made = make_netns(base, r); !made) return made.failure();
   auto ns = open_network(r);
   if (!ns) return ns;
   if (auto done = apply_settings(ns->get()); !done) return done.failure();
+  if (auto made = make_link(base, r); !made) return made.failure();
   if (auto done = build_links(r); !done) return done.failure();
-  auto guarded = acquire_forwarding(base, r.plan.link);
-  if (!guarded) return guarded.failure();
-  // Rules before route_localnet: the INS must not reach the host's loopback for a single packet.
-  made = run_tool("publish ports with nftables", {"nft", "-f", "-"},
-                  ruleset(r.table(), r.plan, r.published, *guarded));
-  if (!made) return made.failure();
+  const auto guard = [&](const GuardedLinks& links) { return make_table(base, r, links); };
+  auto forwarded = acquire_forwarding(base, r.plan.link, guard);
+  if (!forwarded) return forwarded.failure();
+  // After the rules: the INS must not reach the host's loopback for a single packet.
   if (auto done = allow_loopback(r.plan.link); !done) return done.failure();
   return ns;
+}
+
+// Whether a thing that is there now is the one that we made.
+bool is_ours(uint64_t recorded, uint64_t found) {
+  return found != 0 && (recorded == kBeingMade || recorded == found);
 }
 
 // Binds one address. A port of another family that the host does not have is no failure.
@@ -190,6 +264,20 @@ Outcome<UniqueFd> reserve(const Publish& p, int family) {
                  "use an address that this host has"};
 }
 
+// Of the sessions of all bases that this network namespace has.
+std::set<unsigned> slots_of_links() {
+  std::set<unsigned> out;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it("/sys/class/net", error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string name = it->path().filename();
+    const std::string number = name.substr(std::min(name.size(), std::strlen(kLinkPrefix)));
+    if (name.compare(0, std::strlen(kLinkPrefix), kLinkPrefix) != 0 || number.empty()) continue;
+    out.insert(static_cast<unsigned>(std::strtoul(number.c_str(), nullptr, 10)));
+  }
+  return out;
+}
+
 void end_process(const ProcId& id, int signal = SIGKILL) {
   if (!is_alive(id)) return;
   const UniqueFd fd{static_cast<int>(::syscall(SYS_pidfd_open, id.pid, 0))};
@@ -205,6 +293,7 @@ Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bo
   std::set<unsigned> taken;
   for (const SessionRecord& r : sessions) taken.insert(r.plan.slot);
   if (!isolated) return choose_slot(taken);
+  for (const unsigned slot : slots_of_links()) taken.insert(slot);
   // Asked for before anything is made: without it nothing could be published.
   if (auto nft = run_tool("find nft", {"nft", "--version"}); !nft) return nft.failure();
   auto v4 = run_tool("read the host's routes", {"ip", "-4", "route", "show", "table", "all"});
@@ -243,7 +332,28 @@ Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& publish
   return out;
 }
 
-Outcome<UniqueFd> build_network(const std::string& base, const SessionRecord& record) {
+Outcome<std::vector<std::string>> names_in_use() {
+  auto tables = run_tool("look at the host's nftables", {"nft", "list", "tables", "inet"});
+  if (!tables) return tables.failure();
+  std::vector<std::string> out;
+  std::istringstream lines(*tables);
+  for (std::string line; std::getline(lines, line);) {
+    const size_t at = line.find(" mw_");
+    if (at == std::string::npos) continue;
+    std::string name = line.substr(at + 4);
+    std::replace(name.begin(), name.end(), '_', '-');
+    out.push_back(name);
+  }
+  std::error_code error;
+  for (std::filesystem::directory_iterator it("/run/netns", error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string name = it->path().filename();
+    if (name.compare(0, 3, "mw-") == 0) out.push_back(name.substr(3));
+  }
+  return out;
+}
+
+Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record) {
   auto made = build_all(base, record);
   if (made) return made;
   if (auto removed = remove_network(record); !removed) {
@@ -256,22 +366,45 @@ Outcome<UniqueFd> build_network(const std::string& base, const SessionRecord& re
 Outcome<Done> remove_network(const SessionRecord& r) {
   if (!r.isolated) return Done{};
   std::vector<Outcome<std::string>> steps;
-  // Naming the table before deleting it makes the deletion work whether or not it exists.
-  steps.push_back(
-      run_tool("remove the nftables table " + r.table(), {"nft", "-f", "-"},
-               "table inet " + r.table() + " {}\ndelete table inet " + r.table() + "\n"));
-  if (::access(("/sys/class/net/" + r.plan.link).c_str(), F_OK) == 0) {
+  if (r.table_handle != 0 && is_ours(r.table_handle, handle_of_table(r.table())))
+    steps.push_back(run_tool("remove the nftables table " + r.table(),
+                             {"nft", "delete", "table", "inet", r.table()}));
+  if (is_ours(r.link_index, index_of_link(r.plan.link)))
     steps.push_back(
         run_tool("remove the interface " + r.plan.link, {"ip", "link", "del", "dev", r.plan.link}));
-  }
-  if (::access(netns_path(r).c_str(), F_OK) == 0) {
+  if (is_ours(r.netns_inode, inode_of(netns_path(r))))
     steps.push_back(
         run_tool("remove the network namespace " + r.netns(), {"ip", "netns", "del", r.netns()}));
-  }
   for (const Outcome<std::string>& step : steps) {
     if (!step) return step.failure();
   }
   return Done{};
+}
+
+bool has_rules(const SessionRecord& r) {
+  return r.table_handle != 0 && r.table_handle == handle_of_table(r.table());
+}
+
+Outcome<Done> restore_rules(const std::string& base, SessionRecord& r, bool lost) {
+  const std::string table = r.table();
+  const GuardedLinks in_force = guarded_links(base);
+  const auto put_back = [&](const GuardedLinks& guarded) -> Outcome<Done> {
+    if (!lost && guarded.v4 == in_force.v4 && guarded.v6 == in_force.v6) return Done{};
+    // Naming the table before deleting it makes the deletion work whether or not it exists.
+    return done_if(run_tool("put the rules of " + r.name + " back", {"nft", "-f", "-"},
+                            "table inet " + table + " {}\ndelete table inet " + table + "\n" +
+                                ruleset(table, r.plan, r.published, guarded)));
+  };
+  auto restored = acquire_forwarding(base, r.plan.link, put_back);
+  if (restored) {
+    r.table_handle = handle_of_table(table);
+    return save(base, r);
+  }
+  if (auto closed = release_forwarding(base); !closed)
+    return Failure{
+        restored.failure().step, restored.failure().cause,
+        "the host may forward packets between its interfaces: " + closed.failure().text()};
+  return restored;
 }
 
 Outcome<UniqueFd> open_network(const SessionRecord& r) {
@@ -313,6 +446,25 @@ Outcome<Done> bury(const std::string& base, const SessionRecord& record) {
   return remove_session_folder(base, record.name);
 }
 
+namespace {
+
+// No isolated session of this base is left. Those of another base still need the forwarding that we
+// turned on; then only its guard stays.
+Outcome<Done> leave_forwarding(const std::string& base) {
+  const GuardedLinks guarded = guarded_links(base);
+  const bool is_guarded = !guarded.v4.empty() || !guarded.v6.empty();
+  if (!is_guarded) return release_forwarding(base);
+  if (!slots_of_links().empty())
+    return done_if(
+        run_tool("guard the host's interfaces", {"nft", "-f", "-"}, guard_ruleset(guarded)));
+  if (auto done = release_forwarding(base); !done) return done;
+  const std::string table = kGuardTable;
+  return done_if(run_tool("remove the guard of the host's interfaces", {"nft", "-f", "-"},
+                          "table inet " + table + " {}\ndelete table inet " + table + "\n"));
+}
+
+}  // namespace
+
 Outcome<std::vector<std::string>> sweep(const std::string& base) {
   std::vector<std::string> buried;
   bool isolated_left = false;
@@ -329,7 +481,7 @@ Outcome<std::vector<std::string>> sweep(const std::string& base) {
     buried.push_back(r.name);
   }
   if (!isolated_left && ::geteuid() == 0) {
-    if (auto done = release_forwarding(base); !done) return done.failure();
+    if (auto done = leave_forwarding(base); !done) return done.failure();
   }
   return buried;
 }

@@ -3,8 +3,9 @@
 //
 // INVARIANTS  All names derive from the SessionRecord, so build_network() and remove_network() need
 //             not run in the same process. remove_network() succeeds on whatever part exists, also
-//             on none. Of the host's packet filter only the session's own table is touched, in one
-//             transaction each way.
+//             on none, and removes nothing but what build_network() has made: other bases may have
+//             things of the same names. Of the host's packet filter only tables of our own are
+//             touched, in one transaction each way.
 // THREADS     Call under BaseLock, from a single-threaded process.
 #pragma once
 
@@ -26,9 +27,19 @@ Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bo
 Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& published,
                                              const std::vector<SessionRecord>& sessions);
 
-// Builds everything and returns the namespace. On failure it removes what it had made.
-Outcome<UniqueFd> build_network(const std::string& base, const SessionRecord& record);
+// The names of sessions that stand for something in this network namespace.
+Outcome<std::vector<std::string>> names_in_use();
+
+// Builds everything and returns the namespace. What is made is written down in the record, and that
+// saved, before and after each step. On failure it removes what it had made.
+Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record);
 Outcome<Done> remove_network(const SessionRecord& record);
+// Whether the session's table is the one that it made.
+bool has_rules(const SessionRecord& record);
+// Puts the session's rules in force, in place of whatever is left of them, and has new interfaces of the
+// host forwarded. If that cannot be, nothing is forwarded any more: without the rules that guard it the
+// host would be an open router. `lost`: else rules that would be the same stay as they are.
+Outcome<Done> restore_rules(const std::string& base, SessionRecord& record, bool lost);
 // The namespace that was built for it earlier.
 Outcome<UniqueFd> open_network(const SessionRecord& record);
 

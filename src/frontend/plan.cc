@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <ctype.h>
 #include <string.h>
+#include <sys/random.h>
 
 #include <cstdio>
 #include <sstream>
@@ -14,8 +15,11 @@ namespace {
 constexpr uint32_t kPools4[] = {0x0ad50000, 0x647f0000, 0xac1d0000, 0xc6130000};
 // IPv6 unique local /48s; the slot is the subnet number.
 constexpr const char* kPools6[] = {"fd6d:7763:6f6d:", "fd9c:4f1b:e2a7:"};
-// In none of the ranges from which Debian, systemd or container managers hand out uids.
+// In none of the ranges from which Debian, systemd or container managers hand out uids. So many that two
+// INSs on a host have the same one only by a chance that is not worth a thought; sessions of other
+// containers cannot be asked.
 constexpr unsigned kFirstUid = 1880000000;
+constexpr unsigned kUids = 1u << 27;
 // Routes this wide are a default route in disguise (a VPN's 0.0.0.0/1), not somebody's network.
 constexpr unsigned kWidestRoute = 4;
 
@@ -30,6 +34,13 @@ Outcome<uint16_t> parse_port(const std::string& whole, const std::string& text) 
                    "write [HOST:]PORT[:INSPORT][/udp]"};
   }
   return static_cast<uint16_t>(value);
+}
+
+unsigned some_uid() {
+  unsigned number = 0;
+  // Never fails for so few bytes, and a front end that begins is no hurry.
+  while (::getrandom(&number, sizeof number, 0) != sizeof number) continue;
+  return kFirstUid + number % kUids;
 }
 
 bool is_number(const std::string& s) {
@@ -119,7 +130,25 @@ void publish_rules(std::ostringstream& out, const AddressPlan& plan, const Publi
   }
 }
 
+// Between interfaces on which we have turned forwarding on nothing begins to flow.
+std::string guard_rules(const GuardedLinks& guarded) {
+  std::ostringstream out;
+  const std::string beyond = " oifname != \"" + std::string(kLinkPrefix) + "*\" drop\n";
+  if (!guarded.v4.empty())
+    out << "    meta nfproto ipv4 iifname " << quoted_set(guarded.v4) << beyond;
+  if (!guarded.v6.empty())
+    out << "    meta nfproto ipv6 iifname " << quoted_set(guarded.v6) << beyond;
+  return out.str();
+}
+
 }  // namespace
+
+std::string guard_ruleset(const GuardedLinks& guarded) {
+  return "table inet " + std::string(kGuardTable) + " {}\ndelete table inet " + kGuardTable +
+         "\ntable inet " + kGuardTable +
+         " {\n  chain pass {\n    type filter hook forward priority filter; policy accept;\n" +
+         guard_rules(guarded) + "  }\n}\n";
+}
 
 Outcome<Publish> parse_publish(const std::string& text) {
   const Failure malformed{"publish '" + text + "'", "it is not [HOST:]PORT[:INSPORT][/udp]",
@@ -214,7 +243,7 @@ std::vector<Prefix> parse_routes(const std::string& text) {
 AddressPlan choose_slot(const std::set<unsigned>& taken) {
   AddressPlan plan;
   while (taken.count(plan.slot) != 0) ++plan.slot;
-  plan.ins_uid = kFirstUid + plan.slot;
+  plan.ins_uid = some_uid();
   return plan;
 }
 
@@ -225,7 +254,7 @@ Outcome<AddressPlan> choose_addresses(const std::vector<Prefix>& routes,
     AddressPlan plan;
     plan.slot = slot;
     plan.link = kLinkPrefix + std::to_string(slot);
-    plan.ins_uid = kFirstUid + slot;
+    plan.ins_uid = some_uid();
     if (!place4(routes, slot, &plan)) continue;
     if (v6 && !place6(routes, slot, &plan)) continue;
     return plan;
@@ -245,9 +274,13 @@ std::string ruleset(const std::string& table, const AddressPlan& plan,
       // What comes out of the INS carries the INS's address, and never reaches services that the
       // host offers on loopback only (route_localnet would let it).
       << "  chain early {\n    type filter hook prerouting priority raw; policy accept;\n"
-      << "    iifname " << link << " ip daddr 127.0.0.0/8 drop\n"
+      << "    iifname " << link
+      << " ip daddr 127.0.0.0/8 drop\n"
+      // Where clouds answer questions about the host, credentials among them.
+      << "    iifname " << link << " ip daddr 169.254.0.0/16 drop\n"
       << "    iifname " << link << " ip saddr != " << plan.ins4 << " drop\n";
   if (!plan.ins6.empty()) {
+    out << "    iifname " << link << " ip6 daddr fd00:ec2::254 drop\n";
     out << "    iifname " << link << " ip6 saddr != { ::, fe80::/10, " << plan.ins6 << " } drop\n";
   }
   out << "  }\n  chain publish {\n    type nat hook prerouting priority dstnat; policy accept;\n";
@@ -259,15 +292,8 @@ std::string ruleset(const std::string& table, const AddressPlan& plan,
       << "    ip saddr " << plan.ins4 << " masquerade\n";
   if (!plan.ins6.empty()) out << "    ip6 saddr " << plan.ins6 << " masquerade\n";
   // Through the host only published ports lead to the INS.
-  out << "  }\n  chain pass {\n    type filter hook forward priority filter; policy accept;\n";
-  const std::string beyond = " oifname != \"" + std::string(kLinkPrefix) + "*\" drop\n";
-  if (!guarded.v4.empty()) {
-    out << "    meta nfproto ipv4 iifname " << quoted_set(guarded.v4) << beyond;
-  }
-  if (!guarded.v6.empty()) {
-    out << "    meta nfproto ipv6 iifname " << quoted_set(guarded.v6) << beyond;
-  }
-  out << "    oifname " << link << " ct state established,related accept\n"
+  out << "  }\n  chain pass {\n    type filter hook forward priority filter; policy accept;\n"
+      << guard_rules(guarded) << "    oifname " << link << " ct state established,related accept\n"
       << "    oifname " << link << " ct status dnat accept\n"
       << "    oifname " << link << " drop\n  }\n}\n";
   return out.str();

@@ -1,9 +1,9 @@
 // plan.h - what a session's network will look like, decided before anything is made: pure functions
 // only.
 //
-// INVARIANTS  A session owns one slot number. Interface name, addresses and the INS's uid follow
-//             from it, so that two live sessions never share any of them. A slot is taken only if
-//             no route of the host covers its addresses.
+// INVARIANTS  A session owns one slot number. Interface name and addresses follow from it, so that two
+//             live sessions never share any of them. A slot is taken only if no route of the host
+//             covers its addresses. An INS's uid is one that nobody else has.
 #pragma once
 
 #include <cstdint>
@@ -68,10 +68,14 @@ struct GuardedLinks {
   std::vector<std::string> v6;
 };
 
-// The session's one nftables table, ready for `nft -f -`: created, filled and active in one
-// transaction.
+// The session's one nftables table, ready for `nft -f -`: filled and active in one transaction.
 std::string ruleset(const std::string& table, const AddressPlan& plan,
                     const std::vector<Publish>& published, const GuardedLinks& guarded);
+
+// The table that guards the links alone, when the sessions that turned them on have ended and those of
+// another base go on.
+constexpr const char* kGuardTable = "mw_guard";
+std::string guard_ruleset(const GuardedLinks& guarded);
 
 // "apache2" from "/usr/sbin/apache2": lower case letters, digits and dashes, at most 20 of them.
 std::string session_stem(const std::string& command);

@@ -18,9 +18,8 @@
 #include <functional>
 #include <sstream>
 
+#include "base/helper.h"
 #include "base/unique_fd.h"
-
-extern char** environ;
 
 namespace mw {
 namespace {
@@ -131,8 +130,13 @@ void enter_namespaces(const SpawnRequest& request, int report_fd) {
   }
 }
 
-[[noreturn]] void become(const SpawnRequest& request, const std::vector<std::string>& environment,
-                         int report_fd) {
+// The application gets our environment, and what `request` adds to it.
+void exec_application(const SpawnRequest& request) {
+  const std::vector<std::string> environment = merged_environment(request.environment);
+  ::execvpe(request.argv[0].c_str(), pointers(request.argv).data(), pointers(environment).data());
+}
+
+[[noreturn]] void become(const SpawnRequest& request, int report_fd) {
   for (int sig = 1; sig < NSIG; ++sig) {
     struct sigaction now {};
     if (::sigaction(sig, nullptr, &now) < 0) continue;  // numbers that glibc keeps for itself
@@ -141,6 +145,8 @@ void enter_namespaces(const SpawnRequest& request, int report_fd) {
   }
   if (request.background) enter_background(request, report_fd);
   enter_namespaces(request, report_fd);
+  if (request.background && !close_on_exec_from(STDERR_FILENO + 1))
+    give_up(report_fd, "close the caller's descriptors");
   for (const int fd : request.keep) {
     const int flags = ::fcntl(fd, F_GETFD);
     if (flags < 0 || ::fcntl(fd, F_SETFD, flags & ~FD_CLOEXEC) < 0) {
@@ -148,7 +154,10 @@ void enter_namespaces(const SpawnRequest& request, int report_fd) {
     }
   }
   ::sigprocmask(SIG_SETMASK, &request.mask, nullptr);
-  ::execvpe(request.argv[0].c_str(), pointers(request.argv).data(), pointers(environment).data());
+  if (request.background)
+    exec_helper(pointers(request.argv).data(), HelperEnvironment(request.environment).get());
+  else
+    exec_application(request);
   give_up(report_fd, "execute the program");
 }
 
@@ -211,9 +220,19 @@ bool is_starved(pid_t pid, uint64_t* ran_ns) {
 
 std::vector<pid_t> children_of(pid_t parent) {
   std::vector<pid_t> out;
+  ProcStat child;
+  // One file instead of one for each process of the host. The kernel keeps it for each thread; a
+  // process that starts others here has one.
+  const std::string own = "/proc/" + std::to_string(parent) + "/task/" + std::to_string(parent);
+  if (::access((own + "/children").c_str(), R_OK) == 0) {
+    std::istringstream pids(read_text(own + "/children"));
+    for (pid_t pid = 0; pids >> pid;)
+      if (read_stat(pid, &child) && child.parent == parent && child.state != 'Z')
+        out.push_back(pid);
+    return out;
+  }
   for_each_pid([&](pid_t pid) {
-    ProcStat stat;
-    if (read_stat(pid, &stat) && stat.parent == parent && stat.state != 'Z') out.push_back(pid);
+    if (read_stat(pid, &child) && child.parent == parent && child.state != 'Z') out.push_back(pid);
   });
   return out;
 }
@@ -267,13 +286,12 @@ Outcome<pid_t> spawn(const SpawnRequest& request) {
   }
   UniqueFd report_in{report[0]};
   UniqueFd report_out{report[1]};
-  const std::vector<std::string> environment = merged_environment(request.environment);
   const pid_t pid = ::fork();
   if (pid < 0) {
     return Failure{step, "fork: " + errno_text(errno),
                    "raise the limit of processes or free memory"};
   }
-  if (pid == 0) become(request, environment, report_out.get());
+  if (pid == 0) become(request, report_out.get());
   report_out.reset();
   ExecReport result{};
   ssize_t n = 0;
@@ -286,6 +304,27 @@ Outcome<pid_t> spawn(const SpawnRequest& request) {
   }
   const char* what = n == sizeof(result) ? result.step : "report";
   return Failure{step, std::string(what) + ": " + errno_text(result.err), ""};
+}
+
+InheritedDescriptors::InheritedDescriptors() {
+  DIR* dir = ::opendir("/proc/self/fd");
+  if (dir == nullptr) return;
+  while (const dirent* entry = ::readdir(dir)) {
+    const int fd = std::atoi(entry->d_name);
+    const int flags = ::fcntl(fd, F_GETFD);
+    // What is closed at an exec was opened in this process.
+    if (fd > STDERR_FILENO && flags >= 0 && (flags & FD_CLOEXEC) == 0) fds_.push_back(fd);
+  }
+  ::closedir(dir);
+}
+
+void InheritedDescriptors::close() {
+  for (const int fd : fds_) ::close(fd);
+  fds_.clear();
+  const UniqueFd null{::open("/dev/null", O_RDWR | O_CLOEXEC)};
+  if (!null) return;
+  (void)::dup2(null.get(), STDIN_FILENO);
+  (void)::dup2(null.get(), STDOUT_FILENO);
 }
 
 namespace {
@@ -311,10 +350,11 @@ Outcome<Done> check_preload(const std::string& library, const std::string& progr
   const pid_t pid = ::fork();
   if (pid < 0) return Failure{step, "fork: " + errno_text(errno), ""};
   if (pid == 0) {
-    ::setenv("LD_PRELOAD", library.c_str(), 1);
-    if (::dup2(said_out.get(), STDERR_FILENO) < 0 || ::dup2(said_out.get(), STDOUT_FILENO) < 0)
+    const HelperEnvironment environment({"LD_PRELOAD=" + library});
+    if (::dup2(said_out.get(), STDERR_FILENO) < 0 || ::dup2(said_out.get(), STDOUT_FILENO) < 0 ||
+        !close_on_exec_from(STDERR_FILENO + 1))
       ::_exit(1);
-    ::execlp(program.c_str(), program.c_str(), static_cast<char*>(nullptr));
+    exec_helper(pointers({program}).data(), environment.get());
     ::_exit(1);
   }
   said_out.reset();
@@ -387,10 +427,10 @@ Outcome<std::string> run_tool(const std::string& step, const std::vector<std::st
     ::setpgid(0, 0);
     ::signal(SIGPIPE, SIG_DFL);
     if (::dup2(in_read.get(), 0) < 0 || ::dup2(out_write.get(), 1) < 0 ||
-        ::dup2(err_write.get(), 2) < 0) {
+        ::dup2(err_write.get(), 2) < 0 || !close_on_exec_from(STDERR_FILENO + 1)) {
       ::_exit(126);
     }
-    ::execvp(argv[0].c_str(), pointers(argv).data());
+    exec_helper(pointers(argv).data(), HelperEnvironment().get());
     ::dprintf(2, "%s: %s", argv[0].c_str(), errno_text(errno).c_str());
     ::_exit(127);
   }

@@ -29,7 +29,7 @@ bool is_alive(const ProcId& id);
 // Whether its first thread has work to do and no processor to do it on: it is neither asleep nor
 // has it run since `ran_ns` was last set here.
 bool is_starved(pid_t pid, uint64_t* ran_ns);
-// Every process whose parent is `parent`, zombies excepted.
+// Every process whose parent is `parent`, a process with one thread; zombies excepted.
 std::vector<pid_t> children_of(pid_t parent);
 // Every process whose initial environment holds this NAME=VALUE prefix. (A program that writes its
 // title over its environment is not found so.)
@@ -48,23 +48,38 @@ pid_t parent_of(pid_t pid);
 
 struct SpawnRequest {
   std::vector<std::string> argv;         // argv[0] is a path, or looked up in PATH
-  std::vector<std::string> environment;  // added to ours; NAME=VALUE replaces an older NAME
+  std::vector<std::string> environment;  // added; NAME=VALUE replaces an older NAME
   std::vector<int> keep;    // descriptors that the program inherits under their numbers
   int netns = -1;           // network namespace to enter first
   std::string resolv_conf;  // shown to it as /etc/resolv.conf in its own mount namespace
-  bool background = false;  // own process group, no stdin, stdout to stderr, many fds
-  int messages = -1;        // with background: its stdout and stderr; else ours
-  sigset_t mask{};          // signal mask that it starts with
+  // A helper: own process group, no stdin, stdout to stderr, many fds; of our environment and
+  // descriptors it has what base/helper.h and `keep` say. Else it has all of ours.
+  bool background = false;
+  int messages = -1;  // with background: its stdout and stderr; else ours
+  sigset_t mask{};    // signal mask that it starts with
 };
 
 Outcome<pid_t> spawn(const SpawnRequest& request);
+
+// The descriptors that our caller gave us: for the application, whose ends they mark. A lock or a pipe
+// that all others have closed must not live on in us.
+class InheritedDescriptors {
+ public:
+  // Those that there are now, at our beginning.
+  InheritedDescriptors();
+  // Closes them, the standard input and output too; messages still go to the standard error.
+  void close();
+
+ private:
+  std::vector<int> fds_;
+};
 
 // Whether the dynamic linker really preloads this library: what cannot be loaded it leaves out with
 // a warning, and the program would run without. `program` is one that says nothing and succeeds.
 Outcome<Done> check_preload(const std::string& library, const std::string& program);
 
-// Runs a well-known tool to its end with `input` on stdin. The outcome is its stdout; a status
-// other than 0 is a Failure that quotes its stderr.
+// Runs a well-known tool (base/helper.h) to its end with `input` on stdin. The outcome is its stdout;
+// a status other than 0 is a Failure that quotes its stderr.
 Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
                               const std::string& input = {});
 

@@ -7,12 +7,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <memory>
 #include <optional>
 #include <set>
 
 #include "base/log.h"
 #include "frontend/inspect.h"
 #include "frontend/net.h"
+#include "frontend/net_watch.h"
 #include "frontend/relay.h"
 #include "frontend/session.h"
 #include "frontend/supervisor.h"
@@ -27,9 +29,10 @@ int fail(const Failure& failure, int status = kExitOwnFailure) {
   return status;
 }
 
-// The lowest free STEM-N.
-std::string free_name(const std::string& stem, const std::vector<SessionRecord>& sessions) {
-  std::set<std::string> used;
+// The lowest free STEM-N. `more`: names that others have.
+std::string free_name(const std::string& stem, const std::vector<SessionRecord>& sessions,
+                      const std::vector<std::string>& more) {
+  std::set<std::string> used(more.begin(), more.end());
   for (const SessionRecord& r : sessions) used.insert(r.name);
   for (unsigned n = 0;; ++n) {
     const std::string name = stem + "-" + std::to_string(n);
@@ -75,7 +78,13 @@ class Session {
     if (!plan) return plan.failure();
     auto ports = reserve_ports(request.published, others);
     if (!ports) return ports.failure();
-    record_.name = free_name(session_stem(request.command[0]), others);
+    std::vector<std::string> used;
+    if (request.net == NetMode::isolated) {
+      auto names = names_in_use();
+      if (!names) return names.failure();
+      used = std::move(*names);
+    }
+    record_.name = free_name(session_stem(request.command[0]), others, used);
     record_.owner = identify(::getpid());
     record_.isolated = request.net == NetMode::isolated;
     record_.host_net = this_network();
@@ -249,6 +258,65 @@ std::string preloaded(const std::string& shim) {
   return others == nullptr || *others == 0 ? shim : shim + ":" + others;
 }
 
+// Keeps the session's rules in force whatever others do to the host's.
+class RulesKeeper {
+ public:
+  RulesKeeper(Session* session, NetWatch watch) : session_(session), watch_(std::move(watch)) {
+    if (!has_rules(session_->record())) restore(true);
+  }
+  int fd() const { return watch_.fd(); }
+  void on_watch() {
+    const NetWatch::News news = watch_.take();
+    if (news.rules || news.links) restore(news.rules);
+  }
+
+ private:
+  void restore(bool lost) {
+    constexpr int kAgainMs = 1000;
+    SessionRecord& record = session_->record();
+    Outcome<Done> done = attempt(&record, lost);
+    if (!done) {
+      if (!complained_) fail(done.failure());
+      complained_ = true;
+      return watch_.look_again_in(kAgainMs);
+    }
+    if (complained_ || lost)
+      log_line(kWho, "session %s: its rules were removed from nftables; they are back",
+               record.name.c_str());
+    complained_ = false;
+  }
+
+  Outcome<Done> attempt(SessionRecord* record, bool lost) {
+    auto lock = BaseLock::acquire(session_->base());
+    if (!lock) return lock.failure();
+    constexpr int kMostTimes = 3;
+    for (int time = 0; time < kMostTimes; ++time) {
+      if (auto done = restore_rules(session_->base(), *record, lost); !done) return done;
+      watch_.forget();  // what we did ourselves
+      if (has_rules(*record)) return Done{};
+      lost = true;
+    }
+    return Failure{"keep the rules of " + record->name, "somebody removes them again and again",
+                   ""};
+  }
+
+  Session* const session_;
+  NetWatch watch_;
+  bool complained_ = false;
+};
+
+void keep_rules(Session* session, SupervisorConfig* config) {
+  if (!session->record().isolated) return;
+  auto watch = NetWatch::open(session->record().table());
+  if (!watch) {
+    fail(watch.failure());
+    return;
+  }
+  auto keeper = std::make_shared<RulesKeeper>(session, std::move(*watch));
+  config->watch_fd = keeper->fd();
+  config->on_watch = [keeper] { keeper->on_watch(); };
+}
+
 SupervisorConfig supervision(Session* session, const Supervisor* const* supervisor) {
   SupervisorConfig config;
   config.driver = [session](int ready_fd) { return driver_request(session, ready_fd); };
@@ -272,11 +340,15 @@ SupervisorConfig supervision(Session* session, const Supervisor* const* supervis
       log_line(kWho, "cannot remove the registry of INS %u: %s", id, error.message().c_str());
   };
   config.heartbeat = [session](unsigned id) {
-    constexpr size_t kLongest = 64;  // the file is the INS's to write
-    return read_text(session->folder() + "/mw/" + std::to_string(id) + "/heartbeat", kLongest);
+    return published(session->base(), session->record().name, std::to_string(id), "heartbeat");
   };
+  config.driver_heartbeat = [session] {
+    return published(session->base(), session->record().name, "pvm", "heartbeat");
+  };
+  keep_rules(session, &config);
   config.session_processes = [session] { return processes_of(session->record()); };
   config.serving = [] {};
+  config.running = [] {};
   config.log = [](const std::string& text) { log_line(kWho, "%s", text.c_str()); };
   return config;
 }
@@ -301,6 +373,7 @@ std::string pid_text(const ProcId& id) {
 }  // namespace
 
 int run_session(const RunRequest& request) {
+  InheritedDescriptors inherited;
   const Inspection inspection = inspect_command(request.command);
   if (inspection.verdict != Inspection::Verdict::coverable) return refuse_command(inspection);
   if (auto missing = missing_program(request.programs)) return fail(*missing);
@@ -318,6 +391,7 @@ int run_session(const RunRequest& request) {
   if (request.verbose) {
     config.serving = [&session] { say_serving(session.base(), session.record()); };
   }
+  config.running = [&inherited] { inherited.close(); };
   Supervisor supervisor(std::move(config), signals);
   self = &supervisor;
   auto status = supervisor.run();
@@ -325,6 +399,7 @@ int run_session(const RunRequest& request) {
 }
 
 int adopt_session(const AdoptRequest& request) {
+  InheritedDescriptors().close();
   if (auto missing = missing_program(request.programs)) return fail(*missing, kExitFailed);
   if (auto found = find_session(request.base, request.session); !found) {
     return fail(found.failure(), kExitUnreachable);

@@ -2,18 +2,25 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/file.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdlib>
+#include <cstring>
 #include <filesystem>
 #include <map>
 #include <set>
 #include <sstream>
 
+#include "base/clock.h"
 #include "base/log.h"
+#include "registry/local_registry.h"
 #include "registry/registry.h"
 
 namespace mw {
@@ -57,13 +64,37 @@ std::string boot_id() {
   return read_text("/proc/sys/kernel/random/boot_id").substr(0, 36);
 }
 
+bool is_own_folder(const std::string& path) {
+  struct stat st {};
+  return ::lstat(path.c_str(), &st) == 0 && is_private(st);
+}
+
+// Of a user who has no folder of his own. Anybody may make any name in /tmp, so the name is nobody's to
+// foresee, and what counts is whose it is. `make`: if there is none.
+std::string base_in_tmp(bool make) {
+  const std::string stem = "mwcomms-" + std::to_string(::geteuid()) + "-";
+  std::string found;
+  std::error_code error;
+  for (std::filesystem::directory_iterator it("/tmp", error), end; !error && it != end;
+       it.increment(error)) {
+    const std::string path = it->path();
+    if (it->path().filename().string().compare(0, stem.size(), stem) != 0) continue;
+    if (is_own_folder(path) && (found.empty() || path < found)) found = path;
+  }
+  if (!found.empty() || !make) return found.empty() ? "/tmp/" + stem : found;
+  std::string fresh = "/tmp/" + stem + "XXXXXX";
+  return ::mkdtemp(fresh.data()) != nullptr ? fresh : "/tmp/" + stem;
+}
+
 }  // namespace
 
-std::string default_base() {
+std::string default_base(bool make) {
   if (::geteuid() == 0) return "/run/mwcomms";
   const char* runtime = std::getenv("XDG_RUNTIME_DIR");
   if (runtime != nullptr && runtime[0] == '/') return std::string(runtime) + "/mwcomms";
-  return "/tmp/mwcomms-" + std::to_string(::geteuid());
+  const std::string usual = "/run/user/" + std::to_string(::geteuid());
+  if (is_own_folder(usual)) return usual + "/mwcomms";
+  return base_in_tmp(make);
 }
 
 uint64_t this_network() {
@@ -87,7 +118,9 @@ std::string encode(const SessionRecord& r) {
       << "\nins_uid=" << r.plan.ins_uid << "\n";
   if (r.isolated) {
     out << "link=" << r.plan.link << "\nhost4=" << r.plan.host4 << "\nins4=" << r.plan.ins4
-        << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6 << "\n";
+        << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6
+        << "\nnetns_inode=" << r.netns_inode << "\nlink_index=" << r.link_index
+        << "\ntable_handle=" << r.table_handle << "\n";
   }
   for (const Publish& p : r.published) {
     out << "publish=" << (p.protocol == Protocol::udp ? "udp " : "tcp ") << p.port << " "
@@ -143,9 +176,57 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
   r.plan.ins4 = field["ins4"];
   r.plan.host6 = field["host6"];
   r.plan.ins6 = field["ins6"];
+  r.netns_inode = std::strtoull(field["netns_inode"].c_str(), nullptr, 10);
+  r.link_index = std::strtoull(field["link_index"].c_str(), nullptr, 10);
+  r.table_handle = std::strtoull(field["table_handle"].c_str(), nullptr, 10);
   if (r.plan.link != kLinkPrefix + std::to_string(r.plan.slot)) return bad;
   return r;
 }
+
+namespace {
+
+// Other bases, of containers perhaps, make things in the same network namespace. What they have in common
+// is that namespace, and names of sockets in it that no file stands for. A name that another user holds,
+// who has nothing to do with sessions, is no lock.
+UniqueFd lock_network() {
+  constexpr int kPatienceMs = 20'000;
+  constexpr int kMostRefusals = 1000;
+  constexpr char kName[] = "\0mwcomms-network";
+  if (::geteuid() != 0) return {};
+  sockaddr_un a{};
+  a.sun_family = AF_UNIX;
+  std::memcpy(a.sun_path, kName, sizeof kName - 1);
+  const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + sizeof kName - 1);
+  const auto* address = reinterpret_cast<const sockaddr*>(&a);
+  const int64_t until = monotonic_ms() + kPatienceMs;
+  int refusals = 0;
+  while (monotonic_ms() < until) {
+    UniqueFd mine{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)};
+    if (!mine) return {};
+    if (::bind(mine.get(), address, size) == 0) {
+      (void)::listen(mine.get(), SOMAXCONN);
+      return mine;
+    }
+    // Its end is told to whoever is connected.
+    const UniqueFd waiting{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+    if (!waiting) return {};
+    if (::connect(waiting.get(), address, size) < 0) {
+      // Bound, and not listening yet, or ever.
+      if (++refusals == kMostRefusals) return {};
+      (void)::poll(nullptr, 0, 1);
+      continue;
+    }
+    ucred holder{};
+    socklen_t len = sizeof holder;
+    if (::getsockopt(waiting.get(), SOL_SOCKET, SO_PEERCRED, &holder, &len) == 0 && holder.uid != 0)
+      return {};
+    pollfd gone{waiting.get(), 0, 0};
+    (void)::poll(&gone, 1, static_cast<int>(std::max<int64_t>(0, until - monotonic_ms())));
+  }
+  return {};
+}
+
+}  // namespace
 
 Outcome<Done> check_base(const std::string& base) {
   struct stat st {};
@@ -174,7 +255,7 @@ Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
   while (::flock(fd.get(), LOCK_EX) < 0) {
     if (errno != EINTR) return Failure{step, "flock: " + errno_text(errno), ""};
   }
-  return BaseLock(std::move(fd));
+  return BaseLock(std::move(fd), lock_network());
 }
 
 std::string session_folder(const std::string& base, const std::string& name) {
@@ -198,12 +279,18 @@ Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& 
   return Done{};
 }
 
+std::string published(const std::string& base, const std::string& name, const std::string& who,
+                      const std::string& value) {
+  auto registry = LocalRegistry::open(session_folder(base, name));
+  if (!registry) return {};
+  auto text = registry->read("mw/" + who + "/" + value);
+  if (!text) return {};
+  if (!text->empty() && text->back() == '\n') text->pop_back();
+  return *text;
+}
+
 uint64_t repairs_of(const std::string& base, const std::string& name, unsigned id) {
-  constexpr size_t kLongest = 64;  // the file is the INS's to write
-  std::string text =
-      read_text(session_folder(base, name) + "/mw/" + std::to_string(id) + "/repairs", kLongest);
-  if (!text.empty() && text.back() == '\n') text.pop_back();
-  return parse_registry_number(text).value_or(0);
+  return parse_registry_number(published(base, name, std::to_string(id), "repairs")).value_or(0);
 }
 
 void keep_repairs(const std::string& base, const std::string& name, unsigned id) {

@@ -92,6 +92,7 @@ Outcome<int> Supervisor::run() {
   starting_ = false;
   config_.serving();
   if (auto done = start_application(); !done) return done.failure();
+  config_.running();
   supervise();
   end_helpers();
   return exit_status_;
@@ -189,7 +190,7 @@ void Supervisor::supervise() {
     wait_for_event(next_timeout_ms());
     tend(&driver_);
     tend(&ins_);
-    watch_heartbeat();
+    watch_heartbeats();
   }
 }
 
@@ -205,13 +206,15 @@ int Supervisor::next_timeout_ms() const {
 
 void Supervisor::wait_for_event(int timeout_ms) {
   Helper* const helpers[2] = {&driver_, &ins_};
-  pollfd fds[7] = {{signals_.get(), POLLIN, 0}, {witness_ ? witness_.get() : -1, POLLIN, 0}};
+  pollfd fds[8] = {{signals_.get(), POLLIN, 0}, {witness_ ? witness_.get() : -1, POLLIN, 0}};
   for (int i = 0; i < 2; ++i) {
     fds[2 + i] = {helpers[i]->ready_pipe ? helpers[i]->ready_pipe.get() : -1, POLLIN, 0};
     fds[4 + i] = {helpers[i]->death ? helpers[i]->death.get() : -1, POLLIN, 0};
   }
   fds[6] = {ins_says_.fd(), POLLIN, 0};
-  if (::poll(fds, 7, timeout_ms) <= 0) return;
+  fds[7] = {config_.watch_fd, POLLIN, 0};
+  if (::poll(fds, 8, timeout_ms) <= 0) return;
+  if (fds[7].revents != 0) config_.on_watch();
   if (fds[6].revents != 0) ins_says_.take();
   for (int i = 0; i < 2; ++i) {
     if (fds[4 + i].revents != 0) helper_ended(helpers[i], "is gone", false);
@@ -249,6 +252,10 @@ void Supervisor::forward(const signalfd_siginfo& info) {
     return;
   }
   if (!command_ended_) {
+    if (sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT) {
+      stop_signal_ = sig;
+      stopped_by_terminal_ = info.ssi_code == SI_KERNEL;
+    }
     // The terminal has sent its own signals to the whole foreground group, the application
     // included.
     if (info.ssi_code != SI_KERNEL) ::kill(application_.pid, sig);
@@ -256,6 +263,18 @@ void Supervisor::forward(const signalfd_siginfo& info) {
   }
   // Daemons that the command left behind ended their ties to the terminal; Ctrl-C still means stop.
   for (const pid_t pid : left_behind()) ::kill(pid, sig == SIGINT ? SIGTERM : sig);
+}
+
+// The command was told to end and has ended: so does what it leaves. `status`: how it ended; SIGHUP is
+// often only a wish to read the configuration again.
+void Supervisor::stop_left_behind(int status) {
+  if (stop_signal_ == 0) return;
+  if (stop_signal_ == SIGHUP && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGHUP)) return;
+  for (const pid_t pid : left_behind()) {
+    // The terminal's signal has reached those of its foreground group already.
+    if (stopped_by_terminal_ && ::getpgid(pid) == ::getpgrp()) continue;
+    ::kill(pid, stop_signal_ == SIGINT ? SIGTERM : stop_signal_);
+  }
 }
 
 // What the command has left: the processes at the top, which know what to do with their own
@@ -283,6 +302,7 @@ void Supervisor::reap() {
     } else if (pid == application_.pid && !command_ended_) {
       command_ended_ = true;
       exit_status_ = as_shell_status(status);
+      stop_left_behind(status);
     }
   }
 }
@@ -361,23 +381,28 @@ void Supervisor::tend(Helper* helper) {
   }
 }
 
-void Supervisor::watch_heartbeat() {
+void Supervisor::watch_heartbeats() {
   const Clock::time_point now = Clock::now();
-  // If we come late, the machine may have stood still for the INS as well.
-  const Clock::duration passed = std::min<Clock::duration>(now - beat_looked_at_, 2 * kBeat);
-  beat_looked_at_ = now;
-  const bool runs = ins_.id.pid != 0 && ins_.ready;
-  const std::string beat = runs ? config_.heartbeat(ins_id_) : std::string();
-  if (beat.empty() || beat != last_beat_) {
-    last_beat_ = beat;
-    beatless_ = {};
+  // If we come late, the machine may have stood still for them as well.
+  const Clock::duration passed = std::min<Clock::duration>(now - beats_looked_at_, 2 * kBeat);
+  beats_looked_at_ = now;
+  const auto runs = [](const Helper& h) { return h.id.pid != 0 && h.ready; };
+  watch_heartbeat(&ins_, runs(ins_) ? config_.heartbeat(ins_id_) : std::string(), passed);
+  watch_heartbeat(&driver_, runs(driver_) ? config_.driver_heartbeat() : std::string(), passed);
+}
+
+void Supervisor::watch_heartbeat(Helper* helper, const std::string& beat, Clock::duration passed) {
+  if (beat.empty() || beat != helper->last_beat) {
+    helper->last_beat = beat;
+    helper->beatless = {};
     return;
   }
-  if (!is_starved(ins_.id.pid, &ins_ran_ns_)) beatless_ += passed;
-  if (beatless_ <= config_.heartbeat_timeout) return;
-  config_.log("mwins (pid " + std::to_string(ins_.id.pid) + ") has stopped beating; ending it");
-  ::kill(ins_.id.pid, SIGKILL);
-  beatless_ = {};
+  if (!is_starved(helper->id.pid, &helper->ran_ns)) helper->beatless += passed;
+  if (helper->beatless <= config_.heartbeat_timeout) return;
+  config_.log(std::string(helper->name) + " (pid " + std::to_string(helper->id.pid) +
+              ") has stopped beating; ending it");
+  ::kill(helper->id.pid, SIGKILL);
+  helper->beatless = {};
 }
 
 bool Supervisor::application_runs() {

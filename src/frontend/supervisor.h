@@ -56,12 +56,19 @@ struct SupervisorConfig {
   std::function<void()> changed;
   // Called for an INS that has ended, so that nobody finds it any more.
   std::function<void(unsigned id)> ins_gone;
-  // Text that rises while the INS lives; called about once a second.
+  // Texts that change while all loops of the INS, and of the driver, turn; called about once a second.
+  // Empty: not known.
   std::function<std::string(unsigned id)> heartbeat;
+  std::function<std::string()> driver_heartbeat;
   // Whoever belongs to the application of an adopted session; our helpers are never among them.
   std::function<std::vector<pid_t>()> session_processes;
+  // Readable when on_watch() is to be called; -1: never.
+  int watch_fd = -1;
+  std::function<void()> on_watch;
   // Called once, when the channel serves and before the application starts.
   std::function<void()> serving;
+  // Called once, when the application has started.
+  std::function<void()> running;
   std::function<void(const std::string&)> log;
   std::chrono::milliseconds ready_timeout{10000};
   std::chrono::milliseconds heartbeat_timeout{6000};
@@ -104,14 +111,18 @@ class Supervisor {
 
   struct Helper {
     const char* name;
-    ProcId id;  // pid 0: not running
-    UniqueFd ready_pipe;
-    UniqueFd death;  // of one that is not our child
+    ProcId id{};  // pid 0: not running
+    UniqueFd ready_pipe{};
+    UniqueFd death{};  // of one that is not our child
     bool ready = false;
     unsigned quick_deaths = 0;
     unsigned stillborn = 0;  // in a row
-    Clock::time_point started;
-    Clock::time_point deadline;  // not running: when to start it; not ready: when to give it up
+    Clock::time_point started{};
+    Clock::time_point deadline{};  // not running: when to start it; not ready: when to give it up
+    // Its heartbeat, and for how long that has been the same although it, and we, could run.
+    std::string last_beat{};
+    Clock::duration beatless{};
+    uint64_t ran_ns = 0;
   };
 
   Outcome<Done> start(Helper* helper);
@@ -128,7 +139,9 @@ class Supervisor {
   std::chrono::milliseconds delay_after_death(Helper* helper, bool poisoned);
   void say_over() const;
   void tend(Helper* helper);
-  void watch_heartbeat();
+  void watch_heartbeats();
+  void watch_heartbeat(Helper* helper, const std::string& beat, Clock::duration passed);
+  void stop_left_behind(int status);
   std::vector<pid_t> left_behind() const;
   bool application_runs();
   bool witness_lives();
@@ -139,8 +152,8 @@ class Supervisor {
   SupervisorConfig config_;
   const HeldSignals& held_;
   UniqueFd signals_;
-  Helper driver_{"mwcommsd", {}, {}, {}, false, 0, 0, {}, {}};
-  Helper ins_{"mwins", {}, {}, {}, false, 0, 0, {}, {}};
+  Helper driver_{.name = "mwcommsd"};
+  Helper ins_{.name = "mwins"};
   Relay ins_says_{STDERR_FILENO};
   unsigned ins_id_ = 0;
   ProcId application_;
@@ -154,12 +167,10 @@ class Supervisor {
   int interrupted_by_ = 0;  // a signal that arrived before the application was started
   bool starting_ = true;
   std::string starting_failure_;
-  // The INS's heartbeat, when it was looked at, and for how long it has been the same although the
-  // INS, and we, could run.
-  std::string last_beat_;
-  Clock::time_point beat_looked_at_;
-  Clock::duration beatless_{};
-  uint64_t ins_ran_ns_ = 0;
+  Clock::time_point beats_looked_at_;
+  // The last signal that meant the end of the command, and whether the terminal sent it; 0: none.
+  int stop_signal_ = 0;
+  bool stopped_by_terminal_ = false;
 };
 
 }  // namespace mw

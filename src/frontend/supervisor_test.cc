@@ -40,6 +40,8 @@ class Supervise : public ::testing::Test {
     config_.changed = [] {};
     config_.ins_gone = [this](unsigned id) { gone_.push_back(id); };
     config_.heartbeat = [](unsigned) { return std::string(); };
+    config_.driver_heartbeat = [] { return std::string(); };
+    config_.running = [] {};
     config_.serving = [this] { served_ = true; };
     config_.log = [this](const std::string& text) { log_ += text + "\n"; };
     config_.ready_timeout = milliseconds(5000);

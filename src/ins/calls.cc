@@ -14,6 +14,7 @@
 #include <cstring>
 #include <vector>
 
+#include "codec/refused_options.h"
 #include "codec/socket_ioctl.h"
 #include "ins/options.h"
 #include "ins/worker.h"

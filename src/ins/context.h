@@ -119,6 +119,7 @@ class CallTable {
 };
 
 struct Stats {
+  std::atomic<uint32_t> beat{0};  // the tick that this worker has seen last
   std::atomic<uint64_t> bytes_recv{0};
   std::atomic<uint64_t> bytes_sent{0};
 };

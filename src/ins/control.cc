@@ -11,9 +11,11 @@
 #include <set>
 
 #include "base/log.h"
+#include "base/raw_syscall.h"
 #include "ins/options.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
+#include "transport/local/listener_record.h"
 
 namespace mw {
 namespace {
@@ -36,7 +38,7 @@ enum : uint64_t {
 bool is_eventfd_like(int fd) {
   // Anonymous inodes have no file type, unlike anything that could block us in write().
   struct stat st {};
-  return ::fstat(fd, &st) == 0 && (st.st_mode & S_IFMT) == 0 &&
+  return raw_fstat(fd, st) == 0 && (st.st_mode & S_IFMT) == 0 &&
          ::fcntl(fd, F_SETFL, O_NONBLOCK | O_RDWR) == 0;
 }
 
@@ -320,10 +322,7 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
 uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   const auto error = [] { return static_cast<uint32_t>(errno); };
   const mw_geometry& g = ins_.channel.geometry();
-  if (l.slot >= g.slots || l.gen == 0 || l.local.len > sizeof l.local.bytes ||
-      (l.domain != AF_INET && l.domain != AF_INET6) || l.socket_type != SOCK_STREAM ||
-      !is_unix(placeholder.get(), SOCK_STREAM))
-    return EINVAL;
+  if (!check_listener(l, g.slots) || !is_unix(placeholder.get(), SOCK_STREAM)) return EINVAL;
   UniqueFd real{::socket(l.domain, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, l.protocol)};
   if (!real) return error();
   auto log = std::make_unique<OptionLog>();
@@ -331,7 +330,6 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   uint32_t rx_limit = 0;
   for (uint32_t k = 0; k < l.option_count; ++k) {
     const ReplayOption& o = l.options[k];
-    if (o.len > sizeof o.value) return EINVAL;
     if (::setsockopt(real.get(), o.level, o.name, o.value, o.len) < 0) return error();
     if (o.level == SOL_SOCKET && o.name == SO_LINGER && o.len >= sizeof(linger))
       linger_mode = linger_mode_of(o.value);
@@ -574,7 +572,11 @@ void Control::on_tick() {
   uint64_t expirations = 0;
   (void)!::read(timer_.get(), &expirations, sizeof expirations);
   const uint32_t tick = ins_.tick.fetch_add(1) + 1;
-  publisher_.heartbeat(tick - 1);
+  // As far as the slowest of our loops has come.
+  uint32_t beat = tick;
+  if (workers_.started())
+    for (const auto& s : ins_.stats) beat = std::min(beat, s->beat.load(std::memory_order_relaxed));
+  publisher_.heartbeat(beat);
   if (!adopted_) return;
   uint64_t received = 0;
   uint64_t sent = 0;

@@ -10,7 +10,9 @@
 #include <cstring>
 #include <string>
 
+#include "base/helper.h"
 #include "base/log.h"
+#include "base/sanitized.h"
 #include "ins/control.h"
 #include "ins/sandbox.h"
 
@@ -79,6 +81,8 @@ int failed(const Error& e) {
 
 int run(const Arguments& args) {
   const uint32_t started_as = ::getuid();
+
+  if (!close_all_but({args.ready_fd})) return failed({Fault::sys, errno, "close_range"});
 
   // Acquire what needs a file system and privileges.
   raise_descriptor_limit();

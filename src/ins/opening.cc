@@ -1,4 +1,5 @@
 // opening.cc - new sockets, and how one comes to its worker.
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
@@ -107,6 +108,32 @@ void Worker::init_shared_slot(uint32_t i, Sock& s) {
   A::store_release(shared.gen, s.gen);
 }
 
+namespace {
+
+// What the kernel says about a socket that is not one of TCP or UDP, to a program without privilege: it
+// judges the protocol before the privilege. 0: it is one.
+int refusal(int domain, int type, int protocol) {
+  constexpr int kProtocols = 263;  // IPPROTO_MAX
+  constexpr int kTypes = 11;       // SOCK_MAX
+  if (type < 0 || type >= kTypes) return EINVAL;
+  if (type == SOCK_PACKET) return EPERM;
+  if (protocol < 0 || protocol >= kProtocols) return EINVAL;
+  const int ping = domain == AF_INET ? int{IPPROTO_ICMP} : int{IPPROTO_ICMPV6};
+  switch (type) {
+    case SOCK_STREAM:
+      return protocol == 0 || protocol == IPPROTO_TCP ? 0 : EPROTONOSUPPORT;
+    case SOCK_DGRAM:
+      if (protocol == 0 || protocol == IPPROTO_UDP) return 0;
+      return protocol == ping ? EACCES : EPROTONOSUPPORT;
+    case SOCK_RAW:
+      return protocol == 0 ? EPROTONOSUPPORT : EPERM;
+    default:
+      return ESOCKTNOSUPPORT;
+  }
+}
+
+}  // namespace
+
 void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   const auto failed = [&a](int err) {
     a.ret = -1;
@@ -115,11 +142,7 @@ void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   const int domain = r.arg[0];
   const int type = r.arg[1] & ~(SOCK_NONBLOCK | SOCK_CLOEXEC);
   if (domain != AF_INET && domain != AF_INET6) return failed(EAFNOSUPPORT);
-  if (type != SOCK_STREAM && type != SOCK_DGRAM) {
-    // The kernel judges the protocol before the privilege. Nobody has the latter here.
-    const UniqueFd other{::socket(domain, type | SOCK_CLOEXEC, r.arg[2])};
-    return failed(!other ? errno : type == SOCK_RAW ? EPERM : ESOCKTNOSUPPORT);
-  }
+  if (const int err = refusal(domain, type, r.arg[2]); err != 0) return failed(err);
   UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
   // Our limit of descriptors is not the application's.
   if (!real) return failed(errno == EMFILE ? ENFILE : errno);

@@ -13,38 +13,6 @@
 
 namespace mw {
 
-bool option_is_refused(int level, int name, bool set) {
-  switch (level) {
-    case SOL_SOCKET:
-      switch (name) {
-        case SO_ATTACH_FILTER:  // also SO_GET_FILTER
-        case SO_ATTACH_BPF:
-        case SO_ATTACH_REUSEPORT_CBPF:
-        case SO_ATTACH_REUSEPORT_EBPF:
-        case SO_ZEROCOPY:
-          return true;
-        default:
-          return false;
-      }
-    case IPPROTO_TCP:
-      switch (name) {
-        case 19:  // TCP_REPAIR
-        case 20:  // TCP_REPAIR_QUEUE
-        case 22:  // TCP_REPAIR_OPTIONS
-        case 29:  // TCP_REPAIR_WINDOW
-        case 31:  // TCP_ULP
-        case 35:  // TCP_ZEROCOPY_RECEIVE
-          return true;
-        case 21:  // TCP_QUEUE_SEQ
-          return set;
-        default:
-          return false;
-      }
-    default:
-      return false;
-  }
-}
-
 int errno_of_ioctl(uint32_t request, bool inet6, bool argument, bool device) {
   constexpr uint32_t kDeviceType = 0x89;
   if ((request >> 8 & 0xff) != kDeviceType) return ENOTTY;

@@ -1,15 +1,9 @@
-// options.h - which socket options and ioctls reach the real socket.
-//
-// Everything does, and its errno comes back, except those whose argument holds a pointer, a
-// descriptor or memory of the caller (docs/protocol.md 5).
+// options.h - socket options and device requests on the real socket (docs/protocol.md 5).
 #pragma once
 
 #include <cstdint>
 
 namespace mw {
-
-// For setsockopt and getsockopt alike: answered ENOPROTOOPT without asking the kernel.
-bool option_is_refused(int level, int name, bool set);
 
 // What the kernel says to a device request that is not executed (src/codec/socket_ioctl.h), to one
 // who has no privilege. `argument`: it points to memory; `device`: that names one.

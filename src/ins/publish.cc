@@ -45,7 +45,7 @@ Result<Publisher> Publisher::open(const std::string& registry, uint32_t id) {
   return p;
 }
 
-Result<UniqueFd> Publisher::listen_channel() const {
+Result<UniqueFd> Publisher::listen_channel() {
   UniqueFd fd{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
   if (!fd) return Error{Fault::sys, errno, "socket for the driver"};
   // Through the descriptor, so that a long registry path fits; under another name until it listens.
@@ -59,6 +59,7 @@ Result<UniqueFd> Publisher::listen_channel() const {
   if (::listen(fd.get(), 8) < 0) return Error{Fault::sys, errno, "listen on the channel"};
   if (::renameat(dir_.get(), "channel.new", dir_.get(), "channel") < 0)
     return Error{Fault::sys, errno, "naming the channel"};
+  dir_.reset();
   return fd;
 }
 

@@ -23,8 +23,9 @@ class Publisher {
   // Makes `registry`/mw/`id` and the files in it. Errors: sys.
   static Result<Publisher> open(const std::string& registry, uint32_t id);
 
-  // Binds `channel` in that directory and listens; it appears when it is ready. Errors: sys.
-  Result<UniqueFd> listen_channel() const;
+  // Binds `channel` in that directory and listens; it appears when it is ready. Once: the directory is
+  // closed then. Errors: sys.
+  Result<UniqueFd> listen_channel();
 
   void set(const std::string& name, const std::string& value);
   void heartbeat(uint32_t count) { set("heartbeat", std::to_string(count)); }

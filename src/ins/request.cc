@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "codec/refused_options.h"
 #include "ins/options.h"
 #include "ins/worker.h"
 

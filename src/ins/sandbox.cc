@@ -5,6 +5,7 @@
 #include <linux/capability.h>
 #include <linux/futex.h>
 #include <linux/sockios.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/ioctl.h>
@@ -24,12 +25,18 @@
 #include <initializer_list>
 #include <string>
 
+#include "base/sanitized.h"
 #include "base/unique_fd.h"
 
 namespace mw {
 namespace {
 
 constexpr rlim_t kMaxFileBytes = 64 * 1024;
+// Memory of its own, beside the session's regions: tables for the most sockets that there can be, and
+// the worker threads' stacks.
+constexpr rlim_t kMaxDataBytes = rlim_t{1} << 30;
+// The kernel's own name for "first of all".
+constexpr const char* kFirstToDie = "1000";
 
 Error failed(const char* where) {
   return {Fault::sys, errno, where};
@@ -55,6 +62,27 @@ Status empty_root() {
   if (::mount(nullptr, "/", nullptr,
               MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) < 0)
     return failed("read-only root");
+  return Ok{};
+}
+
+// Lowers a limit, the hard one too.
+Status lower_limit(__rlimit_resource which, rlim_t most, const char* what) {
+  rlimit limit{};
+  if (::getrlimit(which, &limit) < 0) return failed(what);
+  limit = {std::min(limit.rlim_cur, most), std::min(limit.rlim_max, most)};
+  if (::setrlimit(which, &limit) < 0) return failed(what);
+  return Ok{};
+}
+
+// What an INS that was taken over could use up.
+Status limit_resources() {
+  // What it publishes is small; the file system that it stands in is everybody's.
+  if (const Status s = lower_limit(RLIMIT_FSIZE, kMaxFileBytes, "limit of file sizes"); !s)
+    return s;
+  if (const Status s = lower_limit(RLIMIT_CORE, 0, "limit of core files"); !s) return s;
+#ifndef MW_SANITIZED
+  if (const Status s = lower_limit(RLIMIT_DATA, kMaxDataBytes, "limit of memory"); !s) return s;
+#endif
   return Ok{};
 }
 
@@ -101,10 +129,8 @@ const Rule kRules[] = {
     {CALL(poll)},
     {CALL(futex)},
     {CALL(fallocate), 0, 1, kWhole, {kPunch}},
-    // Sockets (calls.cc, listener.cc): only those of the internet families are made. A pair is of
-    // streams: one end of a pair of datagram sockets could be pointed at somebody's local socket.
-    {CALL(socket), 0, 0, kWhole, {AF_INET, AF_INET6}},
-    {CALL(socket), EAFNOSUPPORT, 0, kWhole, {AF_UNIX, AF_NETLINK}},
+    // Sockets (calls.cc, listener.cc); add_socket_rules() says which are made. A pair is of streams:
+    // one end of a pair of datagram sockets could be pointed at another program's local socket.
     {CALL(socketpair), 0, 1, kTypeBits, {SOCK_STREAM}},
     {CALL(accept4)},
     {CALL(bind)},
@@ -131,7 +157,7 @@ const Rule kRules[] = {
     {CALL(pread64)},
     {CALL(ftruncate)},
     {CALL(fstat)},
-    {CALL(newfstatat)},
+    {CALL(newfstatat), EACCES},  // also takes names
     {CALL(fcntl), 0, 1, kWhole, {F_DUPFD_CLOEXEC, F_GETFL, F_SETFL, F_GETFD, F_SETFD, F_GET_SEALS}},
     {CALL(recvmmsg)},
     {CALL(sendmmsg)},
@@ -199,6 +225,32 @@ const Rule kRules[] = {
 #endif
 };
 
+// Sockets of TCP and UDP and nothing else: making one of another protocol would load its module.
+int add_socket_rules(scmp_filter_ctx filter) {
+  struct Kind {
+    uint64_t type, protocol;
+  };
+  constexpr Kind kKinds[] = {
+      {SOCK_STREAM, 0}, {SOCK_STREAM, IPPROTO_TCP}, {SOCK_DGRAM, 0}, {SOCK_DGRAM, IPPROTO_UDP}};
+  int bad = 0;
+  for (const uint64_t family : {AF_INET, AF_INET6}) {
+    for (const Kind& k : kKinds) {
+      const scmp_arg_cmp when[] = {{0, SCMP_CMP_EQ, family, 0},
+                                   {1, SCMP_CMP_MASKED_EQ, kTypeBits, k.type},
+                                   {2, SCMP_CMP_EQ, k.protocol, 0}};
+      if (bad == 0)
+        bad = ::seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, CALL(socket), std::size(when), when);
+    }
+  }
+  // What the C library may ask for, and does without.
+  for (const uint64_t family : {AF_UNIX, AF_NETLINK}) {
+    const scmp_arg_cmp when{0, SCMP_CMP_EQ, family, 0};
+    if (bad == 0)
+      bad = ::seccomp_rule_add_array(filter, SCMP_ACT_ERRNO(EAFNOSUPPORT), CALL(socket), 1, &when);
+  }
+  return bad;
+}
+
 int add_rule(scmp_filter_ctx filter, const Rule& r) {
   const uint32_t action = r.error == 0 ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(r.error);
   if (r.mask == 0) return ::seccomp_rule_add_array(filter, action, r.call, 0, nullptr);
@@ -228,8 +280,12 @@ void raise_descriptor_limit() {
 
 Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   SandboxNotes notes;
+  // An INS can be replaced; the application and the others cannot. Where /proc is read-only it stays as
+  // it is.
+  (void)write_file("/proc/self/oom_score_adj", kFirstToDie);
+  constexpr int kOwn = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
   if (::geteuid() == 0) {
-    if (::unshare(CLONE_NEWNS) < 0) return failed("unshare of the mount namespace");
+    if (::unshare(kOwn) < 0) return failed("unshare of namespaces");
     if (const Status root = empty_root(); !root) return root.error();
     if (::setgroups(0, nullptr) < 0) return failed("setgroups");
     // The bounding set can only shrink while there are capabilities; the others go with the uid.
@@ -240,7 +296,7 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   } else {
     const auto own_uid = std::to_string(::geteuid());
     const auto own_gid = std::to_string(::getegid());
-    notes.empty_root = ::unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0;
+    notes.empty_root = ::unshare(CLONE_NEWUSER | kOwn) == 0;
     if (notes.empty_root) {
       const bool mapped = write_file("/proc/self/setgroups", "deny") &&
                           write_file("/proc/self/uid_map", own_uid + " " + own_uid + " 1") &&
@@ -253,11 +309,7 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   if (const Status dropped = drop_capabilities(); !dropped) return dropped.error();
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return failed("no_new_privs");
   if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return failed("dumpable");
-  // What it publishes is small; the file system that it stands in is everybody's.
-  rlimit file{};
-  if (::getrlimit(RLIMIT_FSIZE, &file) < 0) return failed("limit of file sizes");
-  file = {std::min(file.rlim_cur, kMaxFileBytes), std::min(file.rlim_max, kMaxFileBytes)};
-  if (::setrlimit(RLIMIT_FSIZE, &file) < 0) return failed("limit of file sizes");
+  if (const Status limited = limit_resources(); !limited) return limited.error();
   return notes;
 }
 
@@ -265,12 +317,15 @@ Status filter_system_calls() {
   const auto with = [](int negative, const char* where) {
     return Error{Fault::sys, -negative, where};
   };
+  // All threads are there.
+  if (const Status s = lower_limit(RLIMIT_NPROC, 0, "limit of processes"); !s) return s;
   scmp_filter_ctx ctx = ::seccomp_init(SCMP_ACT_KILL_PROCESS);
   if (ctx == nullptr) return Error{Fault::sys, ENOMEM, "seccomp filter"};
   int bad = ::seccomp_attr_set(ctx, SCMP_FLTATR_CTL_TSYNC, 1);
   if (bad == 0) bad = ::seccomp_attr_set(ctx, SCMP_FLTATR_CTL_OPTIMIZE, 2);
   for (const Rule& r : kRules)
     if (bad == 0) bad = add_rule(ctx, r);
+  if (bad == 0) bad = add_socket_rules(ctx);
   // abort() signals its own thread. Without root the INS runs as the user's own uid, which could
   // signal all of the user's processes.
   const Rule own{CALL(tgkill), 0, 0, kWhole, {static_cast<uint64_t>(::getpid())}};

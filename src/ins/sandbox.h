@@ -6,15 +6,6 @@
 
 #include "base/result.h"
 
-// Sanitizers bring a run-time library that asks for more than the table grants.
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MW_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define MW_SANITIZED 1
-#endif
-#endif
-
 namespace mw {
 
 // As many descriptors as the kernel allows. Before enter_sandbox().

@@ -157,6 +157,7 @@ void Worker::turn(bool may_sleep) {
   const uint32_t tick = ins_.tick.load(std::memory_order_relaxed);
   if (tick != tick_) {
     tick_ = tick;
+    ins_.stats[index_]->beat.store(tick, std::memory_order_relaxed);
     release_idle_memory();
     close_dead();
     look_for_missing();
@@ -218,13 +219,15 @@ bool Worker::processors_free(int64_t now) {
 
 int Worker::sleep_ms() const {
   // The only timed work: memory and descriptors to give back, listeners that wait for a free
-  // descriptor, minimum rates, and the beat while there are sockets.
+  // descriptor, minimum rates, and the beats: ours for our sockets, and the heartbeat of the INS, which
+  // stops if one worker hangs.
   const bool nothing =
       warm_.empty() && dead_.empty() && handing_.empty() && ins_.slots.open_count() == 0;
-  const int rest = !stalled_.empty() ? 100 : nothing ? -1 : 1000;
+  constexpr int kIdleBeatMs = 2000;
+  const int rest = !stalled_.empty() ? 100 : nothing ? kIdleBeatMs : 1000;
   if (wheel_.empty()) return rest;
   const int due = wheel_.wait_ms(monotonic_ns());
-  return rest < 0 ? due : std::min(rest, due);
+  return std::min(rest, due);
 }
 
 // Returns how many there were.

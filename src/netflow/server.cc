@@ -28,13 +28,25 @@ constexpr int kAcceptsPerTurn = 64;
 constexpr int kEventsPerTurn = 64;
 constexpr size_t kReadAtOnce = 4096;
 constexpr int kPieces = 16;
-constexpr int64_t kStrangerMs = 10'000;
+constexpr int64_t kSilentMs = 3'000;     // until a stranger's first byte
+constexpr int64_t kStrangerMs = 10'000;  // until his token
 constexpr uint64_t kShortestRoundMs = 50;
 constexpr uint64_t kLongestRoundMs = 60'000;
 constexpr int64_t kRoundSlackMs = 5;  // who is due a little later is served with the others
 
 Error sys(const char* where) {
   return {Fault::sys, errno, where};
+}
+
+// Who can have one address there can have many: /24, /64.
+std::string network_of(const SocketAddress& from) {
+  constexpr size_t kBytes4 = 3;
+  constexpr size_t kBytes6 = 8;
+  const auto* in = reinterpret_cast<const char*>(
+      from.family() == AF_INET6
+          ? static_cast<const void*>(&reinterpret_cast<const sockaddr_in6*>(from.get())->sin6_addr)
+          : &reinterpret_cast<const sockaddr_in*>(from.get())->sin_addr);
+  return {in, from.family() == AF_INET6 ? kBytes6 : kBytes4};
 }
 
 }  // namespace
@@ -153,14 +165,12 @@ void Server::accept_from(int listener, bool over_tls) {
         socket = UniqueFd{::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC)};
         socket.reset();
         spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
-        log_line(kWho, "NetFlow: an engine is refused: no descriptor is left");
+        full_.say("NetFlow: an engine is refused: no descriptor is left");
       }
       return;
     }
-    if (engines_.size() >= kMaxEngines) {
-      if (!said_full_)
-        log_line(kWho, "NetFlow: %zu engines are connected, further ones are refused", kMaxEngines);
-      said_full_ = true;
+    if (!over_tls && engines_.size() - strangers_ >= kMaxEngines) {
+      full_.say("NetFlow: %zu engines are connected, further ones are refused", kMaxEngines);
       continue;
     }
     const int on = 1;
@@ -168,10 +178,9 @@ void Server::accept_from(int listener, bool over_tls) {
       ::setsockopt(socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     const auto uid = over_tls ? std::nullopt : peer_uid(socket.get());
     if (!over_tls && (!uid || (*uid != 0 && *uid != options_.owner))) {
-      if (refused_++ < kSaidRefusals)
-        log_line(kWho, "NetFlow: %s is refused: it belongs to %s%s", to_string(from).c_str(),
-                 uid ? "user " : "nobody that could be told",
-                 uid ? std::to_string(*uid).c_str() : "");
+      refusals_.say("NetFlow: %s is refused: it belongs to %s%s", to_string(from).c_str(),
+                    uid ? "user " : "nobody that could be told",
+                    uid ? std::to_string(*uid).c_str() : "");
       continue;
     }
     const EngineId id = next_id_++;
@@ -181,57 +190,101 @@ void Server::accept_from(int listener, bool over_tls) {
     e.local = from.bytes.ss_family == AF_UNIX;
     if (e.local) e.process = peer_process(e.socket.get());
     e.since_ms = monotonic_ms();
-    if (over_tls) e.tls = tls_->accept(e.socket.get());
+    e.over_tls = over_tls;
     e.watched = EPOLLIN;
-    if ((over_tls && e.tls == nullptr) || !watch(e.socket.get(), e.watched, id, EPOLL_CTL_ADD)) {
+    if (!watch(e.socket.get(), e.watched, id, EPOLL_CTL_ADD)) {
       engines_.erase(id);
       continue;
     }
-    if (over_tls)
-      drop_strangers();
-    else
+    if (over_tls) {
+      e.source = network_of(from);
+      ++strangers_;
+      keep_strangers_below(kMaxStrangers, false);
+    } else {
       admit(e, !options_.read_only);
+    }
   }
+  if (over_tls) drop_late_strangers();
 }
 
 void Server::admit(Engine& e, bool may_act) {
   e.admitted = true;
+  if (e.over_tls) --strangers_;
   e.may_act = may_act;
   on_listening();
   if (!e.local)
-    log_line(kWho, "NetFlow: engine %s connected, %s", e.name.c_str(),
-             may_act ? "may act" : "read-only");
+    arrivals_.say("NetFlow: engine %s connected, %s", e.name.c_str(),
+                  may_act ? "may act" : "read-only");
 }
 
-// Those that had time enough to show a token, and the oldest of too many.
-void Server::drop_strangers() {
-  size_t strangers = 0;
+// ---- strangers ----
+// Whoever may reach the port may connect thousands of times a second, from one network or from many. A
+// stranger who has said nothing costs a descriptor; TLS begins with his first byte. Of too many strangers
+// one of the network goes that has the most: while he is silent the oldest, but of those in a handshake
+// the last one to come, so that a flood never takes the place of somebody who is half-way in.
+
+void Server::drop_late_strangers() {
+  const int64_t now = monotonic_ms();
+  if (strangers_ == 0 || now - looked_for_late_ms_ < kSilentMs / 10) return;
+  looked_for_late_ms_ = now;
   std::vector<EngineId> late;
-  const int64_t limit = monotonic_ms() - kStrangerMs;
   for (const auto& [id, e] : engines_) {
-    if (e.admitted) continue;
-    ++strangers;
-    if (e.since_ms < limit) late.push_back(id);
+    const int64_t limit = e.tls == nullptr ? kSilentMs : kStrangerMs;
+    if (e.over_tls && !e.admitted && now - e.since_ms > limit) late.push_back(id);
   }
   for (const EngineId id : late) close(id, "it showed no token in time");
-  if (strangers - late.size() <= kMaxStrangers) return;
-  const auto oldest = std::find_if(engines_.begin(), engines_.end(),
-                                   [](const auto& e) { return !e.second.admitted; });
-  close(oldest->first, nullptr);
+}
+
+bool Server::is_stranger(const Engine& e, bool in_handshake) const {
+  return e.over_tls && !e.admitted && (e.tls != nullptr) == in_handshake;
+}
+
+void Server::keep_strangers_below(size_t most, bool in_handshake) {
+  if (strangers_ <= most) return;
+  std::map<std::string_view, size_t> of_network;
+  size_t there = 0;
+  size_t largest = 0;
+  for (const auto& [id, e] : engines_) {
+    if (!is_stranger(e, in_handshake)) continue;
+    ++there;
+    largest = std::max(largest, ++of_network[e.source]);
+  }
+  if (there == 0 || (in_handshake && there <= most)) return;
+  // Ids grow: the first one in the map is the oldest.
+  std::optional<EngineId> victim;
+  for (const auto& [id, e] : engines_) {
+    if (!is_stranger(e, in_handshake) || of_network[e.source] != largest) continue;
+    victim = id;
+    if (!in_handshake) break;
+  }
+  close(*victim, nullptr);
+}
+
+// A stranger has said something, or has gone. False: he is gone.
+bool Server::begin_handshake(EngineId id, Engine& e) {
+  char first = 0;
+  const ssize_t n = ::recv(e.socket.get(), &first, 1, MSG_PEEK | MSG_DONTWAIT);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return true;
+  if (n > 0) e.tls = tls_->accept(e.socket.get());
+  if (e.tls == nullptr) {
+    close(id, nullptr);
+    return false;
+  }
+  keep_strangers_below(kMaxHandshakes, true);
+  return engines_.count(id) != 0;
 }
 
 void Server::close(EngineId id, const char* why) {
   const auto it = engines_.find(id);
   if (it == engines_.end()) return;
   const Engine& e = it->second;
-  if (why != nullptr)
-    log_line(kWho, "NetFlow: engine %s: %s; connection closed", e.name.c_str(), why);
+  if (why != nullptr) faults_.say("NetFlow: engine %s: %s; connection closed", e.name.c_str(), why);
   if (e.admitted && (!e.local || e.missed != 0))
-    log_line(kWho, "NetFlow: engine %s disconnected, missed %" PRIu64 " observations",
-             e.name.c_str(), e.missed);
+    departures_.say("NetFlow: engine %s disconnected, missed %" PRIu64 " observations",
+                    e.name.c_str(), e.missed);
   const bool admitted = e.admitted;
+  if (!admitted && e.over_tls) --strangers_;
   engines_.erase(it);
-  said_full_ = false;
   if (admitted) on_gone(id);
 }
 
@@ -242,6 +295,9 @@ void Server::on_events(EngineId id, uint32_t events) {
   if (it == engines_.end()) return;
   Engine& e = it->second;
   const char* why = nullptr;
+  if (e.over_tls && e.tls == nullptr) {
+    if (!begin_handshake(id, e) || e.tls == nullptr) return;
+  }
   if (!flush(e)) return close(id, nullptr);
   // TLS may hold bytes that epoll knows nothing about.
   const bool may_read = (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) != 0 || e.tls != nullptr;
@@ -298,10 +354,12 @@ bool Server::read_token_line(Engine& e, std::span<const uint8_t>& bytes) {
   e.shown.insert(e.shown.end(), bytes.begin(), bytes.begin() + static_cast<long>(n));
   bytes = bytes.subspan(n);
   if (e.shown.size() < kTokenLine) return true;
-  if (token_ && token_matches(e.shown, *token_))
-    admit(e, !options_.read_only);
-  else if (read_token_ && token_matches(e.shown, *read_token_))
-    admit(e, false);
+  const bool acts = token_ && token_matches(e.shown, *token_);
+  const bool looks = acts || (read_token_ && token_matches(e.shown, *read_token_));
+  if (looks && engines_.size() - strangers_ >= kMaxEngines)
+    full_.say("NetFlow: %zu engines are connected, further ones are refused", kMaxEngines);
+  else if (looks)
+    admit(e, acts && !options_.read_only);
   e.shown.clear();
   return e.admitted;
 }

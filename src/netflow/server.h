@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "base/line_limit.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "netflow/framing.h"
@@ -52,7 +53,9 @@ struct ServerOptions {
 class Server {
  public:
   static constexpr size_t kMaxEngines = 256;
-  static constexpr size_t kMaxStrangers = 64;  // that have not shown a token yet
+  // That have not shown a token yet: all, and those of them that have begun a TLS handshake.
+  static constexpr size_t kMaxStrangers = 1024;
+  static constexpr size_t kMaxHandshakes = 256;
   static constexpr uint32_t kMaxOutstanding = 256;
 
   using EngineId = uint64_t;
@@ -100,7 +103,6 @@ class Server {
   bool anyone_keeps_up() const;
 
  private:
-  static constexpr int kSaidRefusals = 20;
   // What waits to be sent. Answers have no messages.
   struct Waiting {
     std::shared_ptr<const Batch> batch;
@@ -112,6 +114,7 @@ class Server {
     std::unique_ptr<TlsConnection> tls;
     std::string name;
     std::string process;         // of a local socket: its command and number
+    std::string source;          // over TLS: the network that it comes from
     std::vector<uint8_t> shown;  // of a token
     RequestStream requests;
     std::deque<Waiting> out;
@@ -125,6 +128,7 @@ class Server {
     uint32_t outstanding = 0;    // requests that are not answered
     uint32_t watched = 0;        // epoll events
     int64_t since_ms = 0;
+    bool over_tls = false;
     bool local = false;  // most of them are commands, whose coming and going fills no log
     bool admitted = false;
     bool may_act = false;
@@ -140,7 +144,10 @@ class Server {
   bool watch(int fd, uint32_t events, uint64_t tag, int op);
   void accept_from(int listener, bool over_tls);
   void admit(Engine& e, bool may_act);
-  void drop_strangers();
+  void drop_late_strangers();
+  bool is_stranger(const Engine& e, bool in_handshake) const;
+  void keep_strangers_below(size_t most, bool in_handshake);
+  bool begin_handshake(EngineId id, Engine& e);
   void close(EngineId id, const char* why);
   void on_events(EngineId id, uint32_t events);
   static Result<size_t> receive(Engine& e, std::span<uint8_t> room);
@@ -169,8 +176,13 @@ class Server {
   std::string address_;
   std::map<EngineId, Engine> engines_;
   EngineId next_id_ = 16;  // smaller ones are the tags of listeners
-  bool said_full_ = false;
-  int refused_ = 0;
+  size_t strangers_ = 0;
+  int64_t looked_for_late_ms_ = 0;
+  LineLimit full_{"mwcommsd"};
+  LineLimit refusals_{"mwcommsd"};
+  LineLimit arrivals_{"mwcommsd"};
+  LineLimit departures_{"mwcommsd"};
+  LineLimit faults_{"mwcommsd"};
 };
 
 }  // namespace mw::netflow

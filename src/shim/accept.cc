@@ -9,6 +9,7 @@
 #include "base/received_fds.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
+#include "shim/from_stack.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
 #include "shim/stock.h"
@@ -63,9 +64,14 @@ ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd)
 bool is_possible(const mw_accept_record& r) {
   const mw_geometry& g = process.channel.geometry();
   const uint32_t number_and_1 = r.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT;
-  return r.magic == MW_ACCEPT_MAGIC && r.slot < g.slots && r.local.len <= sizeof r.local.bytes &&
-         r.peer.len <= sizeof r.peer.bytes && number_and_1 <= g.slots &&
+  return r.magic == MW_ACCEPT_MAGIC && r.slot < g.slots && number_and_1 <= g.slots &&
          (number_and_1 == 0) == ((r.flags & MW_ACCEPT_BARE) != 0);
+}
+
+// The same, of a record that this listener's program is to see.
+bool is_possible(const Sock& listener, const mw_accept_record& r) {
+  return is_possible(r) && ((r.flags & MW_ACCEPT_ASK) != 0 ||
+                            are_addresses_of(listener.mine.domain, r.local, r.peer));
 }
 
 // 1 + the number of the placeholder that the connection was claimed with; 0 if there is none.
@@ -196,12 +202,12 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
     if (n == 0) return -EINVAL;  // the session is over
     if (n == sizeof record && record.gen != 0) {
       const bool bare = (record.flags & MW_ACCEPT_BARE) != 0;
-      if (is_possible(record) && bare == (*fd < 0)) {
+      if (is_possible(s, record) && bare == (*fd < 0)) {
         if (has_slot(record.slot)) return 0;
         if (*fd >= 0) libc.close(*fd);  // the INS resets it, as it does a bare one
         return -ENOMEM;
       }
-      if (is_possible(record) && !bare) return -EMFILE;
+      if (is_possible(s, record) && !bare) return -EMFILE;
     }
     if (*fd >= 0) libc.close(*fd);
     if (n != sizeof record || *fd >= 0 || record.gen != 0) break;
@@ -225,7 +231,7 @@ int fetch_asked(const Sock& s, mw_accept_record& record) {
   const CallAnswer a = call(r, &record, sizeof record);
   if (a.ret < 0) return a.err == EINVAL ? -EINVAL : -EAGAIN;
   constexpr uint32_t kKind = MW_ACCEPT_BARE | MW_ACCEPT_ASK;
-  if (a.len == sizeof record && is_possible(record) && record.gen != 0 &&
+  if (a.len == sizeof record && is_possible(s, record) && record.gen != 0 &&
       (record.flags & kKind) == MW_ACCEPT_BARE)
     return has_slot(record.slot) ? 0 : -ENOMEM;  // the INS revokes what nobody claims
   poison("accept record");

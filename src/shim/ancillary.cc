@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "shim/calls.h"
+#include "shim/from_stack.h"
 
 namespace mw::shim {
 namespace {
@@ -110,21 +111,10 @@ void change(const Sock& s, uint32_t clear, uint32_t set) {
   A::fetch_or(s.mine.asked, set);
 }
 
-// Calls visit(header, data) for each message; what does not hold together ends it.
-template <class Visit>
-void each_message(const char* from, uint32_t len, Visit&& visit) {
-  cmsghdr h{};
-  for (uint64_t at = 0; at + sizeof h <= len; at += CMSG_ALIGN(h.cmsg_len)) {
-    std::memcpy(&h, from + at, sizeof h);
-    if (h.cmsg_len < sizeof h || h.cmsg_len > len - at) return;
-    visit(h, from + at + sizeof h);
-  }
-}
-
 // The time of arrival among the messages of a record; 0: it is not there.
 int64_t arrival_in(const char* from, uint32_t len) {
   int64_t ns = 0;
-  each_message(from, len, [&](const cmsghdr& h, const char* data) {
+  each_control_message(from, len, [&](const cmsghdr& h, const char* data) {
     timespec t{};
     if (h.cmsg_level != SOL_SOCKET || h.cmsg_type != SO_TIMESTAMPNS ||
         h.cmsg_len != CMSG_LEN(sizeof t))
@@ -210,7 +200,11 @@ int give_control(const Sock& s, const char* from, uint32_t len, char* to, size_t
     const int64_t parts[] = {ns / 1'000'000'000, ns % 1'000'000'000 / unit};
     out.put(SOL_SOCKET, stamp_type(asked), parts, sizeof parts);
   }
-  each_message(from, len, [&](const cmsghdr& h, const char* data) {
+  bool lied = false;
+  each_control_message(from, len, [&](const cmsghdr& h, const char* data) {
+    const Verdict verdict = judge_control_message(s.mine.domain, h, data);
+    if (verdict == Verdict::lie) lied = true;
+    if (verdict != Verdict::give) return;
     if (filtered) {
       if (h.cmsg_level == SOL_SOCKET && h.cmsg_type == SO_TIMESTAMPNS) return;
       const uint32_t bit = bit_of_type(h.cmsg_level, h.cmsg_type);
@@ -218,8 +212,8 @@ int give_control(const Sock& s, const char* from, uint32_t len, char* to, size_t
     }
     out.put(h.cmsg_level, h.cmsg_type, data, h.cmsg_len - sizeof h);
   });
-  *room = out.used;
-  return out.flags;
+  *room = lied ? 0 : out.used;
+  return lied ? -ECONNRESET : out.flags;
 }
 
 void note_stamp(const Sock& s, const char* from, uint32_t len) {

@@ -4,7 +4,7 @@
 // PURPOSE     The kernel decides that at recvmsg(). Datagrams are read ahead, so the INS has the
 //             common control messages put into every record, and the shim gives out those whose
 //             option is set at the time of the call (docs/protocol.md 3).
-// TRUST       Control messages are the INS's bytes: lengths are checked here.
+// TRUST       Control messages are the INS's bytes: from_stack.h says which may pass.
 // THREADS     Any. What was asked stands in the session region.
 #pragma once
 
@@ -24,7 +24,7 @@ bool is_asked(const Sock& s, int level, int name);
 // The control bytes of a record, or of an answer, are of interest.
 bool wants_control(const Sock& s);
 // Writes the messages that the program is to have as the kernel's put_cmsg() does: *room becomes
-// what was written. Returns MSG_CTRUNC if not all fit, or 0.
+// what was written. Returns MSG_CTRUNC if not all fit, or 0; -ECONNRESET: the INS lied.
 int give_control(const Sock& s, const char* from, uint32_t len, char* to, size_t* room);
 
 // A datagram was given to the program: what SIOCGSTAMP tells then. `from` as above.

@@ -1,7 +1,6 @@
 #include "shim/calls.h"
 
 #include <limits.h>
-#include <sched.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,6 +18,7 @@ using A = StdAtomics;
 
 constexpr timespec kTick{0, 100'000'000};
 constexpr int kTicksToLiveness = 20;  // two seconds without an answer: is anybody there?
+constexpr int kTicksForCell = 100;    // longer than it takes to replace a stack that hangs
 constexpr int kTicksToGiveUp = 3000;  // the driver answers for a dead INS long before
 
 using Cell = CallCell<SessionCall, mw_call>;
@@ -27,19 +27,55 @@ Cell cell_at(uint32_t at) {
   return {process.session.call(at), process.channel.call(at)};
 }
 
-// Finds a free, answered cell and makes it ours. Lookups, which take seconds, have half of the cells
-// among themselves.
-uint32_t acquire_cell(bool lookup) {
+// Makes a free, answered cell ours. -1: there is none. Lookups, which take seconds, have half of the
+// cells among themselves.
+int32_t find_cell(bool lookup) {
   const uint32_t calls = process.channel.geometry().calls;
   const uint32_t n = lookup ? std::max(1u, calls / 2) : calls;
   uint32_t at = this_thread() * 2654435761u % n;
-  for (uint32_t tries = 0;; ++tries, at = (at + 1) % n) {
-    if (tries == n) {
-      ::sched_yield();
-      tries = 0;
+  for (uint32_t tries = 0; tries < n; ++tries, at = (at + 1) % n)
+    if (cell_at(at).acquire(process.pid)) return static_cast<int32_t>(at);
+  return -1;
+}
+
+// The same; waits until one comes free. -ENOBUFS: none did for a long time; -ENETDOWN: nobody is there
+// who would free one; -ECONNRESET.
+int32_t acquire_cell(bool lookup) {
+  int32_t at = find_cell(lookup);
+  if (at >= 0) return at;
+  SessionHeader& header = process.session.header();
+  const int saved = errno;
+  int32_t failure = -ENOBUFS;
+  for (int ticks = 0; at < 0 && ticks < kTicksForCell;) {
+    const uint32_t seen = A::load_acquire(header.cells_freed);
+    A::store_relaxed(header.cells_wanted, 1u);
+    A::fence();  // pairs with that of release_cell()
+    at = find_cell(lookup);
+    if (at >= 0) break;
+    if (is_poisoned()) {
+      failure = -ECONNRESET;
+      break;
     }
-    if (cell_at(at).acquire(process.pid)) return at;
+    if (raw_futex(&header.cells_freed, FUTEX_WAIT, seen, &kTick) == 0 || errno != ETIMEDOUT)
+      continue;
+    if (++ticks < kTicksToLiveness || is_session_up()) continue;
+    failure = -ENETDOWN;
+    break;
   }
+  errno = saved;
+  return at >= 0 ? at : failure;
+}
+
+void release_cell(uint32_t at) {
+  cell_at(at).release();
+  A::fence();  // pairs with that of acquire_cell()
+  SessionHeader& header = process.session.header();
+  if (A::load_relaxed(header.cells_wanted) == 0) return;
+  A::store_relaxed(header.cells_wanted, 0u);
+  A::fetch_add(header.cells_freed, 1u);
+  const int saved = errno;
+  raw_futex(&header.cells_freed, FUTEX_WAKE, INT_MAX, nullptr);
+  errno = saved;
 }
 
 void wake_waiters(mw_call& cell) {
@@ -179,7 +215,9 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
   if (!mw_is_lookup(request.op) && has_slot) await_posted(request.slot);
   if (process.talks_to_itself) process.unsettled = true;
   const bool lookup = mw_is_lookup(request.op) != 0;
-  const uint32_t at = acquire_cell(lookup);
+  const int32_t cell = acquire_cell(lookup);
+  if (cell < 0) return {-1, -cell, 0};
+  const auto at = static_cast<uint32_t>(cell);
   CallAnswer a;
   if (const int rc = submit(at, request); rc < 0)
     a.err = -rc;
@@ -188,7 +226,7 @@ CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
     a = take_answer(at, request, room, room_len);
   else
     a.err = request.op == MW_OP_SOCKET ? ENETDOWN : ECONNRESET;
-  cell_at(at).release();
+  release_cell(at);
   return a;
 }
 
@@ -196,7 +234,9 @@ void post(const CallRequest& request) {
   if (is_poisoned() || !session_up()) return;
   if (process.talks_to_itself) process.unsettled = true;
   await_posted(request.slot);
-  const uint32_t at = acquire_cell(false);
+  const int32_t cell = acquire_cell(false);
+  if (cell < 0) return;
+  const auto at = static_cast<uint32_t>(cell);
   SessionSlot& s = process.session.slot(request.slot);
   if (submit(at, request) == 0) {
     const uint32_t seq = process.session.call(at).seq;
@@ -205,7 +245,7 @@ void post(const CallRequest& request) {
     if (!std::atomic_ref(s.posted).compare_exchange_strong(none, posted_call(at, seq)))
       await(at, seq, Whose::ours);
   }
-  cell_at(at).release();
+  release_cell(at);
 }
 
 }  // namespace mw::shim

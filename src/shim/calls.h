@@ -41,11 +41,13 @@ struct CallAnswer {
 int open_placeholder(int type, int pair[2], CallRequest& r);
 
 // Executes a call and waits for the answer; its payload goes to `room`. A failure of the channel
-// itself is an answer too: ret -1 with ENETDOWN or ECONNRESET. Not interrupted by signals.
+// itself is an answer too: ret -1 with ENETDOWN, ECONNRESET or ENOBUFS (too many calls are unanswered).
+// Not interrupted by signals, whose handlers run meanwhile.
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len);
 
 // Executes a call that cannot fail without waiting. The next call about the same socket waits for
-// it, so that order is kept. Falls back to call() when no cell is free.
+// it, so that order is kept. Waits for a free cell; if none comes, the stack hangs and the call is lost
+// with it.
 void post(const CallRequest& request);
 
 // Waits until the session has an INS, at most about two seconds. False: it has none.

@@ -16,6 +16,7 @@
 #include "shim/ancillary.h"
 #include "shim/calls.h"
 #include "shim/epoll.h"
+#include "shim/from_stack.h"
 #include "shim/memory.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
@@ -298,6 +299,21 @@ int ask_option(const Sock& s, int level, int name, Bytes in, void* room, uint32_
   return a.ret < 0 ? -a.err : static_cast<int>(a.len);
 }
 
+// The control messages that an option's value consists of, as many as there is room for.
+template <class Give>
+int row_of_messages(const Sock& s, int level, int name, socklen_t room, Give&& give) {
+  char answer[MW_CALL_PAYLOAD];
+  const int n = ask_option(s, level, name, {}, answer, sizeof answer);
+  if (n < 0) return n;
+  char chosen[MW_CALL_PAYLOAD];
+  size_t used = std::min<size_t>(room, sizeof chosen);
+  if (give_control(s, answer, static_cast<uint32_t>(n), chosen, &used) < 0) {
+    poison("value of an option");
+    return -ECONNRESET;
+  }
+  return give(chosen, used);
+}
+
 }  // namespace
 
 int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* len) {
@@ -335,10 +351,15 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
   }
   const uint32_t asked_with = std::min<uint32_t>(room, bytes_asked_with(level, name));
   if (!is_buffer(value, asked_with)) return -EFAULT;
+  if (is_row_of_messages(level, name)) return row_of_messages(s, level, name, room, give);
   uint8_t answer[MW_CALL_PAYLOAD];
   const int n = ask_option(s, level, name, {value, asked_with}, answer,
                            std::min<uint32_t>(room, sizeof answer));
   if (n < 0) return n;
+  if (!is_option_value(s.mine.domain, level, name, answer, static_cast<uint32_t>(n))) {
+    poison("value of an option");
+    return -ECONNRESET;
+  }
   if (s.datagram() && !is_asked(s, level, name)) memset(answer, 0, sizeof answer);
   return give(answer, static_cast<uint32_t>(n));
 }
@@ -453,6 +474,10 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   int rc = plain(r);
   if (rc == -EPERM) rc = set_as_privileged(s, level, name, value, n);
   if (rc == 0 && s.datagram()) note_asked(s, level, name, value, n);
+  if (rc == 0 && level == IPPROTO_IPV6 && name == IPV6_ADDRFORM) {
+    s.mine.domain = AF_INET;  // it takes no other value
+    follow_address_form(AF_INET, s.mine.local.bytes, &s.mine.local.len);
+  }
   if (rc == 0 && level == IPPROTO_TCP && name == kTcpInq && n >= sizeof(int)) {
     int on = 0;
     memcpy(&on, value, sizeof on);
@@ -492,6 +517,10 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   const CallAnswer answer =
       call(about(s, peer ? MW_OP_GETPEERNAME : MW_OP_GETSOCKNAME), got.bytes, sizeof got.bytes);
   if (answer.ret < 0) return -answer.err;
+  if (!is_address_of(s.mine.domain, got.bytes, answer.len)) {
+    poison("address of a socket");
+    return -ECONNRESET;
+  }
   return give_name(got.bytes, answer.len, a, len);
 }
 
@@ -566,7 +595,7 @@ int device_ioctl(const Sock& s, uint32_t request, void* arg) {
   char answer[kMostIoctlBytes];
   const CallAnswer a = call(r, answer, sizeof answer);
   if (a.ret < 0) return -a.err;
-  if (row == nullptr || a.len != row->out_bytes) {
+  if (row == nullptr || a.len != row->out_bytes || !is_device_answer(request, answer, a.len)) {
     poison("answer to ioctl");
     return -ECONNRESET;
   }
@@ -600,6 +629,10 @@ int interface_list(const Sock& s, void* arg) {
     if (list.ifc_buf == nullptr) {
       memcpy(&total, piece, std::min<size_t>(a.len, sizeof total));
       break;
+    }
+    if (!are_interface_entries(piece, a.len)) {
+      poison("answer to ioctl");
+      return -ECONNRESET;
     }
     // No more than there is room for, whatever the INS says.
     const auto n = std::min<uint32_t>(

@@ -8,6 +8,7 @@
 
 #include "shim/ancillary.h"
 #include "shim/calls.h"
+#include "shim/from_stack.h"
 #include "shim/memory.h"
 #include "shim/settle.h"
 #include "shim/socket.h"
@@ -36,7 +37,8 @@ int oldest(const Sock& s, Record& r) {
     if (!ring.is_there()) return -ENOMEM;
     ring.copy_out(head, &r.head, sizeof r.head);
     const uint64_t bytes = mw_dgram_bytes(r.head.control_len, r.head.data_len);
-    if (r.head.name_len <= sizeof r.head.name && bytes <= *ready) {
+    follow_address_form(s.mine.domain, r.head.name, &r.head.name_len);
+    if (is_address_of(s.mine.domain, r.head.name, r.head.name_len) && bytes <= *ready) {
       r.at = head + static_cast<uint32_t>(sizeof r.head);
       r.bytes = static_cast<uint32_t>(bytes);
       return 1;
@@ -77,10 +79,11 @@ struct Control {
   int flags = 0;
   alignas(cmsghdr) char bytes[kMost];
 
-  // Those that the program is to have, of the `len` bytes at `from`.
-  void choose(const Sock& s, const msghdr& m, const char* from, uint32_t len) {
+  // Those that the program is to have, of the `len` bytes at `from`. False: the INS lied.
+  bool choose(const Sock& s, const msghdr& m, const char* from, uint32_t len) {
     used = m.msg_control != nullptr ? std::min(m.msg_controllen, kMost) : 0;
     flags = give_control(s, from, len, bytes, &used);
+    return flags >= 0;
   }
 };
 
@@ -133,7 +136,8 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
         char raw[Control::kMost];
         const uint32_t raw_len = wanted ? std::min<uint32_t>(r.head.control_len, sizeof raw) : 0;
         if (raw_len != 0) ring.copy_out(r.at, raw, raw_len);
-        if (wanted) control.choose(s, *m, raw, raw_len);
+        if (wanted && !control.choose(s, *m, raw, raw_len))
+          return broken_window(s, "control message");
         note_stamp(s, raw, raw_len);
         if (has_room(*m, r.head, control.used)) {
           const size_t copied =
@@ -342,7 +346,7 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   std::memcpy(&head, answer, sizeof head);
   const uint64_t bytes =
       sizeof head + uint64_t{head.name_len} + head.control_len + uint64_t{head.data_len};
-  if (head.name_len > 32 || bytes > a.len) {
+  if (head.name_len > sizeof mw_dgram_head{}.name || bytes > a.len) {
     poison("answer to recvmsg");
     return -ECONNRESET;
   }
@@ -355,8 +359,14 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   std::memcpy(as_record.name, at, head.name_len);
   const char* control = at + head.name_len;
   const char* data = control + head.control_len;
+  follow_address_form(s.mine.domain, as_record.name, &as_record.name_len);
   Control chosen;
-  chosen.choose(s, *m, control, head.control_len);
+  if ((as_record.name_len != 0 &&
+       !is_address_of(s.mine.domain, as_record.name, as_record.name_len)) ||
+      !chosen.choose(s, *m, control, head.control_len)) {
+    poison("answer to recvmsg");
+    return -ECONNRESET;
+  }
   if ((flags & MSG_ERRQUEUE) != 0 && s.datagram()) note_stamp(s, control, head.control_len);
   if (!has_room(*m, as_record, chosen.used)) return -EFAULT;
   size_t copied = 0;

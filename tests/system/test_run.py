@@ -157,7 +157,8 @@ def test_loopback_v6_is_refused_at_once(mw, unchanged, start, server, free_port)
 @pytest.mark.parametrize(("tool", "pattern"), [
     ("ip", "netns add"), ("ip", "-batch"), ("ip", "-n mw-"), ("nft", "-f"), ("ip", ""), ("nft", "")])
 def test_a_step_that_fails_leaves_nothing_behind(mw, unchanged, tmp_path, tool, pattern):
-    real = shutil.which(tool)
+    place = os.path.realpath(shutil.which(tool))
+    real = shutil.copy(place, tmp_path / "real")
     marker = tmp_path / "failed"
     fake = tmp_path / tool
     # Fails once, the first time that the pattern fits; without a pattern it always does.
@@ -165,8 +166,9 @@ def test_a_step_that_fails_leaves_nothing_behind(mw, unchanged, tmp_path, tool, 
                     f"{f'touch {marker}' if pattern else ':'}; echo broken on purpose >&2; exit 1; fi\n"
                     f'exec {real} "$@"\n')
     fake.chmod(0o755)
-    done = proc.run([mw, "run", "-p", "18192:80", "--", "true"], 120, check=False,
-                    env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
+    inside = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'  # tools are not looked for in PATH
+    done = proc.run(["unshare", "-m", "--propagation", "slave", "sh", "-c", inside, "sh", fake, place,
+                     mw, "run", "-p", "18192:80", "--", "true"], 120, check=False)
     assert done.returncode == 125
     assert b"broken on purpose" in done.stderr and b"mw: cannot " in done.stderr
 

@@ -3,6 +3,8 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 
+#include "base/raw_syscall.h"
+
 namespace mw {
 namespace {
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL;
@@ -32,7 +34,7 @@ Result<SealedFile> check_sealed(int fd) {
   if (seals < 0 || (seals & kSeals) != kSeals)
     return Error{Fault::peer, 0, "the region's memory is not sealed"};
   struct stat st {};
-  if (::fstat(fd, &st) < 0) return Error{Fault::sys, errno, "fstat of a region"};
+  if (raw_fstat(fd, st) < 0) return Error{Fault::sys, errno, "fstat of a region"};
   return SealedFile{fd, static_cast<uint64_t>(st.st_size), st.st_dev, st.st_ino};
 }
 

@@ -40,8 +40,10 @@ struct SessionHeader {
   uint32_t epoch;      // grows by one with each INS that attached
   uint32_t first_gen;  // slots with a generation below (modulo 2^32) belong to dead INSs
   uint32_t next_process;
-  uint32_t groups_made;  // grows by one with each group: who shares an epoll instance looks again
-  uint8_t pad[60];
+  uint32_t groups_made;   // grows by one with each group: who shares an epoll instance looks again
+  uint32_t cells_wanted;  // somebody waits for a call cell
+  uint32_t cells_freed;  // a futex word: grows, and is woken, when a cell comes free that is wanted
+  uint8_t pad[52];
 };
 
 // One epoll registration of a socket. It belongs to the open file, as in the kernel: it ends with

@@ -1,4 +1,6 @@
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 
@@ -6,6 +8,7 @@
 
 #include "ring/channel.h"
 #include "transport/local/fd_message.h"
+#include "transport/local/listener_record.h"
 #include "transport/local/mapping.h"
 #include "transport/local/session_fds.h"
 
@@ -57,6 +60,62 @@ TEST(SessionFds, HaveAWellFormedRegion) {
   EXPECT_EQ(c->header().magic, MW_MAGIC);
   EXPECT_EQ(c->header().bytes, map->bytes());
   EXPECT_EQ(s->bells.size(), 1u);
+}
+
+ControlListener some_listener() {
+  ControlListener l{};
+  l.slot = 3;
+  l.gen = 1;
+  l.domain = AF_INET;
+  l.socket_type = SOCK_STREAM;
+  const sa_family_t family = AF_INET;
+  std::memcpy(l.local.bytes, &family, sizeof family);
+  l.local.len = sizeof(sockaddr_in);
+  l.option_count = 1;
+  l.options[0] = {SOL_SOCKET, SO_REUSEADDR, 4, {1}};
+  return l;
+}
+
+TEST(ListenerRecord, WhatAnApplicationCanMakeIsReplayed) {
+  EXPECT_TRUE(check_listener(some_listener(), 8));
+  ControlListener l = some_listener();
+  l.protocol = IPPROTO_TCP;
+  l.option_count = 0;
+  EXPECT_TRUE(check_listener(l, 8));
+}
+
+TEST(ListenerRecord, NothingElseIs) {
+  using Change = void (*)(ControlListener&);
+  const Change changes[] = {
+      [](ControlListener& l) { l.slot = 8; },
+      [](ControlListener& l) { l.gen = 0; },
+      [](ControlListener& l) { l.domain = AF_UNIX; },
+      [](ControlListener& l) { l.domain = AF_INET6; },  // its address is IPv4's
+      [](ControlListener& l) { l.socket_type = SOCK_DGRAM; },
+      [](ControlListener& l) { l.socket_type = SOCK_RAW; },
+      [](ControlListener& l) { l.socket_type = SOCK_STREAM | SOCK_NONBLOCK; },
+      [](ControlListener& l) { l.protocol = IPPROTO_SCTP; },
+      [](ControlListener& l) { l.protocol = -1; },
+      [](ControlListener& l) { l.local.len = 0; },
+      [](ControlListener& l) { l.local.len = 28; },
+      [](ControlListener& l) { l.local.len = UINT32_MAX; },
+      [](ControlListener& l) { l.local.bytes[0] = AF_UNIX; },
+      [](ControlListener& l) { l.option_count = kMaxReplayOptions + 1; },
+      [](ControlListener& l) { l.option_count = UINT32_MAX; },
+      [](ControlListener& l) { l.options[0].len = sizeof l.options[0].value + 1; },
+      [](ControlListener& l) { l.options[0].name = SO_ATTACH_BPF; },
+      [](ControlListener& l) {
+        l.options[0] = {IPPROTO_TCP, TCP_REPAIR, 4, {1}};
+      },
+      [](ControlListener& l) {
+        l.options[0] = {IPPROTO_TCP, TCP_ULP, 4, {'t', 'l', 's'}};
+      },
+  };
+  for (size_t k = 0; k < std::size(changes); ++k) {
+    ControlListener l = some_listener();
+    changes[k](l);
+    EXPECT_FALSE(check_listener(l, 8)) << "change " << k;
+  }
 }
 
 }  // namespace

@@ -1,0 +1,48 @@
+// net_watch.h - what others change in the host's network while a session runs.
+//
+// PROBLEM     `flush ruleset`, with which every reload of nftables.conf begins, takes the session's rules
+//             away: its ports lead nowhere, and the forwarding that was turned on is guarded by nobody.
+//             An interface that comes later is not forwarded.
+// PROMISE     What touches the session's table, and interfaces that come and go, are told; nothing is
+//             polled. What the kernel could not tell counts as a change of everything.
+// THREADS     One.
+#pragma once
+
+#include <set>
+#include <string>
+
+#include "base/unique_fd.h"
+#include "frontend/failure.h"
+
+namespace mw {
+
+class NetWatch {
+ public:
+  struct News {
+    bool rules = false;  // something of the session's table was deleted
+    bool links = false;  // the host's interfaces are others than before
+  };
+
+  static Outcome<NetWatch> open(const std::string& table);
+
+  // Readable when take() has something to say.
+  int fd() const { return epoll_.get(); }
+  News take();
+  // Forgets what was told so far: our own changes.
+  void forget();
+  // fd() becomes readable after this time, and take() says that the rules are to be looked at.
+  void look_again_in(int milliseconds);
+
+ private:
+  bool rules_changed();
+  bool links_changed();
+
+  std::string table_;
+  UniqueFd epoll_;
+  UniqueFd rules_;
+  UniqueFd links_;
+  UniqueFd timer_;
+  std::set<std::string> names_;
+};
+
+}  // namespace mw
