@@ -273,6 +273,15 @@ std::vector<pid_t> processes_with_arguments(const std::string& first, const std:
   return out;
 }
 
+bool ignores(pid_t pid, int signal) {
+  const std::string text = read_text("/proc/" + std::to_string(pid) + "/status");
+  constexpr const char* kLine = "\nSigIgn:\t";
+  const size_t at = text.find(kLine);
+  if (at == std::string::npos) return false;
+  const uint64_t mask = std::strtoull(text.c_str() + at + ::strlen(kLine), nullptr, 16);
+  return (mask >> (signal - 1) & 1) != 0;
+}
+
 pid_t parent_of(pid_t pid) {
   ProcStat stat;
   return read_stat(pid, &stat) ? stat.parent : 0;

@@ -43,6 +43,7 @@ struct MemoryId {
 std::vector<pid_t> processes_with_memory(const MemoryId& memory);
 // Every process that has these two words, one after the other, among its arguments.
 std::vector<pid_t> processes_with_arguments(const std::string& first, const std::string& second);
+bool ignores(pid_t pid, int signal);
 // 0: there is no such process.
 pid_t parent_of(pid_t pid);
 

@@ -53,6 +53,13 @@ bool has_ended(const UniqueFd& pidfd) {
   return ::poll(&p, 1, 0) == 1;
 }
 
+// What a process that the command left behind is told instead of `sig`. Ctrl-C means stop to it too, and
+// a shell has what it starts in the background ignore SIGINT and SIGQUIT.
+int for_left_behind(pid_t pid, int sig) {
+  const bool stops = sig == SIGINT || sig == SIGQUIT || sig == SIGHUP;
+  return sig == SIGINT || (stops && ignores(pid, sig)) ? SIGTERM : sig;
+}
+
 int as_shell_status(int status) {
   return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
 }
@@ -262,7 +269,7 @@ void Supervisor::forward(const signalfd_siginfo& info) {
     return;
   }
   // Daemons that the command left behind ended their ties to the terminal; Ctrl-C still means stop.
-  for (const pid_t pid : left_behind()) ::kill(pid, sig == SIGINT ? SIGTERM : sig);
+  for (const pid_t pid : left_behind()) ::kill(pid, for_left_behind(pid, sig));
 }
 
 // The command was told to end and has ended: so does what it leaves. `status`: how it ended; SIGHUP is
@@ -273,7 +280,7 @@ void Supervisor::stop_left_behind(int status) {
   for (const pid_t pid : left_behind()) {
     // The terminal's signal has reached those of its foreground group already.
     if (stopped_by_terminal_ && ::getpgid(pid) == ::getpgrp()) continue;
-    ::kill(pid, stop_signal_ == SIGINT ? SIGTERM : stop_signal_);
+    ::kill(pid, for_left_behind(pid, stop_signal_));
   }
 }
 

@@ -71,10 +71,11 @@ void release_cell(uint32_t at) {
   A::fence();  // pairs with that of acquire_cell()
   SessionHeader& header = process.session.header();
   if (A::load_relaxed(header.cells_wanted) == 0) return;
-  A::store_relaxed(header.cells_wanted, 0u);
   A::fetch_add(header.cells_freed, 1u);
   const int saved = errno;
-  raw_futex(&header.cells_freed, FUTEX_WAKE, INT_MAX, nullptr);
+  // Nobody sleeps: whoever is about to sees that the word has changed, and says so again.
+  if (raw_futex(&header.cells_freed, FUTEX_WAKE, 1, nullptr) == 0)
+    A::store_relaxed(header.cells_wanted, 0u);
   errno = saved;
 }
 

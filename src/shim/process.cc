@@ -57,8 +57,9 @@ uint32_t attach_lock = 0;
 uint32_t limits_raised = 0;  // threads that have raised RLIMIT_NOFILE for a moment
 
 constexpr int kHiddenBase = 1100;  // above what select() can name
-constexpr timeval kDriverPatience{5,
-                                  0};  // a driver that hangs must not hang the application with it
+// A driver that hangs must not hang the application with it for ever, but its successor is to be waited
+// for.
+constexpr timeval kDriverPatience{15, 0};
 constexpr suseconds_t kIdentityMark = 500000;
 constexpr suseconds_t kListenerMark = 600000;
 constexpr unsigned kIdentitySlotBits = 18;
@@ -219,6 +220,17 @@ constexpr const char* kNoMemory =
 constexpr const char* kNoFit =
     "the session's memory does not fit its geometry; network sockets fail with ENETDOWN.";
 
+// The answer to a request to attach. If the driver died with the question, its successor is asked: it
+// finds us in the queue. `fd` is another one then, or -1.
+Result<ReceivedMessage> ask_to_attach(int& fd, AttachReply& reply) {
+  auto answer = ask_driver(fd, AttachType::attach, {}, reply);
+  if (answer || answer.error().err == EAGAIN) return answer;
+  unhide_and_close(fd);
+  fd = connect_to_driver();
+  if (fd < 0) return answer;
+  return ask_driver(fd, AttachType::attach, {}, reply);
+}
+
 bool attach_locked() {
   if (process.attached) return true;
   if (session_name[0] == 0) {
@@ -227,7 +239,7 @@ bool attach_locked() {
         "then its network sockets fail with ENETDOWN.");
     return false;
   }
-  const int fd = connect_to_driver();
+  int fd = connect_to_driver();
   if (fd < 0 && is_abroad()) {
     complain(
         "a socket of the session came to a program that was started in another network namespace; "
@@ -241,7 +253,7 @@ bool attach_locked() {
     return false;
   }
   AttachReply reply{};
-  auto answer = ask_driver(fd, AttachType::attach, {}, reply);
+  auto answer = ask_to_attach(fd, reply);
   if (!answer || answer->fd_count < 4 || answer->fd_count != 3 + reply.geometry.workers ||
       reply.geometry.workers > MW_MAX_WORKERS) {
     unhide_and_close(fd);
@@ -354,10 +366,10 @@ bool attach_as_this_process() {
   if (process.attach_pid == process.pid) return true;
   SharedLock lock(attach_lock);
   if (process.attach_pid == process.pid) return true;
-  const int fd = reach_driver();
+  int fd = reach_driver();
   if (fd < 0) return false;
   AttachReply reply{};
-  if (!ask_driver(fd, AttachType::attach, {}, reply)) {
+  if (!ask_to_attach(fd, reply)) {
     unhide_and_close(fd);
     return false;
   }
