@@ -438,6 +438,36 @@ void end_unknown_helpers(const SessionRecord& record) {
   }
 }
 
+namespace {
+
+// Whether a process is in this network namespace, or a file keeps it.
+bool is_network_there(uint64_t inode) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator it("/proc", error), end; !error && it != end;
+       it.increment(error)) {
+    if (inode_of(it->path().string() + "/ns/net") == inode) return true;
+  }
+  for (std::filesystem::directory_iterator it("/run/netns", error), end; !error && it != end;
+       it.increment(error)) {
+    if (inode_of(it->path().string()) == inode) return true;
+  }
+  return false;
+}
+
+// The host's side is gone with the namespace that played the host. The session's own is kept by a file.
+Outcome<Done> bury_without_network(const std::string& base, const SessionRecord& record) {
+  end_unknown_helpers(record);
+  end_process(record.ins);
+  end_process(record.driver);
+  SessionRecord left = record;
+  left.table_handle = 0;
+  left.link_index = 0;
+  if (auto removed = remove_network(left); !removed) return removed;
+  return remove_session_folder(base, record.name);
+}
+
+}  // namespace
+
 Outcome<Done> bury(const std::string& base, const SessionRecord& record) {
   end_unknown_helpers(record);
   end_process(record.ins);
@@ -465,8 +495,8 @@ Outcome<Done> leave_forwarding(const std::string& base) {
 
 }  // namespace
 
-Outcome<std::vector<std::string>> sweep(const std::string& base) {
-  std::vector<std::string> buried;
+Swept sweep(const std::string& base) {
+  Swept out;
   bool isolated_left = false;
   for (const SessionRecord& r : list_sessions(base)) {
     const bool here = r.host_net == this_network();
@@ -474,16 +504,26 @@ Outcome<std::vector<std::string>> sweep(const std::string& base) {
       isolated_left = isolated_left || (r.isolated && here);
       continue;
     }
-    // Its interface and rules are out of our reach: a start in that namespace, or after its end,
-    // will do.
-    if (r.isolated && !here) continue;
-    if (auto done = bury(base, r); !done) return done.failure();
-    buried.push_back(r.name);
+    // Its interface and rules are out of our reach: a start in that namespace will do. If that is gone,
+    // they went with it.
+    Outcome<Done> done = Done{};
+    if (here || !r.isolated)
+      done = bury(base, r);
+    else if (!is_network_there(r.host_net))
+      done = bury_without_network(base, r);
+    else
+      continue;
+    if (done) {
+      out.buried.push_back(r.name);
+    } else {
+      out.failures.push_back(done.failure());
+      isolated_left = isolated_left || (r.isolated && here);
+    }
   }
   if (!isolated_left && ::geteuid() == 0) {
-    if (auto done = leave_forwarding(base); !done) return done.failure();
+    if (auto done = leave_forwarding(base); !done) out.failures.push_back(done.failure());
   }
-  return buried;
+  return out;
 }
 
 std::string resolv_conf_for_ins() {

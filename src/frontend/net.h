@@ -52,9 +52,13 @@ void end_unknown_helpers(const SessionRecord& record);
 // Ends a session whose owner is gone: its INS and driver, its network, its folder. Call under
 // BaseLock.
 Outcome<Done> bury(const std::string& base, const SessionRecord& record);
-// Buries every dead session and restores the forwarding settings if no isolated one remains.
-// The result names those that were removed.
-Outcome<std::vector<std::string>> sweep(const std::string& base);
+// Buries every dead session and restores the forwarding settings if no isolated one remains. One that
+// cannot be buried, for want of rights perhaps, hinders neither the others nor a start.
+struct Swept {
+  std::vector<std::string> buried;  // names
+  std::vector<Failure> failures;
+};
+Swept sweep(const std::string& base);
 
 // The file that an INS in its own namespace should see as /etc/resolv.conf; empty if the host's
 // will do. (A resolver on the host's loopback cannot be reached from there.)

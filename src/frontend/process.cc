@@ -1,13 +1,16 @@
 #include "frontend/process.h"
 
+#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,6 +28,7 @@ namespace mw {
 namespace {
 
 constexpr rlim_t kHelperFds = 1u << 20;  // the kernel's default fs.nr_open
+constexpr int kFirstPassed = 3;          // sd_listen_fds(3)
 
 struct ProcStat {
   char state = 0;
@@ -132,7 +136,12 @@ void enter_namespaces(const SpawnRequest& request, int report_fd) {
 
 // The application gets our environment, and what `request` adds to it.
 void exec_application(const SpawnRequest& request) {
-  const std::vector<std::string> environment = merged_environment(request.environment);
+  std::vector<std::string> added = request.environment;
+  // Sockets that were passed to us are its own.
+  const char* pid = std::getenv("LISTEN_PID");
+  if (pid != nullptr && std::atoi(pid) == ::getppid())
+    added.push_back("LISTEN_PID=" + std::to_string(::getpid()));
+  const std::vector<std::string> environment = merged_environment(added);
   ::execvpe(request.argv[0].c_str(), pointers(request.argv).data(), pointers(environment).data());
 }
 
@@ -325,6 +334,52 @@ InheritedDescriptors::InheritedDescriptors() {
     if (fd > STDERR_FILENO && flags >= 0 && (flags & FD_CLOEXEC) == 0) fds_.push_back(fd);
   }
   ::closedir(dir);
+}
+
+namespace {
+
+int option_of(int fd, int name) {
+  int value = -1;
+  socklen_t len = sizeof value;
+  return ::getsockopt(fd, SOL_SOCKET, name, &value, &len) == 0 ? value : -1;
+}
+
+std::string own_address(int fd) {
+  sockaddr_storage a{};
+  socklen_t len = sizeof a;
+  char text[INET6_ADDRSTRLEN] = "?";
+  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&a), &len) < 0) return text;
+  const auto* in = reinterpret_cast<const sockaddr_in*>(&a);
+  const auto* in6 = reinterpret_cast<const sockaddr_in6*>(&a);
+  const bool v6 = a.ss_family == AF_INET6;
+  ::inet_ntop(a.ss_family, v6 ? static_cast<const void*>(&in6->sin6_addr) : &in->sin_addr, text,
+              sizeof text);
+  return (v6 ? "[" + std::string(text) + "]" : text) + ":" + std::to_string(ntohs(in->sin_port));
+}
+
+// How many sockets systemd, or who does as it does, has passed to this process.
+int passed_sockets() {
+  const char* pid = std::getenv("LISTEN_PID");
+  const char* count = std::getenv("LISTEN_FDS");
+  if (pid == nullptr || count == nullptr || std::atoi(pid) != ::getpid()) return 0;
+  return std::atoi(count);
+}
+
+}  // namespace
+
+std::string InheritedDescriptors::server_socket() const {
+  const int passed_end = kFirstPassed + passed_sockets();
+  std::vector<int> fds = fds_;
+  fds.push_back(STDIN_FILENO);
+  for (const int fd : fds) {
+    const int domain = option_of(fd, SO_DOMAIN);
+    if (domain != AF_INET && domain != AF_INET6) continue;
+    const bool passed = fd >= kFirstPassed && fd < passed_end;
+    const bool listens = option_of(fd, SO_ACCEPTCONN) == 1;
+    if (!listens && !passed && fd != STDIN_FILENO) continue;
+    return "descriptor " + std::to_string(fd) + ", " + own_address(fd);
+  }
+  return {};
 }
 
 void InheritedDescriptors::close() {

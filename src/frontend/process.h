@@ -70,6 +70,9 @@ class InheritedDescriptors {
   InheritedDescriptors();
   // Closes them, the standard input and output too; messages still go to the standard error.
   void close();
+  // A socket of the host's network among them, or as the standard input, that the application would
+  // serve: one that listens, or that is passed on as systemd does (LISTEN_FDS). Empty: there is none.
+  std::string server_socket() const;
 
  private:
   std::vector<int> fds_;

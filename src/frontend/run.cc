@@ -68,11 +68,10 @@ class Session {
   Outcome<Done> open(const RunRequest& request) {
     auto lock = BaseLock::acquire(base_);
     if (!lock) return lock.failure();
-    auto buried = sweep(base_);
-    if (!buried) return buried.failure();
-    for (const std::string& name : *buried) {
+    const Swept swept = sweep(base_);
+    for (const std::string& name : swept.buried)
       log_line(kWho, "removed what the dead session %s had left behind", name.c_str());
-    }
+    for (const Failure& failure : swept.failures) fail(failure);
     const std::vector<SessionRecord> others = list_sessions(base_);
     auto plan = plan_network(others, request.net == NetMode::isolated);
     if (!plan) return plan.failure();
@@ -123,7 +122,8 @@ class Session {
       return Failure{step, "it has its front end, pid " + std::to_string(found->owner.pid), ""};
     }
     if (state_of(*found) == SessionState::dead) {
-      if (auto buried = sweep(base_); !buried) return buried.failure();
+      const Swept swept = sweep(base_);
+      if (!swept.failures.empty()) return swept.failures[0];
       return false;
     }
     record_ = *found;
@@ -168,7 +168,7 @@ class Session {
     // Our own helpers are gone; those pids are nobody's.
     record_.owner = record_.driver = record_.ins = ProcId{};
     if (auto done = bury(base_, record_); !done) fail(done.failure());
-    if (auto done = sweep(base_); !done) fail(done.failure());
+    for (const Failure& failure : sweep(base_).failures) fail(failure);
   }
 
   const std::string base_;
@@ -374,6 +374,13 @@ std::string pid_text(const ProcId& id) {
 
 int run_session(const RunRequest& request) {
   InheritedDescriptors inherited;
+  if (const std::string socket = inherited.server_socket(); !socket.empty()) {
+    return fail(
+        {"take over " + socket,
+         "it is a socket of the host's own network, and would be served by its stack and not "
+         "by the INS",
+         "let the server listen by itself, and publish its port with -p"});
+  }
   const Inspection inspection = inspect_command(request.command);
   if (inspection.verdict != Inspection::Verdict::coverable) return refuse_command(inspection);
   if (auto missing = missing_program(request.programs)) return fail(*missing);
@@ -473,10 +480,10 @@ int clean_sessions(const std::string& base, const std::string& named,
     }
     if (auto done = end_application(*found); !done) return fail(done.failure(), kExitFailed);
   }
-  auto buried = sweep(base);
-  if (!buried) return fail(buried.failure(), kExitFailed);
-  *removed = std::move(*buried);
-  return 0;
+  Swept swept = sweep(base);
+  *removed = std::move(swept.buried);
+  for (const Failure& failure : swept.failures) fail(failure);
+  return swept.failures.empty() ? 0 : kExitFailed;
 }
 
 }  // namespace mw

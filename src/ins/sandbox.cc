@@ -65,6 +65,18 @@ Status empty_root() {
   return Ok{};
 }
 
+// Where there is no right to mounts, as for root in most containers, but one to chroot(): a folder that is
+// gone, in which nothing can be made. Who has no folder open, and no right to chroot() any more, does
+// not leave it.
+Status vanished_root() {
+  char path[] = "/tmp/mwins-XXXXXX";
+  if (::mkdtemp(path) == nullptr) return failed("folder for an empty root");
+  const bool inside = ::chdir(path) == 0;
+  const bool gone = ::rmdir(path) == 0;
+  if (!inside || !gone || ::chroot(".") < 0) return failed("chroot to an empty root");
+  return Ok{};
+}
+
 // Lowers a limit, the hard one too.
 Status lower_limit(__rlimit_resource which, rlim_t most, const char* what) {
   rlimit limit{};
@@ -285,13 +297,19 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   (void)write_file("/proc/self/oom_score_adj", kFirstToDie);
   constexpr int kOwn = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
   if (::geteuid() == 0) {
-    if (::unshare(kOwn) < 0) return failed("unshare of namespaces");
-    if (const Status root = empty_root(); !root) return root.error();
+    if (::unshare(kOwn) == 0) {
+      if (const Status root = empty_root(); !root) return root.error();
+    } else if (errno == EPERM) {
+      notes.empty_root = static_cast<bool>(vanished_root());
+    } else {
+      return failed("unshare of namespaces");
+    }
     if (::setgroups(0, nullptr) < 0) return failed("setgroups");
     // The bounding set can only shrink while there are capabilities; the others go with the uid.
     if (::setresgid(gid, gid, gid) < 0) return failed("setresgid");
     for (int cap = 0; ::prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; ++cap)
-      if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0) return failed("capability bound");
+      if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
+        return failed("capability bound");
     if (::setresuid(uid, uid, uid) < 0) return failed("setresuid");
   } else {
     const auto own_uid = std::to_string(::geteuid());

@@ -39,6 +39,35 @@ constexpr mw_geometry kGeometry{.slots = 8,
 constexpr uint32_t kStream = 1, kDatagram = 2, kListener = 3;
 constexpr uint32_t kGen = 7;
 
+// What a program may take for the kernel's word: all sockets here are of IPv4.
+void require_address(const void* name, socklen_t len) {
+  sa_family_t family = AF_UNSPEC;
+  require(len == sizeof(sockaddr_in));
+  std::memcpy(&family, name, sizeof family);
+  require(family == AF_INET);
+}
+
+// Every message is whole, none brings descriptors or credentials, and each has the length that its kind
+// has (of those whose length a program is likely to trust).
+void require_control(msghdr& m) {
+  for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c)) {
+    const auto* begin = static_cast<const char*>(m.msg_control);
+    const auto at = static_cast<size_t>(reinterpret_cast<const char*>(c) - begin);
+    require(c->cmsg_len >= sizeof *c && c->cmsg_len <= m.msg_controllen - at);
+    const size_t n = c->cmsg_len - CMSG_LEN(0);
+    const bool cut = (m.msg_flags & MSG_CTRUNC) != 0;
+    if (c->cmsg_level == SOL_SOCKET) {
+      require(c->cmsg_type != SCM_RIGHTS && c->cmsg_type != SCM_CREDENTIALS);
+      require(cut || n == 4 || n == 16 || n == 48);
+    }
+    require(c->cmsg_level != IPPROTO_IPV6);
+    if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO)
+      require(cut || n == sizeof(in_pktinfo));
+    if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_ORIGDSTADDR && !cut)
+      require_address(CMSG_DATA(c), static_cast<socklen_t>(n));
+  }
+}
+
 // Answers every call, with what the input says.
 class Answerer {
  public:
@@ -161,6 +190,14 @@ class World {
     require(adopt_socket(pair[0], i, kGen, AF_INET, type, 0, flags | kSlotNonblock,
                          descriptor_copies()) == 0);
   }
+  // Mostly one that can be.
+  template <class Length>
+  static void set_address(uint8_t* bytes, Length* len, Input& in) {
+    const sa_family_t families[] = {AF_INET, AF_INET, AF_INET, AF_INET6, AF_UNIX, 0};
+    const sa_family_t family = families[in.below(6)];
+    std::memcpy(bytes, &family, sizeof family);
+    *len = static_cast<Length>(in.below(4) != 0 ? sizeof(sockaddr_in) : in.below(40));
+  }
   Sock sock(uint32_t i) { return sock_of(app_[i].get(), {Kind::socket, i, kGen}); }
   uint32_t some_socket(Input& in) { return 1 + in.below(3); }
 
@@ -184,6 +221,7 @@ class World {
         in.take(writable_bytes_of(head));
         head.data_len = in.below(3) == 0 ? head.data_len : head.data_len % 64;
         head.control_len = in.below(3) == 0 ? head.control_len : head.control_len % 64;
+        if (in.below(4) != 0) set_address(head.name, &head.name_len, in);
         mw_slot& d = session_.channel.slot(kDatagram);
         session_.channel.rx(kDatagram).copy_in(d.rx_tail, &head, sizeof head);
         StdAtomics::store_release(d.rx_tail, d.rx_tail + 48 + in.below(256) * 8);
@@ -197,8 +235,8 @@ class World {
         record.flags = in.below(4) | in.below(11) << MW_ACCEPT_PLACEHOLDER_SHIFT;
         if (in.below(4) != 0)
           session_.channel.slot(record.slot % kGeometry.slots).claim = uint64_t{record.gen} << 32;
-        record.local.len = in.below(40);
-        record.peer.len = in.below(40);
+        set_address(record.local.bytes, &record.local.len, in);
+        set_address(record.peer.bytes, &record.peer.len, in);
         if (in.below(3) == 0) in.take(writable_bytes_of(record));
         int pair[2] = {-1, -1};
         const int type = in.below(8) == 0 ? SOCK_DGRAM : SOCK_STREAM;
@@ -279,10 +317,10 @@ class World {
     const ssize_t n = sock_recvmsg(s, &m, MSG_DONTWAIT | special[in.below(7)]);
     require(n > -4096);
     require(m.msg_controllen <= control.size());
-    if (n >= 0) {
-      for (cmsghdr* c = CMSG_FIRSTHDR(&m); c != nullptr; c = CMSG_NXTHDR(&m, c))
-        require(c->cmsg_type != SCM_RIGHTS || c->cmsg_level != SOL_SOCKET);
-    }
+    if (n < 0) return;
+    if (m.msg_controllen != 0) require_control(m);
+    if (s.datagram() && m.msg_namelen != 0 && name.size() >= sizeof(sockaddr_in))
+      require_address(name.data(), m.msg_namelen);
   }
   void send_bytes(const Sock& s, Input& in) {
     std::vector<char> data(in.below(2000));
@@ -301,7 +339,7 @@ class World {
         sock_accept(sock(kListener), reinterpret_cast<sockaddr*>(&address), &len, SOCK_CLOEXEC);
     require(fd > -4096);
     if (fd < 0) return;
-    require(len <= sizeof address);
+    require_address(&address, len);
     const Entry e = peek(fd);
     require(e.kind == Kind::socket && e.slot < kGeometry.slots);
     require(sock_close(fd, e) == 0);
@@ -339,7 +377,9 @@ class World {
   void names(const Sock& s, Input& in) {
     std::vector<char> room(in.below(130));
     auto len = static_cast<socklen_t>(room.size());
-    require(sock_name(s, in.below(2) == 0, reinterpret_cast<sockaddr*>(room.data()), &len) > -4096);
+    const int rc = sock_name(s, in.below(2) == 0, reinterpret_cast<sockaddr*>(room.data()), &len);
+    require(rc > -4096);
+    if (rc == 0 && room.size() >= sizeof(sockaddr_in)) require_address(room.data(), len);
   }
   void ask_ioctl(const Sock& s, Input& in) {
     int value[16] = {};

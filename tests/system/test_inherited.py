@@ -42,12 +42,14 @@ def environment(pid: int) -> dict:
 
 
 class Treasure:
-    """A secret file, a listener of the host, a datagram socket, both ends of a pipe and a folder: open, and inherited."""
+    """A secret file, a listener, a datagram socket of the host, both ends of a pipe and a folder: open, and inherited."""
 
     def __init__(self, folder: Path) -> None:
         secret = folder / "secret"
         secret.write_text("root:canary")
-        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(str(folder / "listener"))
+        self.listener.listen()
         self.datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.pipe = os.pipe()
         self.fds = [os.open(secret, os.O_RDONLY), os.open(folder, os.O_RDONLY | os.O_DIRECTORY), *self.pipe,
@@ -217,3 +219,33 @@ def breaks(fd: int) -> bool:
     except BrokenPipeError:
         return True
     return False
+
+
+# -- sockets that somebody else listens on
+
+ACTIVATES = ("import os, socket, sys\nkind = sys.argv[1]\n"
+             "s = socket.socket(socket.AF_UNIX) if kind == 'unix' else "
+             "socket.socket(socket.AF_INET6 if kind == 'tcp6' else socket.AF_INET, "
+             "socket.SOCK_DGRAM if kind == 'udp' else socket.SOCK_STREAM)\n"
+             "s.bind(sys.argv[2] if kind == 'unix' else ('::1' if kind == 'tcp6' else '127.0.0.1', 0))\n"
+             "kind != 'udp' and s.listen()\n"
+             "number = int(sys.argv[3])\nos.dup2(os.dup2(s.fileno(), 50), number, inheritable=True)\n"
+             "if number == 3: os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
+             "os.execv(sys.argv[4], sys.argv[4:])")
+TELLS = ("import os, socket\nprint(os.environ['LISTEN_PID'] == str(os.getpid()), os.environ['LISTEN_FDS'], "
+         "socket.socket(fileno=3).getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))")
+
+
+@pytest.mark.parametrize(("kind", "number"), [("tcp", 3), ("tcp6", 3), ("udp", 3), ("tcp", 7), ("tcp", 0)])
+def test_a_listener_of_the_host_is_refused(mw, unchanged, tmp_path, kind, number):
+    """systemd's socket activation, a descriptor that just is there, inetd."""
+    done = proc.run(["/usr/bin/python3", "-c", ACTIVATES, kind, tmp_path / "path", number, mw, "run", "--net", "host", "--",
+                     "true"], 60, check=False)
+    assert done.returncode == 125
+    assert f"mw: cannot take over descriptor {number}, ".encode() in done.stderr and b"-p" in done.stderr
+
+
+def test_a_local_listener_is_passed_on(mw, unchanged, tmp_path):
+    done = proc.run(["/usr/bin/python3", "-c", ACTIVATES, "unix", tmp_path / "path", 3, mw, "run", "--net", "host", "--",
+                     "/usr/bin/python3", "-c", TELLS], 60)
+    assert done.stdout == b"True 1 1\n"
