@@ -229,7 +229,7 @@ ACTIVATES = ("import os, socket, sys\nkind = sys.argv[1]\n"
              "socket.SOCK_DGRAM if kind == 'udp' else socket.SOCK_STREAM)\n"
              "s.bind(sys.argv[2] if kind == 'unix' else ('::1' if kind == 'tcp6' else '127.0.0.1', 0))\n"
              "kind != 'udp' and s.listen()\n"
-             "number = int(sys.argv[3])\nos.dup2(os.dup2(s.fileno(), 50), number, inheritable=True)\n"
+             "number = int(sys.argv[3])\nos.dup2(os.dup2(s.fileno(), 50, inheritable=False), number, inheritable=True)\n"
              "if number == 3: os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
              "os.execv(sys.argv[4], sys.argv[4:])")
 TELLS = ("import os, socket\nprint(os.environ['LISTEN_PID'] == str(os.getpid()), os.environ['LISTEN_FDS'], "
