@@ -21,6 +21,8 @@
 #include <set>
 #include <sstream>
 
+#include "base/log.h"
+#include "frontend/conntrack.h"
 #include "frontend/forwarding.h"
 #include "frontend/process.h"
 
@@ -203,6 +205,11 @@ Outcome<Done> make_table(const std::string& base, SessionRecord& r, const Guarde
       [&r] { return handle_of_table(r.table()); });
 }
 
+// The session works without; those whom it concerns should know.
+void say_if_failed(const Outcome<Done>& done) {
+  if (!done) log_line("mw", "%s", done.failure().text().c_str());
+}
+
 Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
   if (auto made = make_netns(base, r); !made) return made.failure();
   auto ns = open_network(r);
@@ -215,6 +222,7 @@ Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
   if (!forwarded) return forwarded.failure();
   // After the rules: the INS must not reach the host's loopback for a single packet.
   if (auto done = allow_loopback(r.plan.link); !done) return done.failure();
+  say_if_failed(forget_flows(r.published, r.plan));
   return ns;
 }
 
@@ -378,6 +386,8 @@ Outcome<Done> remove_network(const SessionRecord& r) {
   for (const Outcome<std::string>& step : steps) {
     if (!step) return step.failure();
   }
+  // Else whoever gets these addresses next has our clients' flows.
+  if (!steps.empty()) say_if_failed(forget_flows(r.published, r.plan));
   return Done{};
 }
 

@@ -3,6 +3,7 @@ come late, sessions of other bases in the same network."""
 
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -230,3 +231,32 @@ def test_nothing_looks_at_all_processes_while_a_daemon_runs(mw, unchanged, start
         for other in others:
             other.kill()
             other.wait()
+
+
+# -- flows that are older than the rules
+
+ECHO = ("import socket, sys\ns = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)\ns.bind(('::', int(sys.argv[1])))\n"
+        "while True:\n    data, who = s.recvfrom(1000)\n    s.sendto(sys.argv[2].encode() + data, who)")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.10"])
+def test_a_client_that_sent_before_is_served(mw, unchanged, start, host):
+    """Its entry in the kernel's table of flows is older than the rules, and each packet renews it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((host if host != "127.0.0.1" else "", 0))
+        client.connect((host, 18321))
+        client.settimeout(0.2)
+
+        def asks() -> bytes:
+            try:
+                client.send(b"?")
+                return client.recv(100)
+            except (ConnectionRefusedError, TimeoutError):
+                return b""
+
+        assert asks() == b""
+        for name in ("one", "two"):  # and a second session that has the first one's addresses
+            session = start("-p", "18321:18321/udp", "--", "/usr/bin/python3", "-c", ECHO, "18321", name)
+            proc.wait_for(lambda name=name: asks() == name.encode() + b"?", SECONDS, "an answer", session.background)
+            assert session.background.stop() == 143
+            assert asks() == b""
