@@ -338,23 +338,15 @@ void Examiner::network() {
 void Examiner::host_firewall() {
   if (!root_) return;
   group("network");
-  auto chains = run_tool("read the host's rules", {"nft", "-j", "list", "chains"});
-  if (!chains) return;  // said by network()
-  const auto document = nlohmann::json::parse(*chains, nullptr, false);
-  std::string dropping;
-  for (const auto& entry : document.value("nftables", nlohmann::json::array())) {
-    if (!entry.contains("chain")) continue;
-    const auto& chain = entry["chain"];
-    if (chain.value("hook", "") != "forward" || chain.value("policy", "") != "drop") continue;
-    dropping += (dropping.empty() ? "" : ", ") + chain.value("family", "") + " " +
-                chain.value("table", "") + " " + chain.value("name", "");
-  }
-  if (dropping.empty()) {
+  auto rules = run_tool("read the host's rules", {"nft", "list", "ruleset"});
+  if (!rules) return;  // said by network()
+  const std::vector<DroppingChain> dropping = dropping_chains(*rules);
+  if (dropping.empty())
     ok("host firewall", "no chain of nftables drops forwarded packets by default");
-  } else {
-    warn("host firewall", "forwarded packets are dropped by default: " + dropping,
-         "let packets from and to interfaces mwv* pass there");
-  }
+  for (const DroppingChain& c : dropping)
+    warn("host firewall",
+         "forwarded packets are dropped by default: " + c.family + " " + c.table + " " + c.chain,
+         commands_to_pass(c));
 }
 
 void Examiner::registry() {

@@ -391,6 +391,17 @@ Outcome<Done> remove_network(const SessionRecord& r) {
   return Done{};
 }
 
+std::vector<std::string> obstacles() {
+  std::vector<std::string> out;
+  auto rules = run_tool("read the host's rules", {"nft", "list", "ruleset"});
+  if (!rules) return out;
+  for (const DroppingChain& c : dropping_chains(*rules))
+    out.push_back("forwarded packets are dropped by the host's chain " + c.family + " " + c.table +
+                  " " + c.chain + (c.manager.empty() ? "" : " (" + c.manager + ")") +
+                  ", published ports may be out of reach; try: " + commands_to_pass(c));
+  return out;
+}
+
 bool has_rules(const SessionRecord& r) {
   return r.table_handle != 0 && r.table_handle == handle_of_table(r.table());
 }

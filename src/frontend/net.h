@@ -34,6 +34,8 @@ Outcome<std::vector<std::string>> names_in_use();
 // saved, before and after each step. On failure it removes what it had made.
 Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record);
 Outcome<Done> remove_network(const SessionRecord& record);
+// What of the host's own rules keeps packets from an INS, as a sentence with the commands that help.
+std::vector<std::string> obstacles();
 // Whether the session's table is the one that it made.
 bool has_rules(const SessionRecord& record);
 // Puts the session's rules in force, in place of whatever is left of them, and has new interfaces of the

@@ -299,6 +299,55 @@ std::string ruleset(const std::string& table, const AddressPlan& plan,
   return out.str();
 }
 
+std::vector<DroppingChain> dropping_chains(const std::string& ruleset) {
+  struct Table {
+    std::string family, name, text;
+  };
+  std::vector<Table> tables;
+  std::istringstream lines(ruleset);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string first, family, name;
+    if (line.compare(0, 6, "table ") == 0 && words >> first >> family >> name)
+      tables.push_back({family, name, {}});
+    else if (!tables.empty())
+      tables.back().text += line + "\n";
+  }
+  std::vector<DroppingChain> out;
+  for (const Table& t : tables) {
+    if (t.text.find(kLinkPrefix) != std::string::npos) continue;
+    if (t.name == "firewalld") {
+      out.push_back({t.family, t.name, "filter_FORWARD", "firewalld"});
+      continue;
+    }
+    std::istringstream inside(t.text);
+    std::string chain;
+    for (std::string line; std::getline(inside, line);) {
+      std::istringstream words(line);
+      std::string first, name;
+      if (words >> first >> name && first == "chain") chain = name;
+      if (line.find(" hook forward ") == std::string::npos ||
+          line.find("policy drop") == std::string::npos)
+        continue;
+      const bool docker = t.text.find("chain DOCKER-USER") != std::string::npos;
+      const bool ufw = t.text.find("chain ufw-") != std::string::npos;
+      out.push_back({t.family, t.name, chain, docker ? "docker" : ufw ? "ufw" : ""});
+    }
+  }
+  return out;
+}
+
+std::string commands_to_pass(const DroppingChain& chain) {
+  const std::string links = std::string(kLinkPrefix) + "*";
+  if (chain.manager == "firewalld")
+    return "firewall-cmd --permanent --zone=trusted --add-interface=" + std::string(kLinkPrefix) +
+           "+ && firewall-cmd --reload";
+  const std::string into = chain.manager == "docker" ? "DOCKER-USER" : chain.chain;
+  const std::string insert = "nft insert rule " + chain.family + " " + chain.table + " " + into;
+  return insert + " iifname '\"" + links + "\"' accept && " + insert + " oifname '\"" + links +
+         "\"' accept";
+}
+
 std::string session_stem(const std::string& command) {
   constexpr size_t kLongest = 20;
   std::string stem;

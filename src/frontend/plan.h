@@ -72,6 +72,19 @@ struct GuardedLinks {
 std::string ruleset(const std::string& table, const AddressPlan& plan,
                     const std::vector<Publish>& published, const GuardedLinks& guarded);
 
+// A chain of the host's own that drops forwarded packets, so that nothing reaches an INS through it.
+struct DroppingChain {
+  std::string family;
+  std::string table;
+  std::string chain;
+  std::string manager;  // who made it, as far as its name tells: "docker", "ufw", "firewalld" or ""
+};
+// From what `nft list ruleset` prints. A table that speaks of INSs' interfaces is taken for one that
+// lets them pass.
+std::vector<DroppingChain> dropping_chains(const std::string& ruleset);
+// The commands that let INSs' packets pass there.
+std::string commands_to_pass(const DroppingChain& chain);
+
 // The table that guards the links alone, when the sessions that turned them on have ended and those of
 // another base go on.
 constexpr const char* kGuardTable = "mw_guard";

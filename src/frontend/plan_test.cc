@@ -158,6 +158,40 @@ TEST(Ruleset, LeavesLoopbackV6Alone) {
   EXPECT_NE(text.find("ip6 daddr != ::1 tcp dport 8080 dnat ip6"), std::string::npos);
 }
 
+constexpr const char* kHosts =
+    "table ip filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy "
+    "drop;\n"
+    "\t\tcounter packets 0 bytes 0 jump DOCKER-USER\n\t}\n\tchain DOCKER-USER {\n\t}\n}\n"
+    "table ip6 filter {\n\tchain FORWARD {\n\t\ttype filter hook forward priority filter; policy "
+    "drop;\n"
+    "\t\tjump ufw-before-forward\n\t}\n\tchain ufw-before-forward {\n\t}\n}\n"
+    "table inet mine {\n\tchain fwd {\n\t\ttype filter hook forward priority 0; policy drop;\n\t}\n"
+    "\tchain in {\n\t\ttype filter hook input priority 0; policy drop;\n\t}\n}\n"
+    "table inet open {\n\tchain fwd {\n\t\ttype filter hook forward priority 0; policy "
+    "accept;\n\t}\n}\n"
+    "table inet firewalld {\n\tchain filter_FORWARD {\n"
+    "\t\ttype filter hook forward priority filter + 10; policy accept;\n\t}\n}\n";
+
+TEST(DroppingChains, AreFoundWithWhoMadeThem) {
+  const auto found = dropping_chains(kHosts);
+  ASSERT_EQ(found.size(), 4u);
+  EXPECT_EQ(found[0].manager, "docker");
+  EXPECT_EQ(commands_to_pass(found[0]),
+            "nft insert rule ip filter DOCKER-USER iifname '\"mwv*\"' accept && "
+            "nft insert rule ip filter DOCKER-USER oifname '\"mwv*\"' accept");
+  EXPECT_EQ(found[1].manager, "ufw");
+  EXPECT_EQ(found[2].table + " " + found[2].chain + found[2].manager, "mine fwd");
+  EXPECT_EQ(found[3].manager, "firewalld");
+  EXPECT_NE(commands_to_pass(found[3]).find("firewall-cmd"), std::string::npos);
+}
+
+TEST(DroppingChains, ThatLetInssPassAreNoTrouble) {
+  std::string passes = kHosts;
+  passes.insert(passes.find("\t\tcounter"), "\t\tiifname \"mwv*\" accept\n");
+  EXPECT_EQ(dropping_chains(passes).size(), 3u);
+  EXPECT_TRUE(dropping_chains("").empty());
+}
+
 TEST(SessionStem, IsAlwaysAName) {
   EXPECT_EQ(session_stem("/usr/sbin/apache2"), "apache2");
   EXPECT_EQ(session_stem("Redis_Server"), "redis-server");

@@ -188,6 +188,8 @@ void announce(const RunRequest& request, const SessionRecord& r) {
   }
   log_line(kWho, "session %s: INS %s, because %s", r.name.c_str(), where.c_str(),
            request.why_net.c_str());
+  if (r.isolated)
+    for (const std::string& sentence : obstacles()) log_line(kWho, "%s", sentence.c_str());
   if (r.isolated || ::geteuid() != 0) return;
   const std::string first = read_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", 16);
   const unsigned long low = std::strtoul(first.c_str(), nullptr, 10);

@@ -260,3 +260,21 @@ def test_a_client_that_sent_before_is_served(mw, unchanged, start, host):
             proc.wait_for(lambda name=name: asks() == name.encode() + b"?", SECONDS, "an answer", session.background)
             assert session.background.stop() == 143
             assert asks() == b""
+
+
+# -- a firewall that stands in the way
+
+
+def test_a_firewall_that_drops_is_named_with_the_commands_that_help(mw, unchanged, start, server, free_port):
+    output("nft", "add", "table", "ip", "mwtest_filter")
+    output("nft", "add", "chain", "ip", "mwtest_filter", "FORWARD", "{ type filter hook forward priority 0; policy drop; }")
+    try:
+        session = start("-p", f"{free_port}:80", "--", *server, "80", "x")
+        said = [line for line in session.background.tail(100).splitlines() if "mwtest_filter" in line]
+        assert len(said) == 1 and "ip mwtest_filter FORWARD" in said[0]
+        assert session.background.stop() == 143
+        proc.run(["sh", "-c", said[0].split("try: ", 1)[1]], SECONDS)
+        session = start("-p", f"{free_port}:80", "--", *server, "80", "x")
+        assert "mwtest_filter" not in session.background.tail(100)
+    finally:
+        output("nft", "delete", "table", "ip", "mwtest_filter")
