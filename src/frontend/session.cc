@@ -176,9 +176,14 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
   r.plan.ins4 = field["ins4"];
   r.plan.host6 = field["host6"];
   r.plan.ins6 = field["ins6"];
-  r.netns_inode = std::strtoull(field["netns_inode"].c_str(), nullptr, 10);
-  r.link_index = std::strtoull(field["link_index"].c_str(), nullptr, 10);
-  r.table_handle = std::strtoull(field["table_handle"].c_str(), nullptr, 10);
+  const auto made = [&field](const char* key) {
+    const auto it = field.find(key);
+    // A record of an older version: what bears its names is its own.
+    return it == field.end() ? kBeingMade : std::strtoull(it->second.c_str(), nullptr, 10);
+  };
+  r.netns_inode = made("netns_inode");
+  r.link_index = made("link_index");
+  r.table_handle = made("table_handle");
   if (r.plan.link != kLinkPrefix + std::to_string(r.plan.slot)) return bad;
   return r;
 }

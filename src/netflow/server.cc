@@ -30,6 +30,7 @@ constexpr size_t kReadAtOnce = 4096;
 constexpr int kPieces = 16;
 constexpr int64_t kSilentMs = 3'000;     // until a stranger's first byte
 constexpr int64_t kStrangerMs = 10'000;  // until his token
+constexpr int64_t kBriskMs = 1'000;      // a handshake that takes longer may be displaced
 constexpr uint64_t kShortestRoundMs = 50;
 constexpr uint64_t kLongestRoundMs = 60'000;
 constexpr int64_t kRoundSlackMs = 5;  // who is due a little later is served with the others
@@ -220,8 +221,9 @@ void Server::admit(Engine& e, bool may_act) {
 // ---- strangers ----
 // Whoever may reach the port may connect thousands of times a second, from one network or from many. A
 // stranger who has said nothing costs a descriptor; TLS begins with his first byte. Of too many strangers
-// one of the network goes that has the most: while he is silent the oldest, but of those in a handshake
-// the last one to come, so that a flood never takes the place of somebody who is half-way in.
+// one of the network goes that has the most: of the silent ones the oldest; of those in a handshake the
+// oldest if that takes him long, else the last one to come, so that a flood never takes the place of
+// somebody who is half-way in.
 
 void Server::drop_late_strangers() {
   const int64_t now = monotonic_ms();
@@ -255,7 +257,7 @@ void Server::keep_strangers_below(size_t most, bool in_handshake) {
   for (const auto& [id, e] : engines_) {
     if (!is_stranger(e, in_handshake) || of_network[e.source] != largest) continue;
     victim = id;
-    if (!in_handshake) break;
+    if (!in_handshake || monotonic_ms() - e.since_ms > kBriskMs) break;
   }
   close(*victim, nullptr);
 }

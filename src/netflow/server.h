@@ -54,8 +54,8 @@ class Server {
  public:
   static constexpr size_t kMaxEngines = 256;
   // That have not shown a token yet: all, and those of them that have begun a TLS handshake.
-  static constexpr size_t kMaxStrangers = 1024;
-  static constexpr size_t kMaxHandshakes = 256;
+  static constexpr size_t kMaxStrangers = 2048;
+  static constexpr size_t kMaxHandshakes = 512;
   static constexpr uint32_t kMaxOutstanding = 256;
 
   using EngineId = uint64_t;

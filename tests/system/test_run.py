@@ -1,6 +1,7 @@
 """`mw run` as a user meets it: status, refusals, published ports, and a host that looks untouched."""
 
 import errno
+import json
 import os
 import re
 import shutil
@@ -305,6 +306,28 @@ def test_without_root_the_hosts_network_is_used(mw, unchanged, tmp_path):
     assert b"host's own network" in done.stderr and b"only root" in done.stderr
     refused = proc.run([*user, program, "run", "--net", "isolated", "--", "true"], 120, check=False)
     assert refused.returncode == 2
+
+
+def test_a_name_in_tmp_that_somebody_took_hinders_nobody(mw, unchanged, tmp_path):
+    """Of a user who has no folder of his own: anybody may make any name there first."""
+    program = copy_of_the_build(mw, tmp_path / "tree")
+    for path in (tmp_path, *tmp_path.parents):
+        if path == type(path)("/tmp"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+    user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-u", "XDG_RUNTIME_DIR"]
+    taken = [type(tmp_path)(f"/tmp/mwcomms-65534{end}") for end in ("", "-", "-aaaaaa")]
+    for one in taken:
+        one.mkdir(mode=0o700)
+    try:
+        done = proc.run([*user, program, "run", "--net", "host", "--", program, "ps", "--json"], 120)
+        assert len(json.loads(done.stdout)["sessions"]) == 1, "and `mw ps` finds it"
+        (own,) = [one for one in type(tmp_path)("/tmp").glob("mwcomms-65534-*") if one not in taken]
+        assert own.stat().st_uid == 65534 and own.stat().st_mode & 0o77 == 0
+        shutil.rmtree(own)
+    finally:
+        for one in taken:
+            one.rmdir()
 
 
 def test_without_root_bytes_are_carried(mw, unchanged, tmp_path, namespace):
