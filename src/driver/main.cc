@@ -1,4 +1,5 @@
 // mwcommsd - the driver of one session.
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 
@@ -22,6 +23,12 @@ mw::UniqueFd take_signals() {
   if (sigprocmask(SIG_BLOCK, &set, nullptr) < 0) return mw::UniqueFd{};
   std::signal(SIGPIPE, SIG_IGN);
   return mw::UniqueFd{::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)};
+}
+
+// Neither we nor what we start gets more rights than we have, or leaves the session's secret in a file.
+bool give_up_what_is_not_needed() {
+  const rlimit none{0, 0};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::setrlimit(RLIMIT_CORE, &none) == 0;
 }
 
 // Two descriptors for each process of the application, two for each group, one for each listener.
@@ -53,6 +60,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "mwcommsd: %s\n%s", why.c_str(), mw::kDriverUsage);
     return 2;
   }
+  if (!give_up_what_is_not_needed()) return fail({mw::Fault::sys, errno, "limits of the driver"});
   raise_descriptor_limit();
   if (!mw::keep_own_descriptors(*options)) return fail({mw::Fault::sys, errno, "close_range"});
   const mw::UniqueFd signals = take_signals();

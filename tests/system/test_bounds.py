@@ -53,6 +53,9 @@ def test_what_a_stack_may_use(mw, unchanged, start, server):
     assert int(limits["Max file size"][1]) <= 1 << 16
     assert Path(f"/proc/{ins}/oom_score_adj").read_text() == "1000\n"
     assert Path(f"/proc/{session.pid('driver')}/oom_score_adj").read_text() != "1000\n"
+    driver = Path(f"/proc/{session.pid('driver')}")
+    assert "NoNewPrivs:\t1" in (driver / "status").read_text()
+    assert "Max core file size        0                    0" in (driver / "limits").read_text()
     for kind in ("mnt", "net", "ipc", "uts", "cgroup"):
         assert os.readlink(f"/proc/{ins}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}"), kind
     folders = [fd for fd in Path(f"/proc/{ins}/fd").iterdir() if stat.S_ISDIR(fd.stat().st_mode)]
