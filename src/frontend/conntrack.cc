@@ -211,6 +211,7 @@ class Conntrack {
   // Up to the end of the answer. False: errno says what the kernel said.
   template <class Visit>
   bool receive(Visit&& visit) {
+    const uint32_t asked = sequence_;  // visit() may begin other messages
     std::vector<char> room(kRoom);
     for (;;) {
       const ssize_t n = ::recv(fd_.get(), room.data(), room.size(), 0);
@@ -219,7 +220,7 @@ class Conntrack {
       int left = static_cast<int>(n);
       for (const auto* m = reinterpret_cast<const nlmsghdr*>(room.data()); mnl_nlmsg_ok(m, left);
            m = mnl_nlmsg_next(m, &left)) {
-        if (m->nlmsg_seq != sequence_) continue;
+        if (m->nlmsg_seq != asked) continue;
         if (m->nlmsg_type == NLMSG_DONE) return true;
         if (m->nlmsg_type == NLMSG_ERROR) {
           errno = -static_cast<const nlmsgerr*>(mnl_nlmsg_get_payload(m))->error;

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -316,7 +317,7 @@ def test_a_name_in_tmp_that_somebody_took_hinders_nobody(mw, unchanged, tmp_path
             break
         path.chmod(path.stat().st_mode | 0o055)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-u", "XDG_RUNTIME_DIR"]
-    taken = [type(tmp_path)(f"/tmp/mwcomms-65534{end}") for end in ("", "-", "-aaaaaa")]
+    taken = [type(tmp_path)(f"/tmp/mwcomms-65534-{secrets.token_hex(4)}") for _ in range(3)]
     for one in taken:
         one.mkdir(mode=0o700)
     try:
