@@ -259,6 +259,7 @@ def test_a_client_that_sent_before_is_served(mw, unchanged, start, host):
             session = start("-p", "18321:18321/udp", "--", "/usr/bin/python3", "-c", ECHO, "18321", name)
             proc.wait_for(lambda name=name: asks() == name.encode() + b"?", SECONDS, "an answer", session.background)
             assert session.background.stop() == 143
+            assert "cannot have old flows forgotten" not in session.background.tail(100)
             assert asks() == b""
 
 
