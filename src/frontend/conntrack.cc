@@ -146,7 +146,8 @@ class Judge {
     if (own_.count(t.to) == 0) return false;
     return std::any_of(published_.begin(), published_.end(), [&t](const Publish& p) {
       const int protocol = p.protocol == Protocol::udp ? IPPROTO_UDP : IPPROTO_TCP;
-      return t.protocol == protocol && t.to_port == p.port;
+      return t.protocol == protocol && t.to_port == p.port &&
+             (p.host.empty() || address_of(p.host) == t.to);
     });
   }
 

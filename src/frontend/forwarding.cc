@@ -114,8 +114,8 @@ GuardedLinks guarded_by(const Paths& paths, const std::vector<Change>& changes) 
     const std::string v6 = folder_below(c.path, paths.conf6);
     if (!v4.empty()) out.v4.push_back(v4);
     if (c.path == paths.global6) {
-      out.v6 = host_links(paths.conf6);  // the global switch opened every interface
-      return out;
+      out.all_v6 = true;  // the switch opened every interface
+      continue;
     }
     if (!v6.empty()) out.v6.push_back(v6);
   }
@@ -150,6 +150,8 @@ Outcome<Done> acquire_forwarding(const std::string& base, const std::string& lin
   }
   if (auto guarded = guard(guarded_by(paths, changes)); !guarded) return guarded.failure();
   for (const Change& c : missing) {
+    // An interface that has gone meanwhile needs nothing any more.
+    if (::access(c.path.c_str(), F_OK) < 0 && errno == ENOENT) continue;
     if (auto set = set_value(c.path, c.after); !set) return set.failure();
   }
   if (auto set = set_value(paths.conf4 + link + "/forwarding", "1"); !set) return set.failure();

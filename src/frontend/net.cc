@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
@@ -24,6 +25,7 @@
 #include "base/log.h"
 #include "frontend/conntrack.h"
 #include "frontend/forwarding.h"
+#include "frontend/net_watch.h"
 #include "frontend/process.h"
 
 namespace mw {
@@ -106,16 +108,31 @@ uint64_t inode_of(const std::string& path) {
 
 // 0: there is none.
 uint64_t index_of_link(const std::string& link) {
-  return std::strtoull(read_text("/sys/class/net/" + link + "/ifindex").c_str(), nullptr, 10);
+  return ::if_nametoindex(link.c_str());
 }
 
 // "table inet NAME { # handle 7", the first line that nft prints of it. 0: there is none.
-uint64_t handle_of_table(const std::string& table) {
+Outcome<uint64_t> handle_of_table(const std::string& table) {
   auto text = run_tool("look at the table " + table, {"nft", "-a", "list", "table", "inet", table});
-  if (!text) return 0;
+  if (!text && text.failure().cause.find(errno_text(ENOENT)) != std::string::npos)
+    return uint64_t{0};
+  if (!text) return text.failure();
   const std::string first = text->substr(0, text->find('\n'));
   const size_t at = first.find("# handle ");
-  return at == std::string::npos ? 0 : std::strtoull(first.c_str() + at + 9, nullptr, 10);
+  if (at == std::string::npos) return Failure{"look at the table " + table, "it has no handle", ""};
+  return std::strtoull(first.c_str() + at + 9, nullptr, 10);
+}
+
+// kBeingMade if it cannot be told: then its name decides.
+uint64_t handle_or_name(const std::string& table) {
+  auto handle = handle_of_table(table);
+  return handle ? *handle : kBeingMade;
+}
+
+// Links that sessions of any base guard now.
+GuardedLinks guarded_now() {
+  auto rules = run_tool("read the host's rules", {"nft", "list", "ruleset"});
+  return rules ? guarded_in(*rules) : GuardedLinks{};
 }
 
 // Saved before and after something is made: whoever buries us knows what may be there.
@@ -195,14 +212,15 @@ Outcome<Done> make_link(const std::string& base, SessionRecord& r) {
 
 // `create` fails if there is a table of that name, which is somebody else's then.
 Outcome<Done> make_table(const std::string& base, SessionRecord& r, const GuardedLinks& guarded) {
+  r.guarded = merged(guarded, guarded_now());
   return make_known(
       base, r, &SessionRecord::table_handle,
       [&] {
         return done_if(run_tool("publish ports with nftables", {"nft", "-f", "-"},
                                 "create table inet " + r.table() + "\n" +
-                                    ruleset(r.table(), r.plan, r.published, guarded)));
+                                    ruleset(r.table(), r.plan, r.published, r.guarded)));
       },
-      [&r] { return handle_of_table(r.table()); });
+      [&r] { return handle_or_name(r.table()); });
 }
 
 // The session works without; those whom it concerns should know.
@@ -275,10 +293,7 @@ Outcome<UniqueFd> reserve(const Publish& p, int family) {
 // Of the sessions of all bases that this network namespace has.
 std::set<unsigned> slots_of_links() {
   std::set<unsigned> out;
-  std::error_code error;
-  for (std::filesystem::directory_iterator it("/sys/class/net", error), end; !error && it != end;
-       it.increment(error)) {
-    const std::string name = it->path().filename();
+  for (const std::string& name : link_names()) {
     const std::string number = name.substr(std::min(name.size(), std::strlen(kLinkPrefix)));
     if (name.compare(0, std::strlen(kLinkPrefix), kLinkPrefix) != 0 || number.empty()) continue;
     out.insert(static_cast<unsigned>(std::strtoul(number.c_str(), nullptr, 10)));
@@ -371,12 +386,22 @@ Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record) 
   return made;
 }
 
+Outcome<Done> stop_forwarding(const std::string& base) {
+  return release_forwarding(base);
+}
+
 Outcome<Done> remove_network(const SessionRecord& r) {
   if (!r.isolated) return Done{};
   std::vector<Outcome<std::string>> steps;
-  if (r.table_handle != 0 && is_ours(r.table_handle, handle_of_table(r.table())))
-    steps.push_back(run_tool("remove the nftables table " + r.table(),
-                             {"nft", "delete", "table", "inet", r.table()}));
+  if (r.table_handle != 0) {
+    auto handle = handle_of_table(r.table());
+    if (!handle)
+      return Failure{"remove the nftables table " + r.table(), handle.failure().cause,
+                     handle.failure().remedy};
+    if (is_ours(r.table_handle, *handle))
+      steps.push_back(run_tool("remove the nftables table " + r.table(),
+                               {"nft", "delete", "table", "inet", r.table()}));
+  }
   if (is_ours(r.link_index, index_of_link(r.plan.link)))
     steps.push_back(
         run_tool("remove the interface " + r.plan.link, {"ip", "link", "del", "dev", r.plan.link}));
@@ -403,29 +428,25 @@ std::vector<std::string> obstacles() {
 }
 
 bool has_rules(const SessionRecord& r) {
-  return r.table_handle != 0 && r.table_handle == handle_of_table(r.table());
+  auto handle = handle_of_table(r.table());
+  return handle && *handle != 0 && r.table_handle == *handle;
 }
 
-Outcome<Done> restore_rules(const std::string& base, SessionRecord& r, bool lost) {
+Outcome<Done> restore_rules(const std::string& base, SessionRecord& r) {
   const std::string table = r.table();
-  const GuardedLinks in_force = guarded_links(base);
   const auto put_back = [&](const GuardedLinks& guarded) -> Outcome<Done> {
-    if (!lost && guarded.v4 == in_force.v4 && guarded.v6 == in_force.v6) return Done{};
-    // Naming the table before deleting it makes the deletion work whether or not it exists.
-    return done_if(run_tool("put the rules of " + r.name + " back", {"nft", "-f", "-"},
-                            "table inet " + table + " {}\ndelete table inet " + table + "\n" +
-                                ruleset(table, r.plan, r.published, guarded)));
+    r.guarded = merged(r.guarded, guarded);
+    return make_known(
+        base, r, &SessionRecord::table_handle,
+        [&] {
+          // Naming the table before deleting it makes the deletion work whether or not it exists.
+          return done_if(run_tool("put the rules of " + r.name + " back", {"nft", "-f", "-"},
+                                  "table inet " + table + " {}\ndelete table inet " + table + "\n" +
+                                      ruleset(table, r.plan, r.published, r.guarded)));
+        },
+        [&] { return handle_or_name(table); });
   };
-  auto restored = acquire_forwarding(base, r.plan.link, put_back);
-  if (restored) {
-    r.table_handle = handle_of_table(table);
-    return save(base, r);
-  }
-  if (auto closed = release_forwarding(base); !closed)
-    return Failure{
-        restored.failure().step, restored.failure().cause,
-        "the host may forward packets between its interfaces: " + closed.failure().text()};
-  return restored;
+  return acquire_forwarding(base, r.plan.link, put_back);
 }
 
 Outcome<UniqueFd> open_network(const SessionRecord& r) {
@@ -499,13 +520,15 @@ Outcome<Done> bury(const std::string& base, const SessionRecord& record) {
 
 namespace {
 
-// No isolated session of this base is left. Those of another base still need the forwarding that we
+// No isolated session of this base will be left. Those of another base still need the forwarding that we
 // turned on; then only its guard stays.
 Outcome<Done> leave_forwarding(const std::string& base) {
   const GuardedLinks guarded = guarded_links(base);
-  const bool is_guarded = !guarded.v4.empty() || !guarded.v6.empty();
+  const bool is_guarded = !guarded.v4.empty() || !guarded.v6.empty() || guarded.all_v6;
   if (!is_guarded) return release_forwarding(base);
-  if (!slots_of_links().empty())
+  std::set<unsigned> others = slots_of_links();
+  for (const SessionRecord& r : list_sessions(base)) others.erase(r.plan.slot);
+  if (!others.empty())
     return done_if(
         run_tool("guard the host's interfaces", {"nft", "-f", "-"}, guard_ruleset(guarded)));
   if (auto done = release_forwarding(base); !done) return done;
@@ -514,35 +537,44 @@ Outcome<Done> leave_forwarding(const std::string& base) {
                           "table inet " + table + " {}\ndelete table inet " + table + "\n"));
 }
 
+bool is_isolated_here(const SessionRecord& r) {
+  return r.isolated && r.host_net == this_network();
+}
+
 }  // namespace
 
-Swept sweep(const std::string& base) {
+Swept sweep(const std::string& base, const SessionRecord* ending) {
   Swept out;
-  bool isolated_left = false;
-  for (const SessionRecord& r : list_sessions(base)) {
-    const bool here = r.host_net == this_network();
-    if (state_of(r) != SessionState::dead) {
-      isolated_left = isolated_left || (r.isolated && here);
-      continue;
-    }
+  std::vector<SessionRecord> sessions = list_sessions(base);
+  if (ending != nullptr) {
+    std::erase_if(sessions, [ending](const SessionRecord& r) { return r.name == ending->name; });
+    sessions.push_back(*ending);
+  }
+  const auto is_over = [ending](const SessionRecord& r) {
+    return (ending != nullptr && r.name == ending->name) || state_of(r) == SessionState::dead;
+  };
+  const bool any_left = std::any_of(sessions.begin(), sessions.end(), [&](const SessionRecord& r) {
+    return is_isolated_here(r) && !is_over(r);
+  });
+  // Before the rules go that guard it.
+  if (!any_left && ::geteuid() == 0) {
+    if (auto done = leave_forwarding(base); !done) out.failures.push_back(done.failure());
+  }
+  for (const SessionRecord& r : sessions) {
+    if (!is_over(r)) continue;
     // Its interface and rules are out of our reach: a start in that namespace will do. If that is gone,
     // they went with it.
     Outcome<Done> done = Done{};
-    if (here || !r.isolated)
+    if (!r.isolated || is_isolated_here(r))
       done = bury(base, r);
     else if (!is_network_there(r.host_net))
       done = bury_without_network(base, r);
     else
       continue;
-    if (done) {
+    if (done)
       out.buried.push_back(r.name);
-    } else {
+    else
       out.failures.push_back(done.failure());
-      isolated_left = isolated_left || (r.isolated && here);
-    }
-  }
-  if (!isolated_left && ::geteuid() == 0) {
-    if (auto done = leave_forwarding(base); !done) out.failures.push_back(done.failure());
   }
   return out;
 }

@@ -39,9 +39,10 @@ std::vector<std::string> obstacles();
 // Whether the session's table is the one that it made.
 bool has_rules(const SessionRecord& record);
 // Puts the session's rules in force, in place of whatever is left of them, and has new interfaces of the
-// host forwarded. If that cannot be, nothing is forwarded any more: without the rules that guard it the
-// host would be an open router. `lost`: else rules that would be the same stay as they are.
-Outcome<Done> restore_rules(const std::string& base, SessionRecord& record, bool lost);
+// host forwarded and guarded.
+Outcome<Done> restore_rules(const std::string& base, SessionRecord& record);
+// Nothing is forwarded any more: without the rules that guard it the host would be an open router.
+Outcome<Done> stop_forwarding(const std::string& base);
 // The namespace that was built for it earlier.
 Outcome<UniqueFd> open_network(const SessionRecord& record);
 
@@ -60,7 +61,8 @@ struct Swept {
   std::vector<std::string> buried;  // names
   std::vector<Failure> failures;
 };
-Swept sweep(const std::string& base);
+// `ending`: a session of our own that is over, whatever its record says.
+Swept sweep(const std::string& base, const SessionRecord* ending = nullptr);
 
 // The file that an INS in its own namespace should see as /etc/resolv.conf; empty if the host's
 // will do. (A resolver on the host's loopback cannot be reached from there.)

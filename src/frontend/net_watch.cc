@@ -5,12 +5,11 @@
 #include <linux/netfilter/nf_tables.h>
 #include <linux/netfilter/nfnetlink.h>
 #include <linux/rtnetlink.h>
+#include <net/if.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
-
-#include <filesystem>
 
 #include "frontend/plan.h"
 #include "frontend/process.h"
@@ -79,16 +78,21 @@ bool each_message(int fd, Visit&& visit) {
 // Other interfaces than loopback and the INSs' own.
 std::set<std::string> host_links() {
   std::set<std::string> out;
-  std::error_code error;
-  for (std::filesystem::directory_iterator it("/sys/class/net", error), end; !error && it != end;
-       it.increment(error)) {
-    const std::string name = it->path().filename();
+  for (const std::string& name : link_names())
     if (name != "lo" && name.compare(0, 3, kLinkPrefix) != 0) out.insert(name);
-  }
   return out;
 }
 
 }  // namespace
+
+std::vector<std::string> link_names() {
+  std::vector<std::string> out;
+  struct if_nameindex* list = ::if_nameindex();
+  if (list == nullptr) return out;
+  for (const struct if_nameindex* i = list; i->if_index != 0; ++i) out.emplace_back(i->if_name);
+  ::if_freenameindex(list);
+  return out;
+}
 
 Outcome<NetWatch> NetWatch::open(const std::string& table) {
   NetWatch w;
@@ -110,7 +114,7 @@ Outcome<NetWatch> NetWatch::open(const std::string& table) {
 bool NetWatch::rules_changed() {
   bool ours = false;
   const bool whole = each_message(rules_.get(), [&](const nlmsghdr* m) {
-    ours = ours || (deletes(m->nlmsg_type) && is_about(m, table_));
+    ours = ours || (deletes(m->nlmsg_type) && (is_about(m, table_) || is_about(m, kGuardTable)));
   });
   return ours || !whole;
 }

@@ -10,11 +10,15 @@
 
 #include <set>
 #include <string>
+#include <vector>
 
 #include "base/unique_fd.h"
 #include "frontend/failure.h"
 
 namespace mw {
+
+// The interfaces of our network namespace. (/sys/class/net shows those of whoever mounted it.)
+std::vector<std::string> link_names();
 
 class NetWatch {
  public:

@@ -136,12 +136,55 @@ std::string guard_rules(const GuardedLinks& guarded) {
   const std::string beyond = " oifname != \"" + std::string(kLinkPrefix) + "*\" drop\n";
   if (!guarded.v4.empty())
     out << "    meta nfproto ipv4 iifname " << quoted_set(guarded.v4) << beyond;
-  if (!guarded.v6.empty())
+  if (guarded.all_v6)
+    out << "    meta nfproto ipv6 iifname != \"" << kLinkPrefix << "*\"" << beyond;
+  else if (!guarded.v6.empty())
     out << "    meta nfproto ipv6 iifname " << quoted_set(guarded.v6) << beyond;
   return out.str();
 }
 
+void add_names(const std::string& line, std::vector<std::string>* out) {
+  // iifname "eth0" oifname ..., or iifname { "eth0", "eth1" } oifname ...
+  const size_t end = line.find(" oifname ");
+  for (size_t at = line.find('"'); at < end; at = line.find('"', at + 1)) {
+    const size_t close = line.find('"', at + 1);
+    if (close == std::string::npos) return;
+    out->push_back(line.substr(at + 1, close - at - 1));
+    at = close;
+  }
+}
+
 }  // namespace
+
+GuardedLinks merged(const GuardedLinks& a, const GuardedLinks& b) {
+  const auto both = [](const std::vector<std::string>& x, const std::vector<std::string>& y) {
+    std::set<std::string> all(x.begin(), x.end());
+    all.insert(y.begin(), y.end());
+    return std::vector<std::string>(all.begin(), all.end());
+  };
+  return {both(a.v4, b.v4), both(a.v6, b.v6), a.all_v6 || b.all_v6};
+}
+
+GuardedLinks guarded_in(const std::string& ruleset) {
+  const std::string beyond = " oifname != \"" + std::string(kLinkPrefix) + "*\" drop";
+  GuardedLinks out;
+  bool ours = false;
+  std::istringstream lines(ruleset);
+  for (std::string line; std::getline(lines, line);) {
+    if (line.compare(0, 6, "table ") == 0) ours = line.compare(0, 14, "table inet mw_") == 0;
+    if (!ours || line.find(beyond) == std::string::npos) continue;
+    const size_t names = line.find("iifname ");
+    if (names == std::string::npos) continue;
+    const bool all = line.compare(names, 10, "iifname !=") == 0;
+    if (line.find("nfproto ipv4") != std::string::npos) add_names(line.substr(names), &out.v4);
+    if (line.find("nfproto ipv6") == std::string::npos) continue;
+    if (all)
+      out.all_v6 = true;
+    else
+      add_names(line.substr(names), &out.v6);
+  }
+  return out;
+}
 
 std::string guard_ruleset(const GuardedLinks& guarded) {
   return "table inet " + std::string(kGuardTable) + " {}\ndelete table inet " + kGuardTable +

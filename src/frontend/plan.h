@@ -66,7 +66,12 @@ AddressPlan choose_slot(const std::set<unsigned>& taken);
 struct GuardedLinks {
   std::vector<std::string> v4;
   std::vector<std::string> v6;
+  bool all_v6 = false;  // the switch is global: also those to come
 };
+// Both together, each link once.
+GuardedLinks merged(const GuardedLinks& a, const GuardedLinks& b);
+// What the tables of all sessions guard, of this base and of others, as `nft list ruleset` prints them.
+GuardedLinks guarded_in(const std::string& ruleset);
 
 // The session's one nftables table, ready for `nft -f -`: filled and active in one transaction.
 std::string ruleset(const std::string& table, const AddressPlan& plan,

@@ -148,6 +148,24 @@ TEST(Ruleset, GuardsOnlyWhatWasOpened) {
   EXPECT_EQ(guarded.find("nfproto ipv6 iifname"), std::string::npos);
 }
 
+TEST(Ruleset, WhatItGuardsCanBeReadBack) {
+  auto plan = choose_addresses({}, {}, true);
+  ASSERT_TRUE(plan);
+  const GuardedLinks one{{"eth0", "wlan0"}, {"eth0"}, false};
+  // As nft prints it: one name stands without brackets.
+  std::string text = ruleset("mw_a_0", *plan, {}, one);
+  text.replace(text.find("{ \"eth0\" }"), 10, "\"eth0\"");
+  const GuardedLinks back =
+      guarded_in("table ip other {\n  iifname \"eth9\" oifname != \"mwv*\" drop\n}\n" + text);
+  EXPECT_EQ(back.v4, one.v4);
+  EXPECT_EQ(back.v6, one.v6);
+  EXPECT_FALSE(back.all_v6);
+  EXPECT_TRUE(guarded_in(guard_ruleset({{}, {}, true})).all_v6);
+  const GuardedLinks both = merged(one, {{"eth0", "eth1"}, {}, true});
+  EXPECT_EQ(both.v4, (std::vector<std::string>{"eth0", "eth1", "wlan0"}));
+  EXPECT_TRUE(both.all_v6);
+}
+
 TEST(Ruleset, LeavesLoopbackV6Alone) {
   auto plan = choose_addresses({}, {}, true);
   ASSERT_TRUE(plan);

@@ -229,19 +229,22 @@ bool is_starved(pid_t pid, uint64_t* ran_ns) {
 
 std::vector<pid_t> children_of(pid_t parent) {
   std::vector<pid_t> out;
-  ProcStat child;
   // One file instead of one for each process of the host. The kernel keeps it for each thread; a
   // process that starts others here has one.
   const std::string own = "/proc/" + std::to_string(parent) + "/task/" + std::to_string(parent);
   if (::access((own + "/children").c_str(), R_OK) == 0) {
     std::istringstream pids(read_text(own + "/children"));
-    for (pid_t pid = 0; pids >> pid;)
-      if (read_stat(pid, &child) && child.parent == parent && child.state != 'Z')
-        out.push_back(pid);
+    for (pid_t pid = 0; pids >> pid;) out.push_back(pid);
     return out;
   }
+  return all_children_of(parent);
+}
+
+std::vector<pid_t> all_children_of(pid_t parent) {
+  std::vector<pid_t> out;
+  ProcStat child;
   for_each_pid([&](pid_t pid) {
-    if (read_stat(pid, &child) && child.parent == parent && child.state != 'Z') out.push_back(pid);
+    if (read_stat(pid, &child) && child.parent == parent) out.push_back(pid);
   });
   return out;
 }

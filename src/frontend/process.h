@@ -29,8 +29,11 @@ bool is_alive(const ProcId& id);
 // Whether its first thread has work to do and no processor to do it on: it is neither asleep nor
 // has it run since `ran_ns` was last set here.
 bool is_starved(pid_t pid, uint64_t* ran_ns);
-// Every process whose parent is `parent`, a process with one thread; zombies excepted.
+// Processes whose parent is `parent`, a process with one thread; zombies too. One that comes while
+// another one ends may be missing.
 std::vector<pid_t> children_of(pid_t parent);
+// The same, from a look at every process of the host.
+std::vector<pid_t> all_children_of(pid_t parent);
 // Every process whose initial environment holds this NAME=VALUE prefix. (A program that writes its
 // title over its environment is not found so.)
 std::vector<pid_t> processes_with_environment(const std::string& prefix);

@@ -167,8 +167,7 @@ class Session {
     }
     // Our own helpers are gone; those pids are nobody's.
     record_.owner = record_.driver = record_.ins = ProcId{};
-    if (auto done = bury(base_, record_); !done) fail(done.failure());
-    for (const Failure& failure : sweep(base_).failures) fail(failure);
+    for (const Failure& failure : sweep(base_, &record_).failures) fail(failure);
   }
 
   const std::string base_;
@@ -274,34 +273,41 @@ class RulesKeeper {
 
  private:
   void restore(bool lost) {
-    constexpr int kAgainMs = 1000;
     SessionRecord& record = session_->record();
-    Outcome<Done> done = attempt(&record, lost);
+    // The supervisor must not stand still while somebody else begins or ends a session.
+    auto lock = BaseLock::acquire(session_->base(), false);
+    if (!lock) return watch_.look_again_in(kBusyMs);
+    Outcome<Done> done = attempt(&record);
     if (!done) {
+      if (!has_rules(record)) stop();
       if (!complained_) fail(done.failure());
       complained_ = true;
       return watch_.look_again_in(kAgainMs);
     }
     if (complained_ || lost)
-      log_line(kWho, "session %s: its rules were removed from nftables; they are back",
-               record.name.c_str());
+      log_line(kWho, "session %s: its rules in nftables are in force again", record.name.c_str());
     complained_ = false;
   }
 
-  Outcome<Done> attempt(SessionRecord* record, bool lost) {
-    auto lock = BaseLock::acquire(session_->base());
-    if (!lock) return lock.failure();
+  Outcome<Done> attempt(SessionRecord* record) {
     constexpr int kMostTimes = 3;
     for (int time = 0; time < kMostTimes; ++time) {
-      if (auto done = restore_rules(session_->base(), *record, lost); !done) return done;
+      if (auto done = restore_rules(session_->base(), *record); !done) return done;
       watch_.forget();  // what we did ourselves
       if (has_rules(*record)) return Done{};
-      lost = true;
     }
     return Failure{"keep the rules of " + record->name, "somebody removes them again and again",
                    ""};
   }
 
+  void stop() {
+    if (auto stopped = stop_forwarding(session_->base()); !stopped && !complained_)
+      log_line(kWho, "the host may forward packets between its interfaces: %s",
+               stopped.failure().text().c_str());
+  }
+
+  static constexpr int kBusyMs = 50;
+  static constexpr int kAgainMs = 1000;
   Session* const session_;
   NetWatch watch_;
   bool complained_ = false;

@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <set>
 #include <sstream>
@@ -51,6 +52,17 @@ bool parse_published(const std::string& text, Publish* p) {
   p->protocol = protocol == "udp" ? Protocol::udp : Protocol::tcp;
   in >> p->host;
   return true;
+}
+
+std::string joined(const std::vector<std::string>& words) {
+  std::string out;
+  for (const std::string& word : words) out += (out.empty() ? "" : " ") + word;
+  return out;
+}
+
+std::vector<std::string> words_of(const std::string& text) {
+  std::istringstream in(text);
+  return {std::istream_iterator<std::string>(in), {}};
 }
 
 bool is_private(const struct stat& folder) {
@@ -120,7 +132,8 @@ std::string encode(const SessionRecord& r) {
     out << "link=" << r.plan.link << "\nhost4=" << r.plan.host4 << "\nins4=" << r.plan.ins4
         << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6
         << "\nnetns_inode=" << r.netns_inode << "\nlink_index=" << r.link_index
-        << "\ntable_handle=" << r.table_handle << "\n";
+        << "\ntable_handle=" << r.table_handle << "\nguard4=" << joined(r.guarded.v4)
+        << "\nguard6=" << joined(r.guarded.v6) << "\nguard6_all=" << r.guarded.all_v6 << "\n";
   }
   for (const Publish& p : r.published) {
     out << "publish=" << (p.protocol == Protocol::udp ? "udp " : "tcp ") << p.port << " "
@@ -181,6 +194,7 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
     // A record of an older version: what bears its names is its own.
     return it == field.end() ? kBeingMade : std::strtoull(it->second.c_str(), nullptr, 10);
   };
+  r.guarded = {words_of(field["guard4"]), words_of(field["guard6"]), field["guard6_all"] == "1"};
   r.netns_inode = made("netns_inode");
   r.link_index = made("link_index");
   r.table_handle = made("table_handle");
@@ -193,7 +207,7 @@ namespace {
 // Other bases, of containers perhaps, make things in the same network namespace. What they have in common
 // is that namespace, and names of sockets in it that no file stands for. A name that another user holds,
 // who has nothing to do with sessions, is no lock.
-UniqueFd lock_network() {
+UniqueFd lock_network(bool wait) {
   constexpr int kPatienceMs = 20'000;
   constexpr int kMostRefusals = 1000;
   constexpr char kName[] = "\0mwcomms-network";
@@ -203,7 +217,7 @@ UniqueFd lock_network() {
   std::memcpy(a.sun_path, kName, sizeof kName - 1);
   const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + sizeof kName - 1);
   const auto* address = reinterpret_cast<const sockaddr*>(&a);
-  const int64_t until = monotonic_ms() + kPatienceMs;
+  const int64_t until = monotonic_ms() + (wait ? kPatienceMs : 1);
   int refusals = 0;
   while (monotonic_ms() < until) {
     UniqueFd mine{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0)};
@@ -241,7 +255,7 @@ Outcome<Done> check_base(const std::string& base) {
                  "remove that folder"};
 }
 
-Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
+Outcome<BaseLock> BaseLock::acquire(const std::string& base, bool wait) {
   const std::string step = "open the registry " + base;
   const mode_t mode = ::geteuid() == 0 ? 0755 : 0700;
   if (::mkdir(base.c_str(), mode) < 0 && errno != EEXIST) {
@@ -257,10 +271,10 @@ Outcome<BaseLock> BaseLock::acquire(const std::string& base) {
   }
   UniqueFd fd{::openat(folder.get(), "lock", O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600)};
   if (!fd) return Failure{step, errno_text(errno), kWriteRemedy};
-  while (::flock(fd.get(), LOCK_EX) < 0) {
+  while (::flock(fd.get(), wait ? LOCK_EX : LOCK_EX | LOCK_NB) < 0) {
     if (errno != EINTR) return Failure{step, "flock: " + errno_text(errno), ""};
   }
-  return BaseLock(std::move(fd), lock_network());
+  return BaseLock(std::move(fd), lock_network(wait));
 }
 
 std::string session_folder(const std::string& base, const std::string& name) {

@@ -43,6 +43,8 @@ struct SessionRecord {
   uint64_t netns_inode = 0;
   uint64_t link_index = 0;
   uint64_t table_handle = 0;
+  // What its table guards, for other bases too: they may end before it does.
+  GuardedLinks guarded;
   std::vector<Publish> published;
   std::string mark;  // "MWCOMMS_SESSION=NAME:" as it stands in the application's environment
   MemoryId memory;   // that all its attached processes map
@@ -62,7 +64,8 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text);
 // making of networks in this network namespace, whatever base asks for it.
 class BaseLock {
  public:
-  static Outcome<BaseLock> acquire(const std::string& base);
+  // Not `wait`: fails at once if somebody else has the folder.
+  static Outcome<BaseLock> acquire(const std::string& base, bool wait = true);
 
  private:
   BaseLock(UniqueFd folder, UniqueFd network)

@@ -31,6 +31,8 @@ constexpr unsigned kHopelessRow = 12;
 constexpr milliseconds kHopelessDelay{5000};
 constexpr milliseconds kBeat{1000};
 constexpr milliseconds kEndTimeout{2000};
+// A command that ends later than this after a signal went on in spite of it.
+constexpr milliseconds kStopMemory{10000};
 
 std::string describe(int status) {
   if (WIFSIGNALED(status)) {
@@ -261,6 +263,7 @@ void Supervisor::forward(const signalfd_siginfo& info) {
   if (!command_ended_) {
     if (sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT) {
       stop_signal_ = sig;
+      stopped_at_ = Clock::now();
       stopped_by_terminal_ = info.ssi_code == SI_KERNEL;
     }
     // The terminal has sent its own signals to the whole foreground group, the application
@@ -275,7 +278,7 @@ void Supervisor::forward(const signalfd_siginfo& info) {
 // The command was told to end and has ended: so does what it leaves. `status`: how it ended; SIGHUP is
 // often only a wish to read the configuration again.
 void Supervisor::stop_left_behind(int status) {
-  if (stop_signal_ == 0) return;
+  if (stop_signal_ == 0 || Clock::now() - stopped_at_ > kStopMemory) return;
   if (stop_signal_ == SIGHUP && !(WIFSIGNALED(status) && WTERMSIG(status) == SIGHUP)) return;
   for (const pid_t pid : left_behind()) {
     // The terminal's signal has reached those of its foreground group already.
@@ -287,9 +290,16 @@ void Supervisor::stop_left_behind(int status) {
 // What the command has left: the processes at the top, which know what to do with their own
 // children.
 std::vector<pid_t> Supervisor::left_behind() const {
+  const auto is_helper = [this](pid_t pid) { return pid == driver_.id.pid || pid == ins_.id.pid; };
   std::vector<pid_t> out = adopted_ ? config_.session_processes() : children_of(::getpid());
-  std::erase_if(out, [this](pid_t pid) { return pid == driver_.id.pid || pid == ins_.id.pid; });
-  if (!adopted_) return out;
+  std::erase_if(out, is_helper);
+  if (!adopted_) {
+    if (!out.empty()) return out;
+    // A session ends by this: a daemon that was just left behind must not be overlooked.
+    out = all_children_of(::getpid());
+    std::erase_if(out, is_helper);
+    return out;
+  }
   const std::vector<pid_t> all = out;
   std::erase_if(out, [&all](pid_t pid) {
     return std::find(all.begin(), all.end(), parent_of(pid)) != all.end();

@@ -171,6 +171,7 @@ class Supervisor {
   // The last signal that meant the end of the command, and whether the terminal sent it; 0: none.
   int stop_signal_ = 0;
   bool stopped_by_terminal_ = false;
+  Clock::time_point stopped_at_;
 };
 
 }  // namespace mw
