@@ -113,6 +113,12 @@ void enter_background(const SpawnRequest& request, int report_fd) {
     limit.rlim_cur = limit.rlim_max;
     (void)::setrlimit(RLIMIT_AS, &limit);
   }
+  // Threads have stacks of this size.
+  constexpr rlim_t kStack = 8u << 20;
+  if (::getrlimit(RLIMIT_STACK, &limit) == 0 && limit.rlim_cur > kStack) {
+    limit.rlim_cur = kStack;
+    (void)::setrlimit(RLIMIT_STACK, &limit);
+  }
   if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) give_up(report_fd, "getrlimit");
   rlimit wanted{kHelperFds, std::max(limit.rlim_max, kHelperFds)};
   if (::geteuid() == 0 && ::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return;

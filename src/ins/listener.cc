@@ -102,13 +102,24 @@ void Worker::share_out(Sock& s, uint32_t ahead) {
   if (share != l.share && ::listen(s.fd, static_cast<int>(share)) == 0) l.share = share;
 }
 
+namespace {
+
+int family_of(const mw_addr& a) {
+  sa_family_t family = AF_UNSPEC;
+  std::memcpy(&family, a.bytes, sizeof family);
+  return family;
+}
+
+}  // namespace
+
 // Tells the driver, so that it can have the listener made again by a successor.
 void Worker::announce_listener(uint32_t i, Sock& s) {
   auto l = std::make_unique<ControlListener>();
   l->type = ControlType::listener_up;
   l->slot = i;
   l->gen = s.gen;
-  l->domain = s.domain;
+  // IPV6_ADDRFORM may have made it one of IPv4.
+  l->domain = family_of(s.listener->local);
   l->socket_type = SOCK_STREAM;
   l->protocol = s.protocol;
   l->backlog = s.backlog;

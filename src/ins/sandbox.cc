@@ -290,14 +290,23 @@ void raise_descriptor_limit() {
   ::setrlimit(RLIMIT_NOFILE, &most);  // at worst it stays as it was
 }
 
+namespace {
+
+// What the system call filter keeps from us anyway; a system may count or lack these namespaces.
+void unshare_the_rest() {
+  for (const int kind : {CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP}) (void)::unshare(kind);
+}
+
+}  // namespace
+
 Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   SandboxNotes notes;
   // An INS can be replaced; the application and the others cannot. Where /proc is read-only it stays as
   // it is.
   (void)write_file("/proc/self/oom_score_adj", kFirstToDie);
-  constexpr int kOwn = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP;
   if (::geteuid() == 0) {
-    if (::unshare(kOwn) == 0) {
+    if (::unshare(CLONE_NEWNS) == 0) {
+      unshare_the_rest();
       if (const Status root = empty_root(); !root) return root.error();
     } else if (errno == EPERM) {
       notes.empty_root = static_cast<bool>(vanished_root());
@@ -314,8 +323,9 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
   } else {
     const auto own_uid = std::to_string(::geteuid());
     const auto own_gid = std::to_string(::getegid());
-    notes.empty_root = ::unshare(CLONE_NEWUSER | kOwn) == 0;
+    notes.empty_root = ::unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0;
     if (notes.empty_root) {
+      unshare_the_rest();
       const bool mapped = write_file("/proc/self/setgroups", "deny") &&
                           write_file("/proc/self/uid_map", own_uid + " " + own_uid + " 1") &&
                           write_file("/proc/self/gid_map", own_gid + " " + own_gid + " 1");

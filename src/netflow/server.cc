@@ -222,8 +222,8 @@ void Server::admit(Engine& e, bool may_act) {
 // Whoever may reach the port may connect thousands of times a second, from one network or from many. A
 // stranger who has said nothing costs a descriptor; TLS begins with his first byte. Of too many strangers
 // one of the network goes that has the most: of the silent ones the oldest; of those in a handshake the
-// oldest if that takes him long, else the last one to come, so that a flood never takes the place of
-// somebody who is half-way in.
+// oldest if that takes him long, else any, so that a flood hardly ever hits somebody whose handshake
+// takes a few milliseconds.
 
 void Server::drop_late_strangers() {
   const int64_t now = monotonic_ms();
@@ -253,13 +253,13 @@ void Server::keep_strangers_below(size_t most, bool in_handshake) {
   }
   if (there == 0 || (in_handshake && there <= most)) return;
   // Ids grow: the first one in the map is the oldest.
-  std::optional<EngineId> victim;
+  std::vector<EngineId> candidates;
   for (const auto& [id, e] : engines_) {
     if (!is_stranger(e, in_handshake) || of_network[e.source] != largest) continue;
-    victim = id;
-    if (!in_handshake || monotonic_ms() - e.since_ms > kBriskMs) break;
+    candidates.push_back(id);
+    if (!in_handshake || monotonic_ms() - engines_.at(candidates[0]).since_ms > kBriskMs) break;
   }
-  close(*victim, nullptr);
+  close(candidates[random_() % candidates.size()], nullptr);
 }
 
 // A stranger has said something, or has gone. False: he is gone.

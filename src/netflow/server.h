@@ -16,6 +16,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <random>
 #include <span>
 #include <string>
 #include <vector>
@@ -177,6 +178,7 @@ class Server {
   std::map<EngineId, Engine> engines_;
   EngineId next_id_ = 16;  // smaller ones are the tags of listeners
   size_t strangers_ = 0;
+  std::minstd_rand random_{std::random_device{}()};
   int64_t looked_for_late_ms_ = 0;
   LineLimit full_{"mwcommsd"};
   LineLimit refusals_{"mwcommsd"};

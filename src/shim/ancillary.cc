@@ -111,14 +111,18 @@ void change(const Sock& s, uint32_t clear, uint32_t set) {
   A::fetch_or(s.mine.asked, set);
 }
 
+// SO_TIMESTAMPING_NEW has the kernel use the newer name for it.
+bool is_arrival(const cmsghdr& h) {
+  return h.cmsg_level == SOL_SOCKET &&
+         (h.cmsg_type == SO_TIMESTAMPNS || h.cmsg_type == kTimestampNsNew);
+}
+
 // The time of arrival among the messages of a record; 0: it is not there.
 int64_t arrival_in(const char* from, uint32_t len) {
   int64_t ns = 0;
   each_control_message(from, len, [&](const cmsghdr& h, const char* data) {
     timespec t{};
-    if (h.cmsg_level != SOL_SOCKET || h.cmsg_type != SO_TIMESTAMPNS ||
-        h.cmsg_len != CMSG_LEN(sizeof t))
-      return;
+    if (!is_arrival(h) || h.cmsg_len != CMSG_LEN(sizeof t)) return;
     std::memcpy(&t, data, sizeof t);
     // A liar's time is a time all the same.
     const auto seconds = static_cast<uint64_t>(t.tv_sec) % (1ull << 33);
@@ -188,7 +192,7 @@ bool wants_control(const Sock& s) {
   return !s.datagram() || A::load_relaxed(s.mine.asked) != 0;
 }
 
-int give_control(const Sock& s, const char* from, uint32_t len, char* to, size_t* room) {
+int give_control(const Sock& s, const char* from, uint32_t len, bool cut, char* to, size_t* room) {
   Writer out{to, *room};
   const bool filtered = s.datagram();
   const uint32_t asked = A::load_relaxed(s.mine.asked);
@@ -202,11 +206,11 @@ int give_control(const Sock& s, const char* from, uint32_t len, char* to, size_t
   }
   bool lied = false;
   each_control_message(from, len, [&](const cmsghdr& h, const char* data) {
-    const Verdict verdict = judge_control_message(s.mine.domain, h, data);
+    const Verdict verdict = judge_control_message(s.mine.domain, h, data, cut);
     if (verdict == Verdict::lie) lied = true;
     if (verdict != Verdict::give) return;
     if (filtered) {
-      if (h.cmsg_level == SOL_SOCKET && h.cmsg_type == SO_TIMESTAMPNS) return;
+      if (is_arrival(h)) return;
       const uint32_t bit = bit_of_type(h.cmsg_level, h.cmsg_type);
       if (bit != kNoBit && (asked & bit) == 0) return;
     }

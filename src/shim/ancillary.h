@@ -24,8 +24,8 @@ bool is_asked(const Sock& s, int level, int name);
 // The control bytes of a record, or of an answer, are of interest.
 bool wants_control(const Sock& s);
 // Writes the messages that the program is to have as the kernel's put_cmsg() does: *room becomes
-// what was written. Returns MSG_CTRUNC if not all fit, or 0; -ECONNRESET: the INS lied.
-int give_control(const Sock& s, const char* from, uint32_t len, char* to, size_t* room);
+// what was written. `cut`: not all had room in the stack. Returns MSG_CTRUNC if not all fit, or 0; -ECONNRESET: the INS lied.
+int give_control(const Sock& s, const char* from, uint32_t len, bool cut, char* to, size_t* room);
 
 // A datagram was given to the program: what SIOCGSTAMP tells then. `from` as above.
 void note_stamp(const Sock& s, const char* from, uint32_t len);

@@ -70,12 +70,14 @@ void release_cell(uint32_t at) {
   cell_at(at).release();
   A::fence();  // pairs with that of acquire_cell()
   SessionHeader& header = process.session.header();
-  if (A::load_relaxed(header.cells_wanted) == 0) return;
+  if (A::load_relaxed(header.cells_wanted) == 0 || A::exchange(header.cells_wanted, 0u) == 0)
+    return;
   A::fetch_add(header.cells_freed, 1u);
   const int saved = errno;
-  // Nobody sleeps: whoever is about to sees that the word has changed, and says so again.
-  if (raw_futex(&header.cells_freed, FUTEX_WAKE, 1, nullptr) == 0)
-    A::store_relaxed(header.cells_wanted, 0u);
+  // More than one: a lookup cannot use every cell. Not all: there may be a thousand.
+  constexpr int kWoken = 4;
+  if (raw_futex(&header.cells_freed, FUTEX_WAKE, kWoken, nullptr) == kWoken)
+    A::store_relaxed(header.cells_wanted, 1u);  // perhaps others sleep
   errno = saved;
 }
 

@@ -307,7 +307,8 @@ int row_of_messages(const Sock& s, int level, int name, socklen_t room, Give&& g
   if (n < 0) return n;
   char chosen[MW_CALL_PAYLOAD];
   size_t used = std::min<size_t>(room, sizeof chosen);
-  if (give_control(s, answer, static_cast<uint32_t>(n), chosen, &used) < 0) {
+  // Whether the stack had room for all cannot be told.
+  if (give_control(s, answer, static_cast<uint32_t>(n), true, chosen, &used) < 0) {
     poison("value of an option");
     return -ECONNRESET;
   }
@@ -461,6 +462,8 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     }
     return 0;
   }
+  // Before the stack does it: its addresses have the other form from then on.
+  if (level == IPPROTO_IPV6 && name == IPV6_ADDRFORM) set_flag(s, kSlotWas6, true);
   CallRequest r = about(s, MW_OP_SETSOCKOPT);
   r.arg[0] = level;
   r.arg[1] = name;
@@ -476,7 +479,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   if (rc == 0 && s.datagram()) note_asked(s, level, name, value, n);
   if (rc == 0 && level == IPPROTO_IPV6 && name == IPV6_ADDRFORM) {
     s.mine.domain = AF_INET;  // it takes no other value
-    follow_address_form(AF_INET, s.mine.local.bytes, &s.mine.local.len);
+    (void)follow_address_form(AF_INET, s.mine.local.bytes, &s.mine.local.len);
   }
   if (rc == 0 && level == IPPROTO_TCP && name == kTcpInq && n >= sizeof(int)) {
     int on = 0;
@@ -517,11 +520,12 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   const CallAnswer answer =
       call(about(s, peer ? MW_OP_GETPEERNAME : MW_OP_GETSOCKNAME), got.bytes, sizeof got.bytes);
   if (answer.ret < 0) return -answer.err;
-  if (!is_address_of(s.mine.domain, got.bytes, answer.len)) {
+  got.len = answer.len;
+  if (!is_name_of(s, got.bytes, &got.len)) {
     poison("address of a socket");
     return -ECONNRESET;
   }
-  return give_name(got.bytes, answer.len, a, len);
+  return give_name(got.bytes, got.len, a, len);
 }
 
 AwaitedClose prepare_close(const Sock& s) {
@@ -661,6 +665,10 @@ int ethtool(const Sock& s, void* arg) {
   const CallAnswer a = call(r, answer, sizeof answer);
   if (a.ret < 0) return -a.err;
   const uint32_t n = std::min(a.len, ethtool_bytes(command));
+  if (!is_ethtool_answer(command, answer, n)) {
+    poison("answer to ioctl");
+    return -ECONNRESET;
+  }
   if (!is_room(device.ifr_data, n)) return -EFAULT;
   memcpy(device.ifr_data, answer, n);
   return 0;

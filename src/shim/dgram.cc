@@ -37,8 +37,7 @@ int oldest(const Sock& s, Record& r) {
     if (!ring.is_there()) return -ENOMEM;
     ring.copy_out(head, &r.head, sizeof r.head);
     const uint64_t bytes = mw_dgram_bytes(r.head.control_len, r.head.data_len);
-    follow_address_form(s.mine.domain, r.head.name, &r.head.name_len);
-    if (is_address_of(s.mine.domain, r.head.name, r.head.name_len) && bytes <= *ready) {
+    if (is_name_of(s, r.head.name, &r.head.name_len) && bytes <= *ready) {
       r.at = head + static_cast<uint32_t>(sizeof r.head);
       r.bytes = static_cast<uint32_t>(bytes);
       return 1;
@@ -80,9 +79,9 @@ struct Control {
   alignas(cmsghdr) char bytes[kMost];
 
   // Those that the program is to have, of the `len` bytes at `from`. False: the INS lied.
-  bool choose(const Sock& s, const msghdr& m, const char* from, uint32_t len) {
+  bool choose(const Sock& s, const msghdr& m, const char* from, uint32_t len, uint32_t told) {
     used = m.msg_control != nullptr ? std::min(m.msg_controllen, kMost) : 0;
-    flags = give_control(s, from, len, bytes, &used);
+    flags = give_control(s, from, len, (told & MSG_CTRUNC) != 0, bytes, &used);
     return flags >= 0;
   }
 };
@@ -136,7 +135,7 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
         char raw[Control::kMost];
         const uint32_t raw_len = wanted ? std::min<uint32_t>(r.head.control_len, sizeof raw) : 0;
         if (raw_len != 0) ring.copy_out(r.at, raw, raw_len);
-        if (wanted && !control.choose(s, *m, raw, raw_len))
+        if (wanted && !control.choose(s, *m, raw, raw_len, r.head.flags))
           return broken_window(s, "control message");
         note_stamp(s, raw, raw_len);
         if (has_room(*m, r.head, control.used)) {
@@ -359,11 +358,9 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   std::memcpy(as_record.name, at, head.name_len);
   const char* control = at + head.name_len;
   const char* data = control + head.control_len;
-  follow_address_form(s.mine.domain, as_record.name, &as_record.name_len);
   Control chosen;
-  if ((as_record.name_len != 0 &&
-       !is_address_of(s.mine.domain, as_record.name, as_record.name_len)) ||
-      !chosen.choose(s, *m, control, head.control_len)) {
+  if ((as_record.name_len != 0 && !is_name_of(s, as_record.name, &as_record.name_len)) ||
+      !chosen.choose(s, *m, control, head.control_len, head.flags)) {
     poison("answer to recvmsg");
     return -ECONNRESET;
   }

@@ -21,20 +21,21 @@ namespace mw::shim {
 // Whether a socket of this domain can have such an address.
 bool is_address_of(int domain, const void* name, uint32_t len);
 
-// An IPv6 socket that IPV6_ADDRFORM has made one of IPv4 may still have addresses of before: those
-// become IPv4's.
-void follow_address_form(int domain, void* name, uint32_t* len);
+// The same for a socket that IPV6_ADDRFORM makes, or has made, one of IPv4: it may have addresses of
+// both forms. Those of before become IPv4's; of what is no IPv4 address only the port stays.
+bool follow_address_form(int domain, void* name, uint32_t* len);
 
 // Of an accepted connection: the peer's address has to be there, our own may be missing.
 bool are_addresses_of(int domain, const mw_addr& local, const mw_addr& peer);
 
 enum class Verdict : uint8_t {
   give,
-  drop,  // nothing that we know
+  drop,  // nothing that we know, or cut short
   lie    // no kernel says so
 };
-// About one control message of a socket of this domain. `data`: its h.cmsg_len - sizeof h bytes.
-Verdict judge_control_message(int domain, const cmsghdr& h, const char* data);
+// About one control message of a socket of this domain. `data`: its h.cmsg_len - sizeof h bytes. `cut`:
+// there was no room for all (MSG_CTRUNC), and the last one may be shorter than it is.
+Verdict judge_control_message(int domain, const cmsghdr& h, const char* data, bool cut);
 
 // Calls visit(header, data) for each control message of `len` bytes; what does not hold together ends
 // it.
@@ -50,6 +51,8 @@ void each_control_message(const char* from, uint32_t len, Visit&& visit) {
 
 // Whether the kernel could have answered a device request so: names end, addresses are IPv4's.
 // `answer`: the bytes that it wrote.
+// Whether the device's answer to an ETHTOOL question has strings that end.
+bool is_ethtool_answer(uint32_t command, const char* answer, uint32_t len);
 bool is_device_answer(uint32_t request, const char* answer, uint32_t len);
 // The same for entries of SIOCGIFCONF.
 bool are_interface_entries(const char* entries, uint32_t len);

@@ -5,6 +5,7 @@
 #include <net/if.h>
 #include <net/if_arp.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 
 #include <cstring>
 #include <string>
@@ -20,12 +21,12 @@ std::string address(int family, size_t bytes) {
   return a;
 }
 
-Verdict judge(int domain, int level, int type, const std::string& data) {
+Verdict judge(int domain, int level, int type, const std::string& data, bool cut = false) {
   cmsghdr h{};
   h.cmsg_level = level;
   h.cmsg_type = type;
   h.cmsg_len = CMSG_LEN(data.size());
-  return judge_control_message(domain, h, data.data());
+  return judge_control_message(domain, h, data.data(), cut);
 }
 
 TEST(FromStack, AnAddressHasTheFamilyOfItsSocketAndThatLength) {
@@ -51,9 +52,9 @@ TEST(FromStack, AnOldAddressFollowsTheFormOfItsSocket) {
   mapped.sin6_addr.s6_addr[15] = 1;
   uint32_t len = sizeof mapped;
   sockaddr_in6 kept = mapped;
-  follow_address_form(AF_INET6, &kept, &len);
-  EXPECT_TRUE(is_address_of(AF_INET6, &kept, len));
-  follow_address_form(AF_INET, &mapped, &len);
+  EXPECT_TRUE(follow_address_form(AF_INET6, &kept, &len));
+  EXPECT_TRUE(is_address_of(AF_INET6, &kept, len)) << "the option is not set yet";
+  EXPECT_TRUE(follow_address_form(AF_INET, &mapped, &len));
   sockaddr_in now{};
   std::memcpy(&now, &mapped, sizeof now);
   EXPECT_TRUE(is_address_of(AF_INET, &now, len));
@@ -61,21 +62,41 @@ TEST(FromStack, AnOldAddressFollowsTheFormOfItsSocket) {
   EXPECT_EQ(now.sin_addr.s_addr, htonl(INADDR_LOOPBACK));
   sockaddr_in6 other{};
   other.sin6_family = AF_INET6;
+  other.sin6_addr.s6_addr[0] = 0xfd;
   len = sizeof other;
-  follow_address_form(AF_INET, &other, &len);
-  EXPECT_FALSE(is_address_of(AF_INET, &other, len)) << "no IPv4 address stands in it";
+  EXPECT_TRUE(follow_address_form(AF_INET, &other, &len));
+  EXPECT_TRUE(is_address_of(AF_INET, &other, len));
+  std::string lie = address(AF_UNIX, 28);
+  len = 28;
+  EXPECT_FALSE(follow_address_form(AF_INET, lie.data(), &len));
 }
 
 TEST(FromStack, OfSolSocketOnlyTimesAndNumbersPass) {
   for (int type = -1; type < 300; ++type) {
     for (size_t n = 0; n <= 64; ++n) {
       const Verdict v = judge(AF_INET6, SOL_SOCKET, type, std::string(n, 'x'));
-      if (v == Verdict::lie) continue;
-      EXPECT_NE(type, SCM_RIGHTS);
-      EXPECT_NE(type, SCM_CREDENTIALS);
-      EXPECT_TRUE(n == 4 || n == 16 || n == 48) << type << " with " << n;
+      if (type >= SCM_RIGHTS && type <= 4) {
+        EXPECT_EQ(v, Verdict::lie) << type;
+      }
+      if (v != Verdict::give) continue;
+      EXPECT_TRUE(n == 4 || n == 16 || n == 48 || (type == 54 && n % 4 == 0)) << type << " " << n;
     }
   }
+}
+
+TEST(FromStack, WhatHadNoRoomIsNoLie) {
+  const std::string part(10, '\0');
+  EXPECT_EQ(judge(AF_INET6, IPPROTO_IPV6, IPV6_ORIGDSTADDR, part), Verdict::lie);
+  EXPECT_EQ(judge(AF_INET6, IPPROTO_IPV6, IPV6_ORIGDSTADDR, part, true), Verdict::drop);
+  EXPECT_EQ(judge(AF_INET6, IPPROTO_IPV6, IPV6_PKTINFO, part, true), Verdict::drop);
+  EXPECT_EQ(judge(AF_INET6, IPPROTO_IPV6, IPV6_PKTINFO, std::string(21, '\0'), true), Verdict::lie);
+  EXPECT_EQ(judge(AF_INET6, SOL_SOCKET, SCM_RIGHTS, part, true), Verdict::lie);
+}
+
+TEST(FromStack, TosIsOneByteOrANumber) {
+  for (size_t n = 0; n <= 8; ++n)
+    EXPECT_EQ(judge(AF_INET, IPPROTO_IP, IP_TOS, std::string(n, '\0')),
+              n == 1 || n == 4 ? Verdict::give : Verdict::lie);
 }
 
 TEST(FromStack, AMessageHasItsExactLength) {
@@ -84,7 +105,7 @@ TEST(FromStack, AMessageHasItsExactLength) {
     size_t bytes;
   };
   for (const auto& [level, type, bytes] :
-       {Row{IPPROTO_IP, IP_PKTINFO, 12}, Row{IPPROTO_IP, IP_TTL, 4}, Row{IPPROTO_IP, IP_TOS, 1},
+       {Row{IPPROTO_IP, IP_PKTINFO, 12}, Row{IPPROTO_IP, IP_TTL, 4},
         Row{IPPROTO_IPV6, IPV6_PKTINFO, 20}, Row{IPPROTO_IPV6, IPV6_HOPLIMIT, 4},
         Row{IPPROTO_IPV6, IPV6_TCLASS, 4}, Row{IPPROTO_UDP, 104, 4},
         Row{SOL_SOCKET, SO_RXQ_OVFL, 4}, Row{SOL_SOCKET, SO_TIMESTAMPING, 48}}) {
@@ -109,7 +130,8 @@ TEST(FromStack, AnAddressInAMessageIsJudgedToo) {
 }
 
 TEST(FromStack, AnIpv4SocketHasNoMessagesOfIpv6) {
-  EXPECT_EQ(judge(AF_INET, IPPROTO_IPV6, IPV6_TCLASS, std::string(4, '\0')), Verdict::lie);
+  EXPECT_EQ(judge(AF_INET, IPPROTO_IPV6, IPV6_TCLASS, std::string(4, '\0')), Verdict::drop)
+      << "it may be older than IPV6_ADDRFORM";
   EXPECT_EQ(judge(AF_INET6, IPPROTO_IP, IP_TTL, std::string(4, '\0')), Verdict::give);
 }
 
@@ -139,6 +161,15 @@ TEST(FromStack, APeerOfAnOptionHasTheSocketsFamily) {
   EXPECT_TRUE(is_option_value(AF_INET, SOL_SOCKET, SO_PEERNAME, address(AF_INET, 16).data(), 16));
   EXPECT_FALSE(is_option_value(AF_INET, SOL_SOCKET, SO_PEERNAME, address(AF_UNIX, 16).data(), 16));
   EXPECT_TRUE(is_option_value(AF_INET, SOL_SOCKET, SO_PEERNAME, "", 0));
+  EXPECT_TRUE(is_option_value(AF_INET, IPPROTO_TCP, TCP_CONGESTION, "cubic\0xxxxxxxxxx", 16));
+  EXPECT_FALSE(is_option_value(AF_INET, IPPROTO_TCP, TCP_CONGESTION, "cubiccubiccubicc", 16));
+  EXPECT_TRUE(is_option_value(AF_INET, IPPROTO_TCP, TCP_CONGESTION, "cub", 3))
+      << "cut by the caller";
+  EXPECT_FALSE(is_option_value(AF_INET, SOL_SOCKET, SO_BINDTODEVICE, "eth0", 4));
+  const std::string driver(196, 'x');
+  EXPECT_FALSE(is_ethtool_answer(3, driver.data(), 196));
+  EXPECT_TRUE(is_ethtool_answer(3, std::string(196, '\0').data(), 196));
+  EXPECT_TRUE(is_ethtool_answer(1, driver.data(), 44));
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 
 #include "ring/order.h"
 #include "shim/calls.h"
+#include "shim/from_stack.h"
 #include "shim/memory.h"
 
 namespace mw::shim {
@@ -34,6 +35,12 @@ bool is_dead(const Sock& s) {
 int broken_window(const Sock& s, const char* where) {
   if (!is_dead(s) && A::load_acquire(s.slot.gen) == s.gen) poison(where);
   return -ECONNRESET;
+}
+
+bool is_name_of(const Sock& s, void* name, uint32_t* len) {
+  if ((A::load_relaxed(s.mine.flags) & kSlotWas6) != 0)
+    return follow_address_form(s.mine.domain, name, len);
+  return is_address_of(s.mine.domain, name, *len);
 }
 
 bool is_still_there(const Sock& s) {

@@ -43,6 +43,8 @@ bool is_dead(const Sock& s);
 // The answer to a window that does not hold: -ECONNRESET. The INS lied, and the channel is poisoned,
 // unless another thread has closed the socket and its slot is another connection's.
 int broken_window(const Sock& s, const char* where);
+// Whether an address from the INS can be one of this socket, or of its peers (from_stack.h).
+bool is_name_of(const Sock& s, void* name, uint32_t* len);
 // False: the program has closed it meanwhile, and number and slot may be another socket's by now.
 bool is_still_there(const Sock& s);
 

@@ -58,7 +58,7 @@ void require_control(msghdr& m) {
     const bool cut = (m.msg_flags & MSG_CTRUNC) != 0;
     if (c->cmsg_level == SOL_SOCKET) {
       require(c->cmsg_type != SCM_RIGHTS && c->cmsg_type != SCM_CREDENTIALS);
-      require(cut || n == 4 || n == 16 || n == 48);
+      require(cut || n % 4 == 0);
     }
     require(c->cmsg_level != IPPROTO_IPV6);
     if (c->cmsg_level == IPPROTO_IP && c->cmsg_type == IP_PKTINFO)

@@ -113,7 +113,7 @@ def test_a_flood_of_strangers_shuts_nobody_out(guarded, how):
                     one.sendall(hello)
                 if how in ("stays", "begins a handshake"):
                     held.append(one)
-                    if len(held) > 2000:
+                    if len(held) > 200:
                         held.pop(0).close()
                 else:
                     one.close()

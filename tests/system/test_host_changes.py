@@ -285,8 +285,8 @@ def test_a_client_that_sent_before_is_served(mw, unchanged, start, host):
         for name in ("one", "two"):  # and a second session that has the first one's addresses
             session = start("-p", "18321:18321/udp", "--", "/usr/bin/python3", "-c", ECHO, "18321", name)
             proc.wait_for(lambda name=name: asks() == name.encode() + b"?", SECONDS, "an answer", session.background)
-            assert session.background.stop() == 143
             assert "cannot have old flows forgotten" not in session.background.tail(100)
+            assert session.background.stop() == 143
             assert asks() == b""
 
 

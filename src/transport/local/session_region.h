@@ -164,6 +164,7 @@ constexpr uint32_t kSlotOdd = 256;         // its placeholder is no longer as th
 constexpr uint32_t kSlotResets = 512;      // SO_LINGER with a time of 0
 constexpr uint32_t kSlotHasPort = 1024;    // bound by the program; a datagram socket: in any way
 constexpr uint32_t kSlotInq = 2048;        // TCP_INQ
+constexpr uint32_t kSlotWas6 = 4096;       // IPV6_ADDRFORM makes, or has made, it one of IPv4
 
 // Who made or accepted the socket of a generation. It stands in the entry of gen % slots until so many
 // more sockets were made: longer than its slot may be without another one.
