@@ -123,7 +123,7 @@ int refusal(int domain, int type, int protocol) {
     case SOCK_STREAM:
       return protocol == 0 || protocol == IPPROTO_TCP ? 0 : EPROTONOSUPPORT;
     case SOCK_DGRAM:
-      if (protocol == 0 || protocol == IPPROTO_UDP) return 0;
+      if (protocol == 0 || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE) return 0;
       return protocol == ping ? EACCES : EPROTONOSUPPORT;
     case SOCK_RAW:
       return protocol == 0 ? EPROTONOSUPPORT : EPERM;

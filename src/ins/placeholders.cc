@@ -43,7 +43,9 @@ void Worker::each_served(uint32_t number, Visit&& visit) {
     const auto gen = static_cast<uint32_t>(A::load_acquire(ch_.slot(i).claim) >> 32);
     while (ins_.slots.is_being_made(i, gen)) ::sched_yield();
     Sock* s = ins_.slots.find(i);
-    if (s == nullptr || (s->flags & kAccepted) == 0) continue;
+    if (s == nullptr) continue;
+    while (!s->handed.load(std::memory_order_acquire)) ::sched_yield();
+    if ((s->flags & kAccepted) == 0) continue;
     const uint32_t claim = claim_of(i, *s);
     if (claim == number + 1 || (claim == 0 && i == made.slot && s->gen == made.gen)) visit(i, *s);
   }
