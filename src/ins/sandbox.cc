@@ -237,13 +237,16 @@ const Rule kRules[] = {
 #endif
 };
 
-// Sockets of TCP and UDP and nothing else: making one of another protocol would load its module.
+// Sockets of TCP, UDP and UDP-Lite and nothing else: making one of another protocol would load its module.
 int add_socket_rules(scmp_filter_ctx filter) {
   struct Kind {
     uint64_t type, protocol;
   };
-  constexpr Kind kKinds[] = {
-      {SOCK_STREAM, 0}, {SOCK_STREAM, IPPROTO_TCP}, {SOCK_DGRAM, 0}, {SOCK_DGRAM, IPPROTO_UDP}};
+  constexpr Kind kKinds[] = {{SOCK_STREAM, 0},
+                             {SOCK_STREAM, IPPROTO_TCP},
+                             {SOCK_DGRAM, 0},
+                             {SOCK_DGRAM, IPPROTO_UDP},
+                             {SOCK_DGRAM, IPPROTO_UDPLITE}};
   int bad = 0;
   for (const uint64_t family : {AF_INET, AF_INET6}) {
     for (const Kind& k : kKinds) {

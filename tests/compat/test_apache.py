@@ -68,6 +68,7 @@ def test_graceful_restart(box):
             rounds.append(webserver.load(box, 80, 300, 8))
         return rounds
 
+    wait_for(started, 60, "it has written its number down", server)  # after it listens
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         answer = pool.submit(load)
         try:
