@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "base/log.h"
-#include "driver/socket_option.h"
+#include "base/socket_option.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/listener_record.h"
 

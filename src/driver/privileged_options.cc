@@ -7,7 +7,7 @@
 #include <cstring>
 #include <utility>
 
-#include "driver/socket_option.h"
+#include "base/socket_option.h"
 #include "transport/local/namespace.h"
 #include "transport/local/privileged.h"
 

@@ -28,7 +28,7 @@ Outcome<Done> acquire_forwarding(const std::string& base, const std::string& lin
 // The interfaces that were turned on and have not been turned off again.
 GuardedLinks guarded_links(const std::string& base, const std::string& sys = "/proc/sys/net");
 
-// Restores the recorded values. Call when the last isolated session is gone.
+// Restores the recorded values: when the last isolated session goes, or the rules that guard them have gone.
 Outcome<Done> release_forwarding(const std::string& base, const std::string& sys = "/proc/sys/net");
 
 }  // namespace mw

@@ -386,10 +386,6 @@ Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record) 
   return made;
 }
 
-Outcome<Done> stop_forwarding(const std::string& base) {
-  return release_forwarding(base);
-}
-
 Outcome<Done> remove_network(const SessionRecord& r) {
   if (!r.isolated) return Done{};
   std::vector<Outcome<std::string>> steps;

@@ -41,8 +41,6 @@ bool has_rules(const SessionRecord& record);
 // Puts the session's rules in force, in place of whatever is left of them, and has new interfaces of the
 // host forwarded and guarded.
 Outcome<Done> restore_rules(const std::string& base, SessionRecord& record);
-// Nothing is forwarded any more: without the rules that guard it the host would be an open router.
-Outcome<Done> stop_forwarding(const std::string& base);
 // The namespace that was built for it earlier.
 Outcome<UniqueFd> open_network(const SessionRecord& record);
 

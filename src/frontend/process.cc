@@ -22,6 +22,7 @@
 #include <sstream>
 
 #include "base/helper.h"
+#include "base/socket_option.h"
 #include "base/unique_fd.h"
 
 namespace mw {
@@ -347,12 +348,6 @@ InheritedDescriptors::InheritedDescriptors() {
 
 namespace {
 
-int option_of(int fd, int name) {
-  int value = -1;
-  socklen_t len = sizeof value;
-  return ::getsockopt(fd, SOL_SOCKET, name, &value, &len) == 0 ? value : -1;
-}
-
 std::string own_address(int fd) {
   sockaddr_storage a{};
   socklen_t len = sizeof a;
@@ -381,10 +376,10 @@ std::string InheritedDescriptors::server_socket() const {
   std::vector<int> fds = fds_;
   fds.push_back(STDIN_FILENO);
   for (const int fd : fds) {
-    const int domain = option_of(fd, SO_DOMAIN);
+    const int domain = socket_option(fd, SO_DOMAIN);
     if (domain != AF_INET && domain != AF_INET6) continue;
     const bool passed = fd >= kFirstPassed && fd < passed_end;
-    const bool listens = option_of(fd, SO_ACCEPTCONN) == 1;
+    const bool listens = socket_option(fd, SO_ACCEPTCONN) == 1;
     if (!listens && !passed && fd != STDIN_FILENO) continue;
     return "descriptor " + std::to_string(fd) + ", " + own_address(fd);
   }

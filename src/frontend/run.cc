@@ -12,6 +12,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "frontend/forwarding.h"
 #include "frontend/inspect.h"
 #include "frontend/net.h"
 #include "frontend/net_watch.h"
@@ -301,7 +302,8 @@ class RulesKeeper {
   }
 
   void stop() {
-    if (auto stopped = stop_forwarding(session_->base()); !stopped && !complained_)
+    // Without the rules that guard it the host would be an open router.
+    if (auto stopped = release_forwarding(session_->base()); !stopped && !complained_)
       log_line(kWho, "the host may forward packets between its interfaces: %s",
                stopped.failure().text().c_str());
   }

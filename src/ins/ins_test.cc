@@ -360,6 +360,28 @@ TEST(Ins, AHolderThatDiesAtOnceClosesItsConnection) {
   }
 }
 
+// The same for bytes: the news of them is taken by a worker that does not know the socket yet.
+TEST(Ins, BytesBeforeTheHandOverLeaveWithoutTheBeat) {
+  const OneProcessor together;
+  FakePvm pvm(small_geometry(64, 2));
+  pvm.begin();
+  const FakeSock l = pvm.listener();
+  const uint16_t port = pvm.port_of(l);
+  constexpr int kRounds = 3000;
+  constexpr timeval kLimit{20, 0};
+  for (int k = 0; k < kRounds; ++k) {
+    const UniqueFd peer = FakePvm::dial(port);
+    ::setsockopt(peer.get(), SOL_SOCKET, SO_RCVTIMEO, &kLimit, sizeof kLimit);
+    auto s = pvm.accept(l);
+    ASSERT_TRUE(s);
+    pvm.put_all(*s, "x");
+    ASSERT_EQ(next_of(peer), 1) << "in round " << k;
+    s->fd.reset();
+    ASSERT_EQ(next_of(peer), 0) << "in round " << k;
+  }
+  for (uint32_t w = 0; w < 2; ++w) EXPECT_EQ(pvm.ch.sock_news(w).repairs(), 0u);
+}
+
 TEST(Ins, ABareConnectionThatNobodyClaimsIsReset) {
   FakePvm pvm;
   pvm.begin();

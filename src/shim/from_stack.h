@@ -51,9 +51,9 @@ void each_control_message(const char* from, uint32_t len, Visit&& visit) {
 
 // Whether the kernel could have answered a device request so: names end, addresses are IPv4's.
 // `answer`: the bytes that it wrote.
-// Whether the device's answer to an ETHTOOL question has strings that end.
-bool is_ethtool_answer(uint32_t command, const char* answer, uint32_t len);
 bool is_device_answer(uint32_t request, const char* answer, uint32_t len);
+// The same for a question of SIOCETHTOOL: its strings end.
+bool is_ethtool_answer(uint32_t command, const char* answer, uint32_t len);
 // The same for entries of SIOCGIFCONF.
 bool are_interface_entries(const char* entries, uint32_t len);
 // The same for the value of a socket option, which may be cut short.

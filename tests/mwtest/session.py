@@ -69,6 +69,14 @@ def copy_of_the_build(mw: str, folder: Path) -> Path:
     return folder / "bin/mw"
 
 
+def open_to_others(folder: Path) -> None:
+    """Another user may go into the folder, however private those are that it stands in."""
+    for path in (folder, *folder.parents):
+        if path == Path("/tmp"):
+            break
+        path.chmod(path.stat().st_mode | 0o055)
+
+
 class Session:
     """A running `mw run`, known by its record."""
 

@@ -15,7 +15,7 @@ import urllib.request
 import pytest
 
 from mwtest import proc
-from mwtest.session import copy_of_the_build, host_state, output
+from mwtest.session import copy_of_the_build, host_state, open_to_others, output
 
 
 def run(mw, *arguments, seconds=120):
@@ -296,10 +296,7 @@ def test_a_rule_set_of_the_host_is_left_alone(mw, unchanged, start, server):
 def test_without_root_the_hosts_network_is_used(mw, unchanged, tmp_path):
     # A copy, because others need not be able to read the build tree.
     program = copy_of_the_build(mw, tmp_path / "tree")
-    for path in (tmp_path, *tmp_path.parents):
-        if path == type(path)("/tmp"):
-            break
-        path.chmod(path.stat().st_mode | 0o055)
+    open_to_others(tmp_path)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
     done = proc.run([*user, program, "run", "--", "sh", "-c", "exit 5"], 120, check=False,
                     env={"PATH": os.environ["PATH"]})
@@ -312,10 +309,7 @@ def test_without_root_the_hosts_network_is_used(mw, unchanged, tmp_path):
 def test_a_name_in_tmp_that_somebody_took_hinders_nobody(mw, unchanged, tmp_path):
     """Of a user who has no folder of his own: anybody may make any name there first."""
     program = copy_of_the_build(mw, tmp_path / "tree")
-    for path in (tmp_path, *tmp_path.parents):
-        if path == type(path)("/tmp"):
-            break
-        path.chmod(path.stat().st_mode | 0o055)
+    open_to_others(tmp_path)
     user = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "env", "-u", "XDG_RUNTIME_DIR"]
     taken = [type(tmp_path)(f"/tmp/mwcomms-65534-{secrets.token_hex(4)}") for _ in range(3)]
     for one in taken:
@@ -334,10 +328,7 @@ def test_a_name_in_tmp_that_somebody_took_hinders_nobody(mw, unchanged, tmp_path
 def test_without_root_bytes_are_carried(mw, unchanged, tmp_path, namespace):
     """A server of somebody who is nobody, with a stack that may do no more than its user."""
     program = copy_of_the_build(mw, tmp_path / "tree")
-    for path in (tmp_path, *tmp_path.parents):
-        if path == type(path)("/tmp"):
-            break
-        path.chmod(path.stat().st_mode | 0o055)
+    open_to_others(tmp_path)
     (tmp_path / "pages").mkdir()
     content = os.urandom(1 << 20)
     (tmp_path / "pages/bytes").write_bytes(content)
