@@ -13,20 +13,21 @@ from mwtest import proc
 SECONDS = 120
 _libc = ctypes.CDLL(None, use_errno=True)
 PTRACE_SEIZE, PTRACE_INTERRUPT, WALL = 0x4206, 0x4207, 0x40000000
-# Calls of so many threads that there are not cells enough for all; prints how they ended.
+# Calls of so many threads that there are not cells enough for all; prints how they ended. Through ctypes,
+# because socket.getsockopt() keeps Python's lock: one thread would call, and the others wait for it.
 CALLERS = """
-import errno, resource, socket, sys, threading
+import ctypes, errno, resource, socket, sys, threading
+libc = ctypes.CDLL(None, use_errno=True)
+sys.setswitchinterval(10)  # who waits for Python's lock sleeps: the time used is the calls'
 threading.stack_size(1 << 18)
 sockets = [socket.socket() for _ in range(100)]
 results, go = {}, threading.Event()
 def call(k):
     go.wait()
-    try:
-        sockets[k % 100].getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
-        said = "answered"
-    except OSError as error:
-        said = errno.errorcode[error.errno]
-    results[k] = said
+    value, length = ctypes.c_int(), ctypes.c_uint(4)
+    rc = libc.getsockopt(sockets[k % 100].fileno(), socket.IPPROTO_TCP, socket.TCP_MAXSEG, ctypes.byref(value),
+                         ctypes.byref(length))
+    results[k] = "answered" if rc == 0 else errno.errorcode[ctypes.get_errno()]
 threads = [threading.Thread(target=call, args=(k,), daemon=True) for k in range(1500)]
 for one in threads: one.start()
 print("ready", flush=True)
