@@ -19,6 +19,7 @@
 #include <nlohmann/json.hpp>
 
 #include "base/unique_fd.h"
+#include "frontend/app_network.h"
 #include "frontend/inspect.h"
 #include "frontend/net.h"
 #include "frontend/process.h"
@@ -314,6 +315,15 @@ void Examiner::network() {
   } else {
     fail("veth", linked.cause, "install iproute2; load the kernel's module veth",
          linked.not_permitted);
+  }
+  const Attempt shown = in_fresh_network([] {
+    auto end = make_dead_end({});
+    return end ? std::string() : end.failure().cause;
+  });
+  if (shown.cause.empty()) {
+    ok("dead end", "the application's network can show the INS's interface");
+  } else {
+    fail("dead end", shown.cause, "load the kernel's module dummy or ifb", shown.not_permitted);
   }
   const Attempt filtered = in_fresh_network([] {
     SessionRecord record;

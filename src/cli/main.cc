@@ -89,6 +89,7 @@ Outcome<mw::SessionDescriptors> described(mw::SessionFds fds, const mw::SessionT
   pass("--channel-fd", {&fds.channel});
   pass("--session-fd", {&fds.session});
   pass("--attach-fd", {&fds.attach});
+  pass("--placeholders-fd", {&fds.placeholders});
   pass("--drop-pvm-fd", {&fds.drop_pvm});
   pass("--drop-ins-fd", {&fds.drop_ins});
   pass("--store-fds", {&fds.store_in, &fds.store_out});

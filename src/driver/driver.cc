@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "transport/local/namespace.h"
 
 namespace mw {
 namespace {
@@ -54,6 +55,7 @@ Driver::Driver(const DriverOptions& options, Poller poller, SessionMemory memory
       groups_(poller_, memory_, store_),
       listeners_(memory_.geometry().slots, store_),
       processes_(poller_, options_, memory_, groups_),
+      privileged_(network_namespace_of(options_.attach_fd)),
       release_(memory_),
       front_end_(poller_, options_) {}
 

@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <sched.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -14,6 +15,7 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 
+#include <array>
 #include <chrono>
 #include <csignal>
 #include <cstring>
@@ -22,6 +24,7 @@
 #include <thread>
 
 #include "driver/test_session.h"
+#include "transport/local/mapping.h"
 #include "transport/local/session_fds.h"
 
 namespace mw {
@@ -185,11 +188,13 @@ class DriverTest : public ::testing::Test {
   struct Group {
     uint32_t status = 0, id = 0;
     UniqueFd bell, life;  // life: the end that the shim keeps
+    UniqueFd memory;
   };
   Group open_group(Peer& shim) {
     Pair pipe = make_pipe();
-    Group g{0, 0, UniqueFd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)}, std::move(pipe.a)};
-    const int fds[] = {g.bell.get(), pipe.b.get()};
+    Group g{0, 0, UniqueFd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)}, std::move(pipe.a), {}};
+    g.memory = std::move(*make_sealed_memfd("t", 4096));
+    const int fds[] = {g.bell.get(), pipe.b.get(), g.memory.get()};
     EXPECT_TRUE(shim.send(request(AttachType::group_open), fds));
     pipe.b.reset();
     std::optional<AttachReply> reply;
@@ -732,9 +737,17 @@ TEST_F(DriverTest, RefusesGroupsThatItCannotServe) {
   EXPECT_TRUE(until([&] { return memory_->session().group(freed).in_use == 0; }));
   EXPECT_EQ(open_group(shim).id, freed);
 
-  const int wrong[] = {ready_.get(), ready_.get()};
-  ASSERT_TRUE(shim.send(request(AttachType::group_open), wrong));
-  EXPECT_EQ(next<AttachReply>(shim)->status, uint32_t{EINVAL});
+  const Pair pipe = make_pipe();
+  const UniqueFd bell{::eventfd(0, EFD_CLOEXEC)};
+  const UniqueFd loose{::memfd_create("t", MFD_CLOEXEC)};
+  groups[1].life.reset();
+  EXPECT_TRUE(until([&] { return memory_->session().group(groups[1].id).in_use == 0; }));
+  for (const auto& wrong : {std::array{ready_.get(), pipe.b.get(), groups[0].memory.get()},
+                            std::array{bell.get(), pipe.a.get(), groups[0].memory.get()},
+                            std::array{bell.get(), pipe.b.get(), loose.get()}}) {
+    ASSERT_TRUE(shim.send(request(AttachType::group_open), wrong));
+    EXPECT_EQ(next<AttachReply>(shim)->status, uint32_t{EINVAL});
+  }
 }
 
 TEST_F(DriverTest, LeavesNothingOfADeadGroup) {
@@ -744,9 +757,9 @@ TEST_F(DriverTest, LeavesNothingOfADeadGroup) {
   memory_->session().slot(900).watch_end = MW_MAX_WATCHES;
   const SessionWatches s = memory_->session().watches(900);
   constexpr uint32_t kLast = MW_MAX_WATCHES - 1;
-  s[0] = {1 + other.id, 5, EPOLLIN, 0, 0, 55};
-  s[1] = {1 + g.id, 6, EPOLLIN, 0, 0, 66};
-  s[kLast] = {1 + g.id, 7, EPOLLIN, 0, 0, 77};
+  s[0] = {1 + other.id, 5, 0, 0};
+  s[1] = {1 + g.id, 6, 0, 0};
+  s[kLast] = {1 + g.id, 7, 0, 0};
   uint64_t(&watches)[4] = memory_->channel().slot(900).watches;
   watches[0] = uint64_t{1 + other.id} | uint64_t{1 + g.id} << 16;
   watches[3] = uint64_t{1 + g.id} << 48;
@@ -786,9 +799,10 @@ TEST_F(DriverTest, FindsTheGroupOfAnEpollInstance) {
   EXPECT_EQ(reply->type, AttachType::group_find);
   EXPECT_EQ(reply->status, 0u);
   EXPECT_EQ(reply->group, g.id);
-  ASSERT_EQ(fds.size(), 2u);
+  ASSERT_EQ(fds.size(), 3u);
   ASSERT_EQ(::eventfd_write(fds[0].get(), 5), 0);
   EXPECT_EQ(take_bell(g.bell.get()), 5u);
+  EXPECT_TRUE(same_file(fds[2].get(), g.memory.get()));
 
   // Whoever found it keeps it alive as whoever made it does.
   g.life.reset();
@@ -857,7 +871,7 @@ TEST_F(DriverTest, ResetsTheSessionWhenTheInsDies) {
   c.call_news(0).add(0);
   const auto register_in = [&](uint32_t slot, uint32_t watch, uint32_t group) {
     memory_->session().slot(slot).watch_end = static_cast<uint16_t>(watch + 1);
-    memory_->session().watches(slot)[watch] = {group, 9, EPOLLIN, 0, 0, 0};
+    memory_->session().watches(slot)[watch] = {group, 9, 0, 0};
   };
   register_in(17, 9, 1 + g.id);
   register_in(1023, 0, 1 + g.id);

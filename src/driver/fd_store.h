@@ -40,7 +40,7 @@ struct StoreEntry {
 };
 
 constexpr size_t kMaxStoreData = sizeof(ControlListener);
-constexpr size_t kMaxStoreFds = 3;
+constexpr size_t kMaxStoreFds = 4;
 
 class FdStore {
  public:

@@ -185,6 +185,7 @@ Status FrontEnd::hand_over_to(int connection) const {
   std::vector<SessionFdRef> fds{{SessionFdRole::channel, options_.channel_fd},
                                 {SessionFdRole::session, options_.session_fd},
                                 {SessionFdRole::attach, options_.attach_fd},
+                                {SessionFdRole::placeholders, options_.placeholders_fd},
                                 {SessionFdRole::drop_pvm, options_.drop_pvm_fd},
                                 {SessionFdRole::drop_ins, options_.drop_ins_fd}};
   for (const int bell : options_.bell_fds) fds.push_back({SessionFdRole::bell, bell});

@@ -125,6 +125,7 @@ TEST_F(FrontEndTest, HandsOverAllToTheFirstThatComesAfterItsDeath) {
   EXPECT_TRUE(same_file(got->fds.channel.get(), fds_.channel.get()));
   EXPECT_TRUE(same_file(got->fds.session.get(), fds_.session.get()));
   EXPECT_TRUE(same_file(got->fds.attach.get(), fds_.attach.get()));
+  EXPECT_TRUE(same_file(got->fds.placeholders.get(), fds_.placeholders.get()));
   EXPECT_TRUE(same_file(got->fds.drop_pvm.get(), fds_.drop_pvm.get()));
   EXPECT_TRUE(same_file(got->fds.drop_ins.get(), fds_.drop_ins.get()));
   EXPECT_TRUE(same_file(got->fds.store_in.get(), fds_.store_in.get()));

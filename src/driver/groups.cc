@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include "base/log.h"
+#include "transport/local/mapping.h"
 
 namespace mw {
 namespace {
@@ -65,9 +66,9 @@ void ring(int eventfd) {
 }  // namespace
 
 void Groups::restore(uint32_t group, StoreEntry entry) {
-  if (group >= memory_.geometry().groups || entry.fds.size() < 2) return;
-  Group g{std::move(entry.fds[0]), std::move(entry.fds[1]), {}};
-  if (entry.fds.size() > 2) g.witness = std::move(entry.fds[2]);
+  if (group >= memory_.geometry().groups || entry.fds.size() < 3) return;
+  Group g{std::move(entry.fds[0]), std::move(entry.fds[1]), std::move(entry.fds[2]), {}};
+  if (entry.fds.size() > 3) g.witness = std::move(entry.fds[3]);
   if (auto added = poller_.add(g.life.get(), 0, Source::group, group); !added) return;
   memory_.set_group_in_use(group, true);
   groups_[group] = std::move(g);
@@ -81,8 +82,8 @@ void Groups::free_unknown() {
   }
 }
 
-Result<uint32_t> Groups::open(UniqueFd bell, UniqueFd life) {
-  if (!is_eventfd(bell.get()) || !is_write_end(life.get()))
+Result<uint32_t> Groups::open(UniqueFd bell, UniqueFd life, UniqueFd registrations) {
+  if (!is_eventfd(bell.get()) || !is_write_end(life.get()) || !check_sealed(registrations.get()))
     return Error{Fault::peer, 0, "descriptors of a group"};
   const int flags = ::fcntl(bell.get(), F_GETFL);
   if (flags < 0 || ::fcntl(bell.get(), F_SETFL, flags | O_NONBLOCK) < 0)
@@ -94,12 +95,12 @@ Result<uint32_t> Groups::open(UniqueFd bell, UniqueFd life) {
     id = (id + 1) % count;
   }
   if (auto added = poller_.add(life.get(), 0, Source::group, id); !added) return added.error();
-  const int fds[] = {bell.get(), life.get()};
+  const int fds[] = {bell.get(), life.get(), registrations.get()};
   if (auto stored = store_.put({StoreKind::group, id}, {}, fds); !stored)
     log_line("mwcommsd", "group %u will be lost at a restart: %s", id, stored.error().where);
   next_ = (id + 1) % count;
   memory_.set_group_in_use(id, true);
-  groups_[id] = {std::move(bell), std::move(life), {}};
+  groups_[id] = {std::move(bell), std::move(life), std::move(registrations), {}};
   return id;
 }
 
@@ -130,7 +131,7 @@ Result<Groups::Found> Groups::find(int epfd) {
       return added.error();
     g.abandoned = false;
   }
-  return Found{*group, g.bell.get(), std::move(life)};
+  return Found{*group, g.bell.get(), g.registrations.get(), std::move(life)};
 }
 
 Status Groups::keep(int epfd) {
@@ -143,7 +144,7 @@ Status Groups::keep(int epfd) {
   if (!witness || ::epoll_ctl(witness.get(), EPOLL_CTL_ADD, epfd, &silent) < 0)
     return Error{Fault::sys, errno, "witness of an epoll instance"};
   g.witness = std::move(witness);
-  const int fds[] = {g.bell.get(), g.life.get(), g.witness.get()};
+  const int fds[] = {g.bell.get(), g.life.get(), g.registrations.get(), g.witness.get()};
   if (auto stored = store_.put({StoreKind::group, *group}, {}, fds); !stored)
     log_line("mwcommsd", "group %u will be lost at a restart: %s", *group, stored.error().where);
   return Ok{};

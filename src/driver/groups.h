@@ -30,13 +30,15 @@ class Groups {
   struct Group {
     UniqueFd bell;
     UniqueFd life;
+    UniqueFd registrations;  // memory (src/shim/registrations.h); we only pass it on
     UniqueFd witness;        // only if the instance was shown to us
     bool abandoned = false;  // no process has the read end; the witness decides
   };
   struct Found {
     uint32_t group;
-    int bell;       // ours
-    UniqueFd life;  // a new read end
+    int bell;           // ours
+    int registrations;  // ours
+    UniqueFd life;      // a new read end
   };
 
   Groups(Poller& poller, SessionMemory& memory, FdStore& store)
@@ -47,8 +49,8 @@ class Groups {
   // Frees what no restored group uses; only right if the earlier driver had a store.
   void free_unknown();
 
-  // Errors: peer (not an eventfd and a pipe's write end), limit (no group is free), sys.
-  Result<uint32_t> open(UniqueFd bell, UniqueFd life);
+  // Errors: peer (not an eventfd, a pipe's write end and sealed memory), limit (no group is free), sys.
+  Result<uint32_t> open(UniqueFd bell, UniqueFd life, UniqueFd registrations);
   // The group whose doorbell stands in this epoll instance. Errors: sys (ENOENT: it has none).
   Result<Found> find(int epfd);
   // The group lasts as long as this instance from now on. Errors: as find().

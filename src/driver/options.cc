@@ -87,6 +87,7 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
   if (name == "--channel-fd") return assign_fd(value, &o->channel_fd);
   if (name == "--session-fd") return assign_fd(value, &o->session_fd);
   if (name == "--attach-fd") return assign_fd(value, &o->attach_fd);
+  if (name == "--placeholders-fd") return assign_fd(value, &o->placeholders_fd);
   if (name == "--drop-pvm-fd") return assign_fd(value, &o->drop_pvm_fd);
   if (name == "--drop-ins-fd") return assign_fd(value, &o->drop_ins_fd);
   if (name == "--ready-fd") return assign_fd(value, &o->ready_fd);
@@ -124,8 +125,8 @@ bool assign(std::string_view name, std::string_view value, DriverOptions* o) {
 const char kDriverUsage[] =
     "usage: mwcommsd --registry DIR --session NAME --token HEX32|env --channel-fd N --session-fd "
     "N\n"
-    "                --attach-fd N --drop-pvm-fd N --drop-ins-fd N --bell-fds N[,N..] --ready-fd "
-    "N\n"
+    "                --attach-fd N --placeholders-fd N --drop-pvm-fd N --drop-ins-fd N\n"
+    "                --bell-fds N[,N..] --ready-fd N\n"
     "                [--store-fds N,N] [--config FILE] [--netflow ADDRESS:PORT|none] "
     "[--netflow-role act|read]\n"
     "                [--netflow-token-file F] [--netflow-read-token-file F]\n"
@@ -134,8 +135,9 @@ const char kDriverUsage[] =
     "The driver of one session; `mw run` starts it.\n";
 
 bool keep_own_descriptors(const DriverOptions& o) {
-  std::vector<int> fds{o.channel_fd,  o.session_fd, o.attach_fd,    o.drop_pvm_fd,
-                       o.drop_ins_fd, o.ready_fd,   o.store_fds[0], o.store_fds[1]};
+  std::vector<int> fds{o.channel_fd,      o.session_fd,   o.attach_fd,
+                       o.placeholders_fd, o.drop_pvm_fd,  o.drop_ins_fd,
+                       o.ready_fd,        o.store_fds[0], o.store_fds[1]};
   fds.insert(fds.end(), o.bell_fds.begin(), o.bell_fds.end());
   fds.insert(fds.end(), o.kept_fds.begin(), o.kept_fds.end());
   for (const int fd : fds) {
@@ -161,8 +163,8 @@ std::optional<DriverOptions> parse_driver_options(std::span<const char* const> a
     o.netflow.unix_path = o.registry + "/netflow.sock";
   *why = "an argument is missing";
   if (o.registry.empty() || o.session.empty() || !have_token || o.channel_fd < 0 ||
-      o.session_fd < 0 || o.attach_fd < 0 || o.drop_pvm_fd < 0 || o.drop_ins_fd < 0 ||
-      o.bell_fds.empty() || o.ready_fd < 0)
+      o.session_fd < 0 || o.attach_fd < 0 || o.placeholders_fd < 0 || o.drop_pvm_fd < 0 ||
+      o.drop_ins_fd < 0 || o.bell_fds.empty() || o.ready_fd < 0)
     return std::nullopt;
   return o;
 }

@@ -21,6 +21,7 @@ struct DriverOptions {
   int channel_fd = -1;
   int session_fd = -1;
   int attach_fd = -1;
+  int placeholders_fd = -1;
   int drop_pvm_fd = -1;
   int drop_ins_fd = -1;
   std::vector<int> bell_fds;

@@ -16,16 +16,17 @@ namespace {
 // ---- the command line ----
 
 std::vector<const char*> good_arguments() {
-  return {"--registry",    "/r",
-          "--session",     "s",
-          "--token",       "000102030405060708090a0b0c0d0eFf",
-          "--channel-fd",  "3",
-          "--session-fd",  "3",
-          "--attach-fd",   "3",
-          "--drop-pvm-fd", "3",
-          "--drop-ins-fd", "3",
-          "--bell-fds",    "3,3",
-          "--ready-fd",    "3"};
+  return {"--registry",        "/r",
+          "--session",         "s",
+          "--token",           "000102030405060708090a0b0c0d0eFf",
+          "--channel-fd",      "3",
+          "--session-fd",      "3",
+          "--attach-fd",       "3",
+          "--placeholders-fd", "3",
+          "--drop-pvm-fd",     "3",
+          "--drop-ins-fd",     "3",
+          "--bell-fds",        "3,3",
+          "--ready-fd",        "3"};
 }
 
 class Options : public ::testing::Test {

@@ -14,17 +14,12 @@
 namespace mw {
 namespace {
 
-bool is_of_our_network(int socket) {
-  const UniqueFd ours{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
-  const uint64_t cookie = ours ? network_namespace_of(ours.get()) : 0;
-  return cookie != 0 && network_namespace_of(socket) == cookie;
-}
-
 // What the proof shows that the process may set goes to `o`. False: nothing.
-bool read_proof(int proof, ReplayOption& o) {
+bool read_proof(int proof, uint64_t network, ReplayOption& o) {
   const int type = type_of_proof(o.level, o.name);
   if (type == 0 || o.len > sizeof o.value || socket_option(proof, SO_TYPE) != type ||
-      socket_option(proof, SO_DOMAIN) != AF_INET || !is_of_our_network(proof))
+      socket_option(proof, SO_DOMAIN) != AF_INET || network == 0 ||
+      network_namespace_of(proof) != network)
     return false;
   if (type == SOCK_RAW) return true;
   if (o.level == SOL_SOCKET && (o.name == SO_RCVBUFFORCE || o.name == SO_SNDBUFFORCE)) {
@@ -51,7 +46,7 @@ uint32_t status_of_set(int socket, const ReplayOption& o) {
 
 uint32_t PrivilegedOptions::ask(uint32_t id, const SocketOption& wanted, int proof) {
   Asked asked{id, wanted};
-  if (!read_proof(proof, asked.option.option)) return EPERM;
+  if (!read_proof(proof, network_, asked.option.option)) return EPERM;
   if (asked_.size() >= kMaxAsked) return ENOBUFS;
   asked_.push_back(asked);
   send(ControlType::lend, asked.option);

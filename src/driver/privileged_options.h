@@ -1,8 +1,8 @@
 // privileged_options.h - socket options that only a privileged process may set, for the processes of
 // a session that have the right. The INS, whose sockets these are, has none.
 //
-// TRUST       A process shows its right by a socket of the kernel's own, of our network namespace, on
-//             which it has set the option itself: so the kernel has judged it, and what is set is
+// TRUST       A process shows its right by a socket of the kernel's own, of the session's network
+//             namespace, on which it has set the option itself: so the kernel has judged it, and what is set is
 //             what that socket has. What /proc says of a process would be another program's by the
 //             time it is read. The INS is asked for the real socket: whatever descriptor it hands
 //             over gets no more than one option of a closed list.
@@ -25,6 +25,9 @@ namespace mw {
 
 class PrivilegedOptions {
  public:
+  // `network`: the namespace of the session's processes (transport/local/namespace.h).
+  explicit PrivilegedOptions(uint64_t network) : network_(network) {}
+
   // Sends a message to the INS.
   std::function<void(const ControlOption&)> on_ask;
   // Answers a process's question (`id` of ask()): 0 or errno.
@@ -56,6 +59,7 @@ class PrivilegedOptions {
   void send(ControlType type, const SocketOption& o) const;
   void keep(const SocketOption& o);
 
+  const uint64_t network_;
   std::deque<Asked> asked_;        // the INS has been asked for their sockets
   std::map<uint32_t, Kept> kept_;  // by slot
 };

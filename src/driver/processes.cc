@@ -43,38 +43,16 @@ uint32_t status_of(const Error& e) {
 
 Status Processes::listen() {
   spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
-  const int flags = ::fcntl(options_.attach_fd, F_GETFL);
-  if (flags < 0 || ::fcntl(options_.attach_fd, F_SETFL, flags | O_NONBLOCK) < 0)
-    return Error{Fault::sys, errno, "fcntl of the attach socket"};
   if (auto added = poller_.add(options_.attach_fd, EPOLLIN, Source::attach); !added) return added;
-  if (auto listening = listen_for_placeholders(); !listening)
-    faults_.say("a process that is out of descriptors gets no socket: %s: error %d",
-                listening.error().where, listening.error().err);
-  return Ok{};
-}
-
-Status Processes::listen_for_placeholders() {
-  sockaddr_un a{};
-  socklen_t len = sizeof a;
-  if (::getsockname(options_.attach_fd, reinterpret_cast<sockaddr*>(&a), &len) < 0)
-    return Error{Fault::sys, errno, "name of the attach socket"};
-  if (a.sun_family != AF_UNIX || len >= sizeof a)
-    return Error{Fault::limit, 0, "name of the attach socket"};
-  a.sun_path[len - offsetof(sockaddr_un, sun_path)] = kPlaceholderSuffix;
-  UniqueFd fd{::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-  if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&a), len + 1) < 0 ||
-      ::listen(fd.get(), 128) < 0)
-    return Error{Fault::sys, errno, "socket for placeholders"};
-  placeholder_listener_ = std::move(fd);
-  return poller_.add(placeholder_listener_.get(), EPOLLIN, Source::placeholders);
+  return poller_.add(options_.placeholders_fd, EPOLLIN, Source::placeholders);
 }
 
 void Processes::accept_placeholders() {
   for (int i = 0; i < kAcceptsPerTurn; ++i) {
     UniqueFd fd{
-        ::accept4(placeholder_listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+        ::accept4(options_.placeholders_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
     if (!fd) {
-      if ((errno != EMFILE && errno != ENFILE) || !refuse_one(placeholder_listener_.get())) return;
+      if ((errno != EMFILE && errno != ENFILE) || !refuse_one(options_.placeholders_fd)) return;
       continue;
     }
     if (placeholders_.size() >= kMaxStrangers) {
@@ -174,8 +152,8 @@ void Processes::on_message(uint32_t id, uint32_t events) {
            same_token(request.token, options_.token.data(), options_.token.size());
     if (good && request.type == AttachType::attach && m->fd_count == 0) {
       good = answer_attach(a, id);
-    } else if (good && request.type == AttachType::group_open && m->fd_count == 2) {
-      good = answer_group_open(a, std::move(m->fds[0]), std::move(m->fds[1]));
+    } else if (good && request.type == AttachType::group_open && m->fd_count == 3) {
+      good = answer_group_open(a, *m);
     } else if (good && request.type == AttachType::group_find && m->fd_count == 1) {
       good = answer_group_find(a, m->fds[0].get());
     } else if (good && request.type == AttachType::group_keep && m->fd_count == 1) {
@@ -248,7 +226,7 @@ bool Processes::answer_group_find(Attachment& a, int epfd) {
     return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
   }
   reply.group = found->group;
-  const int fds[] = {found->bell, found->life.get()};
+  const int fds[] = {found->bell, found->life.get(), found->registrations};
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), fds, MSG_DONTWAIT));
 }
 
@@ -262,9 +240,9 @@ bool Processes::answer_group_keep(Attachment& a, int epfd) {
   return static_cast<bool>(send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT));
 }
 
-bool Processes::answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life) {
+bool Processes::answer_group_open(Attachment& a, ReceivedMessage& m) {
   AttachReply reply = reply_to(AttachType::group_open);
-  auto group = groups_.open(std::move(bell), std::move(life));
+  auto group = groups_.open(std::move(m.fds[0]), std::move(m.fds[1]), std::move(m.fds[2]));
   if (group) {
     reply.group = *group;
     // Before the answer, so that the INS reads it before it can see the group in a socket's

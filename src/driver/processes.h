@@ -21,6 +21,7 @@
 #include "driver/process_info.h"
 #include "driver/session_state.h"
 #include "transport/local/control.h"
+#include "transport/local/fd_message.h"
 
 namespace mw {
 
@@ -67,12 +68,11 @@ class Processes {
     bool admitted = false;
   };
 
-  Status listen_for_placeholders();
   void admit(UniqueFd connection);
   void connection_ended(uint32_t id);
   void forget(uint32_t id);
   bool answer_attach(Attachment& a, uint32_t id);
-  bool answer_group_open(Attachment& a, UniqueFd bell, UniqueFd life);
+  bool answer_group_open(Attachment& a, ReceivedMessage& m);
   bool answer_group_find(Attachment& a, int epfd);
   bool answer_group_keep(Attachment& a, int epfd);
   AttachReply reply_to(AttachType request) const;
@@ -96,7 +96,6 @@ class Processes {
   SessionMemory& memory_;
   Groups& groups_;
   UniqueFd spare_;  // given up for a moment to refuse a connection when we are out of descriptors
-  UniqueFd placeholder_listener_;
   std::map<uint32_t, UniqueFd> placeholders_;  // at most kMaxStrangers, the oldest goes
   uint32_t next_id_ = 1;
   std::map<uint32_t, Attachment> attachments_;

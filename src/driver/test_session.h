@@ -21,6 +21,7 @@ inline DriverOptions options_for(const SessionFds& fds) {
   o.channel_fd = fds.channel.get();
   o.session_fd = fds.session.get();
   o.attach_fd = fds.attach.get();
+  o.placeholders_fd = fds.placeholders.get();
   o.drop_pvm_fd = fds.drop_pvm.get();
   o.drop_ins_fd = fds.drop_ins.get();
   for (const UniqueFd& bell : fds.bells) o.bell_fds.push_back(bell.get());

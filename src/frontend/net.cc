@@ -51,6 +51,8 @@ constexpr const char* kInherited[] = {"core/somaxconn",
                                       "ipv4/tcp_keepalive_probes",
                                       "ipv4/tcp_congestion_control"};
 
+constexpr const char* kLowPorts = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
+
 std::string netns_path(const SessionRecord& r) {
   return "/run/netns/" + r.netns();
 }
@@ -59,22 +61,29 @@ bool host_has_v6() {
   return read_text("/proc/sys/net/ipv6/conf/all/disable_ipv6").substr(0, 1) == "0";
 }
 
-// Writes the namespace's settings from inside it: /proc/sys/net shows the namespace of who looks.
-Outcome<Done> apply_settings(int netns) {
-  struct Setting {
-    std::string path;
-    std::string value;
-  };
-  std::vector<Setting> settings = {{"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0"}};
+struct Setting {
+  std::string path;
+  std::string value;
+};
+
+std::vector<Setting> inherited_settings() {
+  std::vector<Setting> settings;
   for (const char* name : kInherited) {
     const std::string path = std::string("/proc/sys/net/") + name;
     const std::string value = read_text(path);
     if (!value.empty()) settings.push_back({path, value});
   }
   if (host_has_v6()) {
-    settings.push_back({"/proc/sys/net/ipv6/conf/all/accept_ra", "0"});
-    settings.push_back({"/proc/sys/net/ipv6/conf/default/accept_ra", "0"});
+    // Nobody else is on the link: an address can be bound as soon as it is there.
+    for (const char* name : {"accept_ra", "accept_dad"})
+      for (const char* whose : {"all", "default"})
+        settings.push_back({std::string("/proc/sys/net/ipv6/conf/") + whose + "/" + name, "0"});
   }
+  return settings;
+}
+
+// Writes the namespace's settings from inside it: /proc/sys/net shows the namespace of who looks.
+Outcome<Done> apply_settings(int netns, const std::vector<Setting>& settings) {
   const std::string step = "set up the network namespace";
   const pid_t pid = ::fork();
   if (pid < 0) return Failure{step, "fork: " + errno_text(errno), ""};
@@ -82,8 +91,8 @@ Outcome<Done> apply_settings(int netns) {
     if (::setns(netns, CLONE_NEWNET) < 0) ::_exit(255);
     for (size_t i = 0; i < settings.size(); ++i) {
       const UniqueFd fd{::open(settings[i].path.c_str(), O_WRONLY | O_CLOEXEC)};
-      // A setting that only the first namespace has is not ours to miss; the first one we do need.
-      if (!fd && errno == ENOENT && i > 0) continue;
+      // A setting that only the first namespace has is not ours to miss.
+      if (!fd && errno == ENOENT && settings[i].path != kLowPorts) continue;
       if (::write(fd.get(), settings[i].value.data(), settings[i].value.size()) < 0) {
         ::_exit(static_cast<int>(i) + 1);
       }
@@ -157,16 +166,9 @@ Outcome<Done> build_links(const SessionRecord& r) {
     host << "address add " << p.host6 << "/" << kPrefix6 << " dev " << p.link << " nodad\n";
   }
   host << "link set dev " << p.link << " up\n";
-  std::ostringstream ins;
-  ins << "link set dev lo up\naddress add " << p.ins4 << "/" << kPrefix4 << " dev eth0\n";
-  if (!p.ins6.empty()) {
-    ins << "address add " << p.ins6 << "/" << kPrefix6 << " dev eth0 nodad\n";
-  }
-  ins << "link set dev eth0 up\nroute add default via " << p.host4 << "\n";
-  if (!p.ins6.empty()) ins << "route add default via " << p.host6 << "\n";
   auto made = run_tool("connect the namespace " + ns, {"ip", "-batch", "-"}, host.str());
   if (!made) return made.failure();
-  made = run_tool("address the namespace " + ns, {"ip", "-n", ns, "-batch", "-"}, ins.str());
+  made = run_tool("address the namespace " + ns, {"ip", "-n", ns, "-batch", "-"}, ins_addresses(p));
   if (!made) return made.failure();
   return Done{};
 }
@@ -205,7 +207,7 @@ Outcome<Done> make_link(const std::string& base, SessionRecord& r) {
       [&r] {
         return done_if(run_tool("connect the namespace " + r.netns(),
                                 {"ip", "link", "add", "name", r.plan.link, "type", "veth", "peer",
-                                 "name", "eth0", "netns", r.netns()}));
+                                 "name", kInsInterface, "netns", r.netns()}));
       },
       [&r] { return index_of_link(r.plan.link); });
 }
@@ -232,7 +234,9 @@ Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
   if (auto made = make_netns(base, r); !made) return made.failure();
   auto ns = open_network(r);
   if (!ns) return ns;
-  if (auto done = apply_settings(ns->get()); !done) return done.failure();
+  std::vector<Setting> settings = inherited_settings();
+  settings.push_back({kLowPorts, "0"});
+  if (auto done = apply_settings(ns->get(), settings); !done) return done.failure();
   if (auto made = make_link(base, r); !made) return made.failure();
   if (auto done = build_links(r); !done) return done.failure();
   const auto guard = [&](const GuardedLinks& links) { return make_table(base, r, links); };
@@ -384,6 +388,20 @@ Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record) 
                    made.failure().remedy + " (and then: " + removed.failure().text() + ")"};
   }
   return made;
+}
+
+std::string ins_addresses(const AddressPlan& p) {
+  std::ostringstream out;
+  const std::string dev = std::string(" dev ") + kInsInterface;
+  out << "link set dev lo up\naddress add " << p.ins4 << "/" << kPrefix4 << dev << "\n";
+  if (!p.ins6.empty()) out << "address add " << p.ins6 << "/" << kPrefix6 << dev << " nodad\n";
+  out << "link set" << dev << " up\nroute add default via " << p.host4 << "\n";
+  if (!p.ins6.empty()) out << "route add default via " << p.host6 << "\n";
+  return out.str();
+}
+
+Outcome<Done> take_over_settings(int netns) {
+  return apply_settings(netns, inherited_settings());
 }
 
 Outcome<Done> remove_network(const SessionRecord& r) {

@@ -34,6 +34,10 @@ Outcome<std::vector<std::string>> names_in_use();
 // saved, before and after each step. On failure it removes what it had made.
 Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record);
 Outcome<Done> remove_network(const SessionRecord& record);
+// What `ip -batch` does in a namespace with kInsInterface to give it the INS's addresses and routes.
+std::string ins_addresses(const AddressPlan& plan);
+// Gives a new namespace those settings of the host that a server expects as tuned.
+Outcome<Done> take_over_settings(int netns);
 // What of the host's own rules keeps packets from an INS, as a sentence with the commands that help.
 std::vector<std::string> obstacles();
 // Whether the session's table is the one that it made.

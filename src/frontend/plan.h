@@ -51,6 +51,7 @@ struct AddressPlan {
 constexpr unsigned kPrefix4 = 30;
 constexpr unsigned kPrefix6 = 126;
 constexpr const char* kLinkPrefix = "mwv";
+constexpr const char* kInsInterface = "eth0";  // the INS's end of the pair
 constexpr unsigned kMaxSlots = 4096;
 
 // The lowest free slot whose addresses no route covers.

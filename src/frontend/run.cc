@@ -12,6 +12,7 @@
 #include <set>
 
 #include "base/log.h"
+#include "frontend/app_network.h"
 #include "frontend/forwarding.h"
 #include "frontend/inspect.h"
 #include "frontend/net.h"
@@ -97,9 +98,7 @@ class Session {
                      "it has more than one line", "give that file another name"};
     }
     record_.driver_options = request.driver_options;
-    auto descriptors = request.descriptors(record_.name, request.workers, std::move(*ports));
-    if (!descriptors) return descriptors.failure();
-    descriptors_ = std::move(*descriptors);
+    if (auto made = make_descriptors(request, std::move(*ports)); !made) return made;
     record_.mark = "MWCOMMS_SESSION=" + descriptors_.attach_name + ":";
     record_.memory = descriptors_.memory;
     ours_ = true;
@@ -108,7 +107,7 @@ class Session {
     auto netns = build_network(base_, record_);
     if (!netns) return netns.failure();
     netns_ = std::move(*netns);
-    return Done{};
+    return show_ins_interfaces(app_network_.get(), netns_.get(), record_.plan);
   }
 
   // Takes over a session that runs without a front end. False: its application has ended; what it
@@ -155,9 +154,28 @@ class Session {
   const std::string& base() const { return base_; }
   const SessionDescriptors& descriptors() const { return descriptors_; }
   int netns() const { return netns_ ? netns_.get() : -1; }
+  int app_network() const { return app_network_ ? app_network_.get() : -1; }
   std::string folder() const { return session_folder(base_, record_.name); }
 
  private:
+  // Of the sockets among them one is for the application's processes, which reach it in their own
+  // network only.
+  Outcome<Done> make_descriptors(const RunRequest& request, std::vector<UniqueFd> ports) {
+    std::optional<InNetwork> there;
+    if (record_.isolated) {
+      auto made = make_app_network();
+      if (!made) return made.failure();
+      app_network_ = std::move(*made);
+      auto entered = InNetwork::enter(app_network_.get());
+      if (!entered) return entered.failure();
+      there.emplace(std::move(*entered));
+    }
+    auto made = request.descriptors(record_.name, request.workers, std::move(ports));
+    if (!made) return made.failure();
+    descriptors_ = std::move(*made);
+    return Done{};
+  }
+
   // Also run when opening stopped half-way.
   void close() {
     netns_.reset();
@@ -176,6 +194,7 @@ class Session {
   SessionRecord record_;
   SessionDescriptors descriptors_;
   UniqueFd netns_;
+  UniqueFd app_network_;  // until the application holds it
   bool ours_ = false;
 };
 
@@ -403,6 +422,7 @@ int run_session(const RunRequest& request) {
   SupervisorConfig config = supervision(&session, &self);
   const SessionDescriptors& d = session.descriptors();
   config.application.argv = request.command;
+  config.application.netns = session.app_network();
   config.application.environment = {"LD_PRELOAD=" + preloaded(request.programs.shim),
                                     "MWCOMMS_SESSION=" + d.attach_name + ":" + d.token};
   if (request.verbose) {

@@ -55,6 +55,10 @@ bool has_ended(const UniqueFd& pidfd) {
   return ::poll(&p, 1, 0) == 1;
 }
 
+bool is_stop(int sig) {
+  return sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT;
+}
+
 // What a process that the command left behind is told instead of `sig`. Ctrl-C means stop to it too, and
 // a shell has what it starts in the background ignore SIGINT and SIGQUIT.
 int for_left_behind(pid_t pid, int sig) {
@@ -257,11 +261,11 @@ void Supervisor::take_signals() {
 void Supervisor::forward(const signalfd_siginfo& info) {
   const int sig = static_cast<int>(info.ssi_signo);
   if (application_.pid == 0) {
-    if (sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT) interrupted_by_ = sig;
+    if (is_stop(sig)) interrupted_by_ = sig;
     return;
   }
   if (!command_ended_) {
-    if (sig == SIGINT || sig == SIGTERM || sig == SIGHUP || sig == SIGQUIT) {
+    if (is_stop(sig)) {
       stop_signal_ = sig;
       stopped_at_ = Clock::now();
       stopped_by_terminal_ = info.ssi_code == SI_KERNEL;
@@ -272,7 +276,13 @@ void Supervisor::forward(const signalfd_siginfo& info) {
     return;
   }
   // Daemons that the command left behind ended their ties to the terminal; Ctrl-C still means stop.
-  for (const pid_t pid : left_behind()) ::kill(pid, for_left_behind(pid, sig));
+  const std::vector<pid_t> told = left_behind();
+  if (adopted_ && is_stop(sig) && !told.empty()) {
+    stop_signal_ = sig;
+    stopped_at_ = Clock::now();
+    witness_ = open_pidfd(told.front());
+  }
+  for (const pid_t pid : told) ::kill(pid, for_left_behind(pid, sig));
 }
 
 // The command was told to end and has ended: so does what it leaves. `status`: how it ended; SIGHUP is
@@ -431,6 +441,9 @@ bool Supervisor::application_runs() {
 // looked for, twice: a parent that ends can hide its new child from one look.
 bool Supervisor::witness_lives() {
   if (witness_ && !has_ended(witness_)) return true;
+  // It was told to end, and has: so does what it leaves.
+  if (stop_signal_ != 0 && Clock::now() - stopped_at_ <= kStopMemory)
+    for (const pid_t pid : left_behind()) ::kill(pid, for_left_behind(pid, stop_signal_));
   for (int look = 0; look < 2; ++look) {
     for (const pid_t pid : config_.session_processes()) {
       witness_ = open_pidfd(pid);

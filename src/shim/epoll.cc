@@ -67,14 +67,14 @@ void publish_watches(const Sock& s) {
   A::fence();  // pairs with the INS's fence between publication and its look at watches
 }
 
-// Room for one more registration, or null.
-SessionWatch* free_watch(const Sock& s) {
+// Room for one more registration, or kNone.
+uint32_t free_watch(const Sock& s) {
   const SessionWatches all = watches_of(s);
   uint32_t i = 0;
   while (i < all.size() && is_live(all[i])) ++i;
-  if (i == all.most()) return nullptr;
+  if (i == all.most()) return kNone;
   if (i == all.size()) A::store_relaxed(s.mine.watch_end, static_cast<uint16_t>(i + 1));
-  return &all[i];
+  return i;
 }
 
 void add_news(uint32_t group, uint32_t slot) {
@@ -98,30 +98,36 @@ uint32_t events_of(const Sock& s, uint32_t wanted) {
   return mask & wanted;
 }
 
-SessionWatch* find_watch(const Sock& s, uint32_t group, int fd) {
-  for (SessionWatch& w : watches_of(s))
-    if (is_of(w, group) && w.fd == fd) return &w;
-  return nullptr;
+// Where the registration stands; kNone: there is none.
+uint32_t find_watch(const Sock& s, uint32_t group, int fd) {
+  const SessionWatches all = watches_of(s);
+  uint32_t i = 0;
+  while (i < all.size() && !(is_of(all[i], group) && all[i].fd == fd)) ++i;
+  return i == all.size() ? kNone : i;
 }
 
 int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* event) {
   {
+    const InRegistrations own(registrations_of(group));
+    if (!own) return -EBADF;
     SharedLock lock(s.mine.watch_lock);
-    SessionWatch* w = find_watch(s, group, fd);
-    if (op == EPOLL_CTL_ADD) {
-      if (w != nullptr) return -EEXIST;
-      w = free_watch(s);
-      if (w == nullptr) return watches_of(s).most() == MW_MAX_WATCHES ? -ENOSPC : -ENOMEM;
-    } else if (w == nullptr) {
-      return -ENOENT;
-    }
+    uint32_t i = find_watch(s, group, fd);
+    if (op == EPOLL_CTL_ADD && i != kNone) return -EEXIST;
+    if (op != EPOLL_CTL_ADD && i == kNone) return -ENOENT;
+    if (op == EPOLL_CTL_ADD && (i = free_watch(s)) == kNone)
+      return watches_of(s).most() == MW_MAX_WATCHES ? -ENOSPC : -ENOMEM;
+    Registration* const r = own.at(s.index, i);
+    if (r == nullptr) return -ENOMEM;
+    SessionWatch& w = watches_of(s)[i];
     if (op == EPOLL_CTL_DEL) {
-      *w = SessionWatch{};
+      *r = Registration{};
+      w = SessionWatch{};
       publish_watches(s);
       return 0;
     }
-    if (op == EPOLL_CTL_MOD && (w->events & EPOLLEXCLUSIVE) != 0) return -EINVAL;
-    *w = {group + 1, fd, event->events, 0, instances[group].serial, event->data.u64};
+    if (op == EPOLL_CTL_MOD && (r->events & EPOLLEXCLUSIVE) != 0) return -EINVAL;
+    *r = {s.gen, fd, event->events, 0, event->data.u64};
+    w = {group + 1, fd, instances[group].serial, 0};
     publish_watches(s);
   }
   // Registered first, then asked: what becomes ready in between is announced by the INS.
@@ -137,6 +143,7 @@ bool is_there(Witness& w) {
   errno = saved;
   if (n != 0) return true;
   unhide_and_close(w.set);
+  forget_registrations(w.slot, w.gen);
   w = Witness{};
   --witness_count;
   return false;
@@ -181,25 +188,38 @@ bool is_open(const Sock& s) {
 }
 
 void remove_watches(const Sock& s) {
+  forget_registrations(s.index, s.gen);
   for (SessionWatch& w : watches_of(s)) w = SessionWatch{};
   publish_watches(s);
   A::store_relaxed(s.mine.watch_end, uint16_t{0});
 }
 
-// Calls visit(watch, events) for each registration in the group of the socket at `index` that has
-// something to report, until it returns false.
+// Calls visit(registration, events) for each registration in the group of the socket at `index`
+// that has something to report, until it returns false. False: for want of memory not all were seen.
 template <class Visit>
-void each_ready(uint32_t group, uint32_t index, Visit&& visit) {
+bool each_ready(uint32_t group, uint32_t index, Visit&& visit) {
   SessionSlot& mine = process.session.slot(index);
   const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
+  const InRegistrations own(registrations_of(group));
+  if (!own) return true;
   SharedLock lock(mine.watch_lock);
+  bool all = true;
+  uint32_t i = 0;
   for (SessionWatch& w : watches_of(s)) {
-    if (!is_of(w, group) || (w.state & kWatchFired) != 0) continue;
-    const uint32_t events = events_of(s, w.events);
+    const uint32_t at = i++;
+    if (!is_of(w, group)) continue;
+    Registration* const r = own.at(index, at);
+    all &= r != nullptr;
+    if (r == nullptr || !is_record_of(*r, s.gen, w.fd) || r->fired != 0) continue;
+    const uint32_t events = events_of(s, r->events);
     if (events == 0) continue;
-    if (!is_open(s)) return remove_watches(s);
-    if (!visit(w, events)) return;
+    if (!is_open(s)) {
+      remove_watches(s);
+      return true;
+    }
+    if (!visit(*r, events)) break;
   }
+  return all;
 }
 
 // Walks once round the sockets of a group, beginning where the last walk was interrupted.
@@ -233,30 +253,30 @@ class Round {
   const uint32_t sockets_;
 };
 
-// Turns one member of the group's news into events, at most `room`. Returns how many.
+// Turns one member of the group's news into events, at most `room`. Returns how many, or -ENOMEM.
 int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int room) {
   int n = 0;
   bool again = false;
   if (!news.take(index)) return 0;
-  each_ready(group, index, [&](SessionWatch& w, uint32_t events) {
+  const bool all = each_ready(group, index, [&](Registration& r, uint32_t events) {
     if (n >= room) {
       again = true;
       return false;
     }
     out[n].events = events;
-    out[n].data.u64 = w.data;
+    out[n].data.u64 = r.data;
     ++n;
-    if ((w.events & EPOLLONESHOT) != 0)
-      w.state |= kWatchFired;
-    else if ((w.events & EPOLLET) == 0)
+    if ((r.events & EPOLLONESHOT) != 0)
+      r.fired = 1;
+    else if ((r.events & EPOLLET) == 0)
       again = true;  // level-triggered: look again next time
     return true;
   });
-  if (again) {
+  if (again || !all) {
     A::store_relaxed(process.session.slot(index).queued_at, order_stamp());
     news.put_back(index);
   }
-  return n;
+  return n == 0 && !all ? -ENOMEM : n;
 }
 
 // Turns the group's news into events. Sockets take turns as in the kernel's list: who has waited
@@ -295,8 +315,11 @@ int harvest(uint32_t group, epoll_event* out, int max) {
       members[count++] = {std::min(now - told, now - queued), i};
     }
     sort_by_age(members, count);
-    for (uint32_t k = 0; k < count && n < max; ++k)
-      n += report(group, news, members[k].index, out + n, max - n);
+    for (uint32_t k = 0; k < count && n < max; ++k) {
+      const int told_now = report(group, news, members[k].index, out + n, max - n);
+      no_memory |= told_now < 0;
+      n += std::max(told_now, 0);
+    }
   }
   if (!round.is_over()) round.interrupt(shared);
   // Bits that stand for no socket at all: only a stack that lies sets them.
@@ -360,10 +383,11 @@ bool epoll_has_events(uint32_t group) {
     news.look(at, news.bits(), 1, [&](uint32_t i) { index = i; });
     at = index + 1;
     if (index == news.bits() || !has_slot(index) || !news.take(index)) continue;
-    each_ready(group, index, [&](SessionWatch&, uint32_t) {
+    const bool all = each_ready(group, index, [&](const Registration&, uint32_t) {
       any = true;
       return false;
     });
+    if (!all) news.put_back(index);
     if (!any) continue;
     news.put_back(index);
     pass_on(group);  // another thread may have found the set without it, and sleep
@@ -526,7 +550,10 @@ void epoll_add_news(const Sock& s) {
 void epoll_last_close(int fd, const Entry& e) {
   const Sock s = sock_of(fd, e);
   if (A::load_relaxed(s.mine.gen) != e.gen) return;
+  const bool nobody_elses = is_nobody_elses(s.index);
   SharedLock lock(s.mine.watch_lock);
+  // Whatever the session region says: it is over.
+  if (nobody_elses) forget_registrations(s.index, s.gen);
   bool any = false;
   bool used_here = false;
   for (const SessionWatch& w : watches_of(s)) {
@@ -536,7 +563,7 @@ void epoll_last_close(int fd, const Entry& e) {
     used_here |= instances[group].used_here;
   }
   if (!any) return;
-  if (!is_nobody_elses(s.index) && (!used_here || leave_witness(fd, s.index, s.gen))) return;
+  if (!nobody_elses && (!used_here || leave_witness(fd, s.index, s.gen))) return;
   remove_watches(s);
 }
 
@@ -548,17 +575,23 @@ void epoll_closed(int epfd, const Entry& e) {
 void epoll_socket_became_listener(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
   bool changed = false;
+  uint32_t i = 0;
   for (SessionWatch& w : watches_of(s)) {
+    const uint32_t at = i++;
     const uint32_t group = watching_group(w);
     if (group == kNone || instances[group].epfd < 0) continue;
-    epoll_event e{w.events & ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND),
-                  {.u64 = w.data}};
+    const InRegistrations own(registrations_of(group));
+    Registration* const r = own ? own.at(s.index, at) : nullptr;
+    if (r == nullptr || !is_record_of(*r, s.gen, w.fd)) continue;
+    epoll_event e{r->events & ~static_cast<uint32_t>(EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND),
+                  {.u64 = r->data}};
     const int epfd = instances[group].epfd;
-    if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, w.fd, &e) == 0) {
-      const Sock registered{w.fd, s.index, s.gen, s.slot, s.mine};
-      e.events = w.events;
+    if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, r->fd, &e) == 0) {
+      const Sock registered{r->fd, s.index, s.gen, s.slot, s.mine};
+      e.events = r->events;
       note_listener_watch(epfd, EPOLL_CTL_ADD, registered, &e);
     }
+    *r = Registration{};
     w = SessionWatch{};
     changed = true;
   }
@@ -569,6 +602,7 @@ void epoll_after_fork() {
   instances_lock = 0;
   witnesses_lock = 0;
   for (Instance& i : instances) i.used_here = false;
+  registrations_after_fork();
 }
 
 }  // namespace mw::shim

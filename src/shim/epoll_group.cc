@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 
@@ -45,6 +47,11 @@ uint32_t groups_made() {
   return process.attached ? A::load_acquire(process.session.header().groups_made) : 0;
 }
 
+Status open_registrations(uint32_t group, int memory) {
+  registrations_of(group).close();  // of an instance that went without our being told
+  return registrations_of(group).open(memory, process.channel.geometry().slots);
+}
+
 void keep_group(int epfd, uint32_t group) {
   if (instances[group].kept) return;
   SharedLock lock(instances_lock);
@@ -70,16 +77,20 @@ int group_of(int epfd) {
   SharedLock lock(instances_lock);
   e = instance_of(epfd);
   if (e.kind == Kind::epoll && e.slot != 0) return static_cast<int>(e.slot - 1);
+  if (!have_registrations()) return -ENOMEM;
+  int memory = Registrations::make_memory(process.channel.geometry().slots);
+  if (memory < 0) return memory;
   int bell = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   int life[2] = {-1, -1};
   if (bell < 0 || ::pipe2(life, O_CLOEXEC) < 0) {
     const int err = errno;
+    libc.close(memory);
     if (bell >= 0) libc.close(bell);
     return -err;
   }
   bell = hide(bell);
   life[0] = hide(life[0]);
-  const int fds[] = {bell, life[1]};
+  const int fds[] = {bell, life[1], memory};
   int group = ask_about(AttachType::group_open, fds);
   libc.close(life[1]);
   uint16_t serial = 0;
@@ -89,9 +100,13 @@ int group_of(int epfd) {
     serial = static_cast<uint16_t>(A::fetch_add(shared.serial, uint16_t{1}) + 1);
     epoll_event on_bell{EPOLLIN | EPOLLET,
                         {.u64 = bell_data(static_cast<uint32_t>(group), serial)}};
-    if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, bell, &on_bell) < 0) group = -errno;
+    if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, bell, &on_bell) < 0)
+      group = -errno;
+    else if (!open_registrations(static_cast<uint32_t>(group), std::exchange(memory, -1)))
+      group = -ENOMEM;
   }
   if (group < 0) {
+    if (memory >= 0) libc.close(memory);
     unhide_and_close(bell);
     unhide_and_close(life[0]);
     return group;
@@ -111,6 +126,7 @@ void group_closed(uint32_t group) {
   if (i.bell >= 0) unhide_and_close(i.bell);
   if (i.life >= 0) unhide_and_close(i.life);
   i = Instance{};
+  registrations_of(group).close();
 }
 
 void group_count_reference(uint32_t group, int delta) {
@@ -142,12 +158,15 @@ Entry epoll_find(int epfd) {
   ReceivedMessage got;
   const int fds[] = {epfd};
   const int group = ask_about(AttachType::group_find, fds, &got);
-  if (group < 0 || got.fd_count != 2) return groupless(0, made);
+  if (group < 0 || got.fd_count != 3 || !have_registrations()) return groupless(0, made);
   process.found_instance = true;
   Instance& i = instances[group];
   const uint16_t serial = A::load_relaxed(process.session.group(group).serial);
-  if (i.bell < 0 || i.serial != serial)
+  if (i.bell < 0 || i.serial != serial) {
+    if (!open_registrations(static_cast<uint32_t>(group), got.fds[2].release()))
+      return groupless(0, made);
     i = {epfd, hide(got.fds[0].release()), hide(got.fds[1].release()), 0, false, true, serial};
+  }
   return {Kind::epoll, static_cast<uint32_t>(group) + 1, 0};
 }
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include "shim/process.h"
+#include "shim/registrations.h"
 #include "shim/socket.h"
 
 namespace mw::shim {

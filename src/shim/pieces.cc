@@ -37,8 +37,10 @@ std::byte* map_of(const SealedFile& file, uint64_t from, uint64_t bytes, uint64_
 
 }  // namespace
 
-Status Pieces::open(const SealedFile& file, uint64_t offset, uint64_t bytes, uint64_t stride) {
+Status Pieces::open(const SealedFile& file, uint64_t offset, uint64_t bytes, uint64_t stride,
+                    Fork fork) {
   file_ = file;
+  fork_ = fork;
   offset_ = offset;
   bytes_ = bytes;
   stride_ = stride;
@@ -84,6 +86,8 @@ std::byte* Pieces::map(uint32_t i) {
   if (whole == 0) {
     mine = map_of(file_, range.from, range.bytes, wish_ == 0 ? 0 : wish_ + stride_ * i);
     if (mine == nullptr) return nullptr;
+    if (fork_ == Fork::without && !process.confined)
+      (void)::madvise(mine, range.bytes, MADV_DONTFORK);
   }
   uint64_t base = whole != 0 ? whole + stride_ * i : address_of(mine) + range.before;
   uint64_t other = 0;
@@ -108,7 +112,19 @@ bool Pieces::map_all() {
   uint64_t none = 0;
   if (!std::atomic_ref(whole_).compare_exchange_strong(none, address_of(all) + range.before))
     ::munmap(all, range.bytes);
+  // A child could not map its own.
+  for (uint32_t i = 0; fork_ == Fork::without && i < used_end(); ++i) {
+    const Range piece = range_of(i);
+    if (std::byte* const mapped = find(i); mapped != nullptr)
+      (void)::madvise(mapped - piece.before, piece.bytes, MADV_DOFORK);
+  }
   return true;
+}
+
+void Pieces::forget() {
+  std::fill_n(bases_, used_end_, uint64_t{0});
+  mapped_ = used_end_ = 0;
+  whole_ = 0;
 }
 
 std::byte* Pieces::take(uint32_t i) {

@@ -18,9 +18,12 @@ namespace mw::shim {
 
 class Pieces {
  public:
+  // Whether a child of fork() has the pieces, or maps its own.
+  enum class Fork : uint8_t { with, without };
   // The `bytes` from `offset` on, in pieces of `stride` bytes; the last may be shorter.
   // Requires: the range lies within the file. Errors: sys (no memory for the list of pieces).
-  Status open(const SealedFile& file, uint64_t offset, uint64_t bytes, uint64_t stride);
+  Status open(const SealedFile& file, uint64_t offset, uint64_t bytes, uint64_t stride,
+              Fork fork = Fork::with);
   // Unmaps everything. Requires: no thread is in a piece.
   void close();
 
@@ -38,6 +41,9 @@ class Pieces {
   // Maps the whole table at once; pieces that are mapped stay where they are. From then on none
   // is taken. False: there is no memory for it.
   bool map_all();
+
+  // In a child that does not have the pieces: none is mapped.
+  void forget();
 
   // Removes the piece from the list, so that no thread finds it any more. Null: it is not there.
   std::byte* take(uint32_t i);
@@ -67,6 +73,7 @@ class Pieces {
   // limit of their number (vm.max_map_count); 0: anywhere.
   uint64_t wish_ = 0;
   uint64_t whole_ = 0;  // where piece 0 is once all are mapped; 0: they are not
+  Fork fork_ = Fork::with;
   uint32_t count_ = 0;
   mutable uint32_t mapped_ = 0;
   mutable uint32_t used_end_ = 0;

@@ -17,6 +17,7 @@
 #include "shim/epoll_group.h"
 #include "shim/exec.h"
 #include "shim/memory.h"
+#include "shim/registrations.h"
 #include "shim/stdio.h"
 #include "shim/stock.h"
 #include "shim/taker.h"
@@ -624,6 +625,7 @@ void become_confined() {
   if (process.attached && !process.confined) {
     process.channel.map_all();
     process.session.map_all();
+    map_registrations();
   }
   process.confined = true;
 }

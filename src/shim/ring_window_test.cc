@@ -184,10 +184,10 @@ TEST_F(RingWindowTest, GroupsAndFarWatchesAreTheRegions) {
   ins_.group_news(33).drain([&](uint32_t i) { return (seen = i, true); });
   EXPECT_EQ(seen, 200u);
   process.session.slot(200).watch_end = MW_MAX_WATCHES;
-  process.session.watches(200)[MW_MAX_WATCHES - 1].data = 42;
+  process.session.watches(200)[MW_MAX_WATCHES - 1].fd = 42;
   auto session = map_sealed(fds_.session.get());
   ASSERT_TRUE(session);
-  EXPECT_EQ((SessionRegion{session->base(), kGeometry}.watches(200)[MW_MAX_WATCHES - 1].data), 42u);
+  EXPECT_EQ((SessionRegion{session->base(), kGeometry}.watches(200)[MW_MAX_WATCHES - 1].fd), 42u);
 }
 
 // Threads copy to and from the rings of slots that come and go, while one unmaps what it can.

@@ -11,6 +11,7 @@
 #include "driver/driver.h"
 #include "driver/test_session.h"
 #include "fuzz_input.h"
+#include "transport/local/mapping.h"
 #include "transport/local/session_fds.h"
 
 namespace mw::fuzz {
@@ -209,6 +210,7 @@ class World {
     std::vector<UniqueFd> fds;
     fds.emplace_back(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
     fds.emplace_back(pipe[1]);
+    fds.push_back(std::move(*make_sealed_memfd("t", 4096)));
     send(shim_, bytes_of(r), fds);
   }
   void scribble(Input& in) {

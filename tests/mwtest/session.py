@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def host_state() -> dict:
             if os.path.isdir("/run/netns") else [],
             "sessions": sorted(name for name, record in sessions().items() if record["isolated"] == "1"),
             "forwarding": forwarding()}
+
+
+def serves(port: int) -> bool:
+    """Whether a web server answers there."""
+    try:
+        with socket.create_connection(("127.0.0.1", port), 120) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return client.recv(100).startswith(b"HTTP/1.0 200")
+    except OSError:
+        return False
 
 
 def gone(pid: int) -> bool:

@@ -33,7 +33,7 @@ def test_all_is_well_and_nothing_changes(mw, unchanged):
     assert document["schema"] == 1 and document["ok"] is True
     assert document["program"] == ["/bin/sh", "-c", "--json"]
     assert document["choice"].startswith("--net isolated: the INS of sh")
-    for name in ("namespaces", "veth", "nftables"):
+    for name in ("namespaces", "veth", "dead end", "nftables"):
         assert check(document, "network", name)["result"] == "ok"
     assert host_state() == unchanged
 

@@ -3,12 +3,12 @@
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import threading
 from pathlib import Path
 
 from mwtest import proc
+from mwtest.session import serves
 
 SECONDS = 120
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -65,16 +65,7 @@ def test_a_driver_that_hangs_is_replaced(mw, unchanged, start, server, free_port
     os.kill(old, signal.SIGSTOP)  # perhaps before the server has attached: it waits
     proc.wait_for(lambda: replaced(session, "driver", old), SECONDS, "another driver", session.background)
     assert "mwcommsd (pid" in session.background.tail(100) and "stopped beating" in session.background.tail(100)
-    proc.wait_for(lambda: answers(free_port), SECONDS, "an answer", session.background)
-
-
-def answers(port: int) -> bool:
-    try:
-        with socket.create_connection(("127.0.0.1", port), SECONDS) as client:
-            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
-            return client.recv(100).startswith(b"HTTP/1.0 200")
-    except OSError:
-        return False
+    proc.wait_for(lambda: serves(free_port), SECONDS, "an answer", session.background)
 
 
 def test_a_worker_that_hangs_is_replaced(mw, unchanged, start, server, free_port):
@@ -82,7 +73,7 @@ def test_a_worker_that_hangs_is_replaced(mw, unchanged, start, server, free_port
     old = session.pid("ins")
     stop_thread(workers(old)[-1])
     proc.wait_for(lambda: replaced(session, "ins", old), SECONDS, "another stack", session.background)
-    proc.wait_for(lambda: answers(free_port), SECONDS, "an answer", session.background)
+    proc.wait_for(lambda: serves(free_port), SECONDS, "an answer", session.background)
 
 
 def test_more_calls_than_cells_end_without_a_spin(mw, unchanged, tmp_path):

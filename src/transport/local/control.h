@@ -136,10 +136,11 @@ struct InsReply {
 // ---- shim and driver ----
 enum class AttachType : uint32_t {
   attach = 1,  // shim: AttachRequest. Answer: AttachReply + fds channel, session, drop_pvm, bells
-  group_open = 2,  // shim: AttachRequest + fds doorbell eventfd, write end of the life pipe.
-                   // Answer: AttachReply with `group`, once the INS knows it or as soon as it comes
+  group_open = 2,  // shim: AttachRequest + fds doorbell eventfd, write end of the life pipe, memory
+  // of the registrations. Answer: AttachReply with `group`, once the INS knows it or as soon as it comes
   group_find = 3,  // shim: AttachRequest + an epoll instance that it got from elsewhere. Answer:
-                   // AttachReply with `group` + fds doorbell, read end of the life pipe; or ENOENT
+                   // AttachReply with `group` + fds doorbell, read end of the life pipe, memory of
+                   // the registrations; or ENOENT
   group_keep = 4,  // shim: AttachRequest + an epoll instance that is about to leave the process (by
                    // exec or SCM_RIGHTS): its group then lasts as long as the instance
   violation = 5,   // shim: AttachRequest: the INS of this epoch broke the protocol. No answer.

@@ -13,6 +13,7 @@
 #include <utility>
 
 #include "ring/channel.h"
+#include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
 #include "transport/local/namespace.h"
@@ -48,6 +49,8 @@ bool place(SessionFds& out, SessionFdRole role, UniqueFd fd) {
       return only(out.session);
     case SessionFdRole::attach:
       return only(out.attach);
+    case SessionFdRole::placeholders:
+      return only(out.placeholders);
     case SessionFdRole::drop_pvm:
       return only(out.drop_pvm);
     case SessionFdRole::drop_ins:
@@ -67,8 +70,8 @@ bool place(SessionFds& out, SessionFdRole role, UniqueFd fd) {
 }
 
 bool complete(const SessionFds& s) {
-  return s.channel && s.session && s.attach && s.drop_pvm && s.drop_ins && s.store_in &&
-         s.store_out && !s.bells.empty();
+  return s.channel && s.session && s.attach && s.placeholders && s.drop_pvm && s.drop_ins &&
+         s.store_in && s.store_out && !s.bells.empty();
 }
 
 // Through the folder's descriptor, so that a long path fits. Only the folder's owner, which has to
@@ -99,17 +102,18 @@ Result<UniqueFd> connect_to_driver(const std::string& folder) {
   return fd;
 }
 
-Result<UniqueFd> listen_abstract(const std::string& name) {
-  UniqueFd fd{::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
-  if (!fd) return Error{Fault::sys, errno, "socket for attaching"};
+Result<UniqueFd> listen_abstract(const std::string& name, int type) {
+  UniqueFd fd{::socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
+  if (!fd) return Error{Fault::sys, errno, "socket for the session's processes"};
   sockaddr_un a{};
   a.sun_family = AF_UNIX;
   if (name.size() + 1 > sizeof a.sun_path) return Error{Fault::limit, 0, "session name too long"};
   std::memcpy(a.sun_path + 1, name.data(), name.size());
   const auto len = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
   if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&a), len) < 0)
-    return Error{Fault::sys, errno, "bind of the attach socket"};
-  if (::listen(fd.get(), 1024) < 0) return Error{Fault::sys, errno, "listen for attaching"};
+    return Error{Fault::sys, errno, "bind of a socket for the session's processes"};
+  if (::listen(fd.get(), 1024) < 0)
+    return Error{Fault::sys, errno, "listen for the session's processes"};
   return fd;
 }
 
@@ -157,8 +161,10 @@ Result<SessionFds> make_session_fds(const std::string& session, const mw_geometr
   auto name = make_attach_name(session);
   if (!name) return name.error();
   out.attach_name = *name;
-  auto attach = listen_abstract(out.attach_name);
+  auto attach = listen_abstract(out.attach_name, SOCK_SEQPACKET);
   if (!attach) return attach.error();
+  auto placeholders = listen_abstract(out.attach_name + kPlaceholderSuffix, SOCK_STREAM);
+  if (!placeholders) return placeholders.error();
   int pair[2];
   if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) < 0)
     return Error{Fault::sys, errno, "socketpair for new sockets"};
@@ -176,6 +182,7 @@ Result<SessionFds> make_session_fds(const std::string& session, const mw_geometr
   out.channel = std::move(*channel);
   out.session = std::move(*private_part);
   out.attach = std::move(*attach);
+  out.placeholders = std::move(*placeholders);
   return out;
 }
 

@@ -36,6 +36,7 @@ struct SessionFds {
   UniqueFd channel;             // region A, header filled in
   UniqueFd session;             // region B, header filled in
   UniqueFd attach;              // listening abstract SEQPACKET socket "\0" + attach_name
+  UniqueFd placeholders;        // listening STREAM socket, at that name with kPlaceholderSuffix
   UniqueFd drop_pvm;            // the shims send the INS's ends of new placeholders here
   UniqueFd drop_ins;            // ... and the INS receives them here
   std::vector<UniqueFd> bells;  // one eventfd for each worker of the INS
@@ -45,7 +46,8 @@ struct SessionFds {
   std::string attach_name;
 };
 
-// Makes all of them for a session of this name. Errors: peer (geometry), sys.
+// Makes all of them for a session of this name. Its processes reach the sockets that have a name in the
+// network namespace of the caller. Errors: peer (geometry), sys.
 Result<SessionFds> make_session_fds(const std::string& session, const mw_geometry& geometry);
 
 // ---- from a driver to the front end that adopts its session ----
@@ -56,6 +58,7 @@ enum class SessionFdRole : uint32_t {
   channel,
   session,
   attach,
+  placeholders,
   drop_pvm,
   drop_ins,
   bell,

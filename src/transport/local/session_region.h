@@ -5,7 +5,8 @@
 // end of each - its own indexes, its locks, its epoll registrations - stands here and not in one
 // process.
 //
-// TRUST       The application's processes trust each other, as processes that share a socket do.
+// TRUST       The application's processes share this as they share sockets, whatever their users: what
+//             stands here is no pointer, and indexes are checked where they are used.
 //             The driver does not trust what stands here: it only reads watches and frees calls and
 //             groups.
 // INVARIANTS  rx_head is changed under rx_lock, tx_tail under tx_lock. A slot's contents are valid
@@ -47,16 +48,14 @@ struct SessionHeader {
 };
 
 // One epoll registration of a socket. It belongs to the open file, as in the kernel: it ends with
-// EPOLL_CTL_DEL, or with the last descriptor of the socket in any process (src/shim/epoll.cc).
+// EPOLL_CTL_DEL, or with the last descriptor of the socket in any process (src/shim/epoll.cc). Its
+// events and data only those have who have the instance (src/shim/registrations.h).
 struct SessionWatch {
   uint32_t group;   // 0: free; else 1 + group
   int32_t fd;       // the descriptor it was registered with: part of the key, as in the kernel
-  uint32_t events;  // as given, without EPOLLONESHOT once it fired (then 0 or only flags)
-  uint16_t state;   // kWatch* bits
   uint16_t serial;  // of the group when this was registered: another one means it is void
-  uint64_t data;
+  uint16_t reserved;
 };
-constexpr uint16_t kWatchFired = 1;  // EPOLLONESHOT: reported, silent until MOD
 // What stands in the slot itself. Few sockets are in more instances: theirs stand apart.
 constexpr uint32_t kNearWatches = 4;
 struct SessionFarWatches {

@@ -1,0 +1,116 @@
+#include "frontend/app_network.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <net/if.h>
+#include <sched.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <utility>
+
+#include "base/log.h"
+#include "frontend/net.h"
+#include "frontend/process.h"
+
+namespace mw {
+namespace {
+
+constexpr const char* kStep = "make the network namespace of the application";
+constexpr const char* kRemedy =
+    "run as root on a host that allows network namespaces, or use --net host";
+
+Outcome<UniqueFd> current_network() {
+  UniqueFd fd{::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC)};
+  if (!fd) return Failure{kStep, "open /proc/self/ns/net: " + errno_text(errno), kRemedy};
+  return fd;
+}
+
+struct Interface {
+  unsigned index = 0;
+  int mtu = 0;
+  std::string hardware_address;
+};
+
+Outcome<Interface> ins_interface(int ins_network) {
+  auto there = InNetwork::enter(ins_network);
+  if (!there) return there.failure();
+  const UniqueFd socket{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
+  ifreq r{};
+  ::strncpy(r.ifr_name, kInsInterface, sizeof r.ifr_name - 1);
+  Interface out;
+  out.index = ::if_nametoindex(kInsInterface);
+  bool ok = out.index != 0 && ::ioctl(socket.get(), SIOCGIFMTU, &r) == 0;
+  out.mtu = r.ifr_mtu;
+  ok = ok && ::ioctl(socket.get(), SIOCGIFHWADDR, &r) == 0;
+  if (!ok)
+    return Failure{kStep, std::string("look at ") + kInsInterface + ": " + errno_text(errno), ""};
+  for (int i = 0; i < 6; ++i) {
+    char byte[4];
+    std::snprintf(byte, sizeof byte, i == 0 ? "%02x" : ":%02x",
+                  static_cast<unsigned char>(r.ifr_hwaddr.sa_data[i]));
+    out.hardware_address += byte;
+  }
+  return out;
+}
+
+}  // namespace
+
+Outcome<InNetwork> InNetwork::enter(int netns) {
+  auto home = current_network();
+  if (!home) return home.failure();
+  if (::setns(netns, CLONE_NEWNET) < 0)
+    return Failure{kStep, "enter: " + errno_text(errno), kRemedy};
+  return InNetwork(std::move(*home));
+}
+
+InNetwork::~InNetwork() {
+  if (!home_ || ::setns(home_.get(), CLONE_NEWNET) == 0) return;
+  // Whatever we did next would be done to the wrong network.
+  log_line("mw", "cannot leave a network namespace again: %s", errno_text(errno).c_str());
+  std::abort();
+}
+
+Outcome<UniqueFd> make_app_network() {
+  auto home = current_network();
+  if (!home) return home.failure();
+  if (::unshare(CLONE_NEWNET) < 0) return Failure{kStep, "unshare: " + errno_text(errno), kRemedy};
+  auto made = current_network();
+  if (::setns(home->get(), CLONE_NEWNET) < 0)
+    return Failure{kStep, "leave it again: " + errno_text(errno), kRemedy};
+  return made;
+}
+
+Outcome<Done> make_dead_end(const std::vector<std::string>& properties) {
+  Outcome<std::string> made = Failure{};
+  // Both drop what is sent there and are running; a kernel that lacks one may have the other.
+  for (const char* type : {"dummy", "ifb"}) {
+    std::vector<std::string> words{"ip", "link", "add", "name", kInsInterface};
+    words.insert(words.end(), properties.begin(), properties.end());
+    words.insert(words.end(), {"type", type});
+    made = run_tool(kStep, words);
+    if (made) return Done{};
+  }
+  return Failure{kStep, made.failure().cause,
+                 "load the kernel's module dummy or ifb, or use --net host"};
+}
+
+Outcome<Done> show_ins_interfaces(int app_network, int ins_network, const AddressPlan& plan) {
+  auto wanted = ins_interface(ins_network);
+  if (!wanted) return wanted.failure();
+  if (auto done = take_over_settings(app_network); !done) return done;
+  auto there = InNetwork::enter(app_network);
+  if (!there) return there.failure();
+  auto made = make_dead_end({"index", std::to_string(wanted->index), "address",
+                             wanted->hardware_address, "mtu", std::to_string(wanted->mtu)});
+  if (!made) return made;
+  const std::string flags = std::string("link set dev ") + kInsInterface + " arp on multicast on\n";
+  auto addressed = run_tool(kStep, {"ip", "-batch", "-"}, flags + ins_addresses(plan));
+  if (!addressed) return addressed.failure();
+  return Done{};
+}
+
+}  // namespace mw
