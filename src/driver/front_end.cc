@@ -1,12 +1,10 @@
 #include "driver/front_end.h"
 
 #include <signal.h>
-#include <spawn.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "base/helper.h"
 #include "base/log.h"
+#include "driver/keepers.h"
 #include "driver/process_info.h"
 #include "transport/local/session_fds.h"
 
@@ -25,30 +23,6 @@ namespace {
 using std::chrono::milliseconds;
 
 constexpr int kAcceptsPerTurn = 8;
-
-// Starts it in a terminal session of its own: a Ctrl-C is for the application. It gets the session's
-// secret over its connection. 0: it cannot be.
-pid_t spawn_adopter(const DriverOptions& options, int* error) {
-  std::vector<std::string> words{options.adopt_with, "adopt", options.session};
-  std::vector<char*> argv;
-  for (std::string& word : words) argv.push_back(word.data());
-  argv.push_back(nullptr);
-  sigset_t none;
-  sigset_t all;
-  ::sigemptyset(&none);
-  ::sigfillset(&all);
-  posix_spawnattr_t attributes;
-  if ((*error = ::posix_spawnattr_init(&attributes)) != 0) return 0;
-  ::posix_spawnattr_setsigmask(&attributes, &none);
-  ::posix_spawnattr_setsigdefault(&attributes, &all);
-  ::posix_spawnattr_setflags(&attributes,
-                             POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
-  pid_t pid = 0;
-  *error =
-      ::posix_spawn(&pid, argv[0], nullptr, &attributes, argv.data(), HelperEnvironment().get());
-  ::posix_spawnattr_destroy(&attributes);
-  return *error == 0 ? pid : 0;
-}
 
 }  // namespace
 
@@ -123,15 +97,17 @@ void FrontEnd::start_adopter() {
   if (death_ || options_.adopt_with.empty()) return;
   if (adopter_death_) return;  // one is on its way
   started_ = Clock::now();
-  int error = 0;
-  adopter_ = spawn_adopter(options_, &error);
-  if (adopter_ != 0) {
+  adopter_ = 0;
+  if (auto started = ask_for_front_end(options_.front_end_keeper)) {
+    adopter_ = *started;
     adopter_death_ = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, adopter_, 0))};
     if (adopter_death_ && poller_.add(adopter_death_.get(), EPOLLIN, Source::adopter_death)) return;
     log_line("mwcommsd", "cannot watch the new front end (pid %d): error %d", adopter_, errno);
     return;
+  } else {
+    log_line("mwcommsd", "cannot start %s: %s", options_.adopt_with.c_str(),
+             std::strerror(started.error().err));
   }
-  log_line("mwcommsd", "cannot start %s: %s", options_.adopt_with.c_str(), std::strerror(error));
   adopter_failed();
 }
 
@@ -139,7 +115,6 @@ void FrontEnd::forget_adopter() {
   if (!adopter_death_) return;
   poller_.remove(adopter_death_.get());
   adopter_death_.reset();
-  (void)::waitpid(adopter_, nullptr, WNOHANG);
 }
 
 void FrontEnd::on_adopter_end() {

@@ -11,6 +11,7 @@
 #include <future>
 #include <string>
 
+#include "driver/keepers.h"
 #include "driver/test_session.h"
 
 namespace mw {
@@ -93,6 +94,10 @@ class FrontEndTest : public ::testing::Test {
     std::ofstream(options_.adopt_with) << "#!/bin/bash\necho \"$@\" >>" << folder_ << "/starts\n"
                                        << script << "\n";
     ASSERT_EQ(::chmod(options_.adopt_with.c_str(), 0700), 0);
+    auto keepers = Keepers::start(options_, 0, nullptr);
+    ASSERT_TRUE(keepers);
+    keepers_ = std::move(*keepers);
+    options_.front_end_keeper = keepers_.front_end.get();
   }
   size_t starts() const {
     std::ifstream in(folder_ + "/starts");
@@ -106,6 +111,7 @@ class FrontEndTest : public ::testing::Test {
   SessionFds fds_;
   DriverOptions options_;
   std::unique_ptr<Poller> poller_;
+  Keepers keepers_;
   std::unique_ptr<FrontEnd> front_end_;
 };
 

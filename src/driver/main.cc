@@ -1,5 +1,4 @@
 // mwcommsd - the driver of one session.
-#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
 
@@ -9,7 +8,9 @@
 
 #include "base/log.h"
 #include "driver/driver.h"
+#include "driver/keepers.h"
 #include "driver/options.h"
+#include "driver/privileges.h"
 
 namespace {
 
@@ -25,13 +26,7 @@ mw::UniqueFd take_signals() {
   return mw::UniqueFd{::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK)};
 }
 
-// Neither we nor what we start gets more rights than we have, or leaves the session's secret in a file.
-bool give_up_what_is_not_needed() {
-  const rlimit none{0, 0};
-  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && ::setrlimit(RLIMIT_CORE, &none) == 0;
-}
-
-// Two descriptors for each process of the application, two for each group, one for each listener.
+// Two descriptors for each process of the application, three for each group, one for each listener.
 void raise_descriptor_limit() {
   rlimit limit{};
   if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) return;
@@ -53,16 +48,20 @@ int main(int argc, char** argv) {
     return 0;
   }
   std::string why;
-  const auto options = mw::parse_driver_options(
+  auto options = mw::parse_driver_options(
       {const_cast<const char* const*>(argv) + 1, static_cast<size_t>(argc > 0 ? argc - 1 : 0)},
       &why);
   if (!options) {
     std::fprintf(stderr, "mwcommsd: %s\n%s", why.c_str(), mw::kDriverUsage);
     return 2;
   }
-  if (!give_up_what_is_not_needed()) return fail({mw::Fault::sys, errno, "limits of the driver"});
   raise_descriptor_limit();
   if (!mw::keep_own_descriptors(*options)) return fail({mw::Fault::sys, errno, "close_range"});
+  auto keepers = mw::Keepers::start(*options, argc, argv);
+  if (!keepers) return fail(keepers.error());
+  options->front_end_keeper = keepers->front_end.get();
+  options->blocks_keeper = keepers->blocks.get();
+  if (auto given_up = mw::give_up_privileges(); !given_up) return fail(given_up.error());
   const mw::UniqueFd signals = take_signals();
   auto driver = mw::Driver::make(*options);
   if (!driver) return fail(driver.error());

@@ -476,7 +476,6 @@ void NetflowService::forget_predecessors_rules() {
     // What was blocked in the meantime is blocked again behind that.
     for (const PeerKey& key : blocked_)
       blocks_.change(ins_->netns(), address_of(key), true, [](uint32_t) {});
-    watch_blocks();
   });
 }
 

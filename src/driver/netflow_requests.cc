@@ -389,12 +389,6 @@ void NetflowService::change_block(const netflow::Address& peer, bool block, cons
   };
   if (ins_->netns() < 0) return in_the_ins(0);
   blocks_.change(ins_->netns(), netflow::unmapped(peer), block, in_the_ins);
-  watch_blocks();
-}
-
-// The end of the nft that runs; once it ended, closing its descriptor took it out of the set.
-void NetflowService::watch_blocks() {
-  if (blocks_.running() >= 0) watch(blocks_.running(), kTagNft);
 }
 
 // One flow message for each socket that is open, then the answer with their number.

@@ -55,15 +55,17 @@ bool append(std::shared_ptr<netflow::Batch>& batch, const netflow::ExtendedObser
 Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::ServerOptions& options,
                                                               const netflow::ExportOptions& exports,
                                                               SessionMemory& memory, int session_fd,
-                                                              std::vector<int> worker_bells) {
+                                                              std::vector<int> worker_bells,
+                                                              int blocks_keeper) {
   auto server = netflow::Server::make(options);
   if (!server) return server.error();
   std::unique_ptr<NetflowService> s{
-      new NetflowService(std::move(*server), memory, session_fd, std::move(worker_bells))};
+      new NetflowService(std::move(*server), memory, session_fd, std::move(worker_bells), blocks_keeper)};
   s->epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
   s->notes_bell_ = UniqueFd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
   if (!s->epoll_ || !s->notes_bell_ || !s->watch(s->notes_bell_.get(), kTagNotes) ||
-      !s->watch(s->server_->event_fd(), kTagServer))
+      !s->watch(s->server_->event_fd(), kTagServer) ||
+      (blocks_keeper >= 0 && !s->watch(blocks_keeper, kTagBlocks)))
     return Error{Fault::sys, errno, "descriptors for NetFlow"};
   if (exports.any()) {
     auto exporter = netflow::Exporter::start(exports, [&memory] { return memory.repairs(); });
@@ -77,12 +79,14 @@ Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::Ser
 }
 
 NetflowService::NetflowService(std::unique_ptr<netflow::Server> server, SessionMemory& memory,
-                               int session_fd, std::vector<int> worker_bells)
+                               int session_fd, std::vector<int> worker_bells, int blocks_keeper)
     : memory_(memory),
       session_fd_(session_fd),
       worker_bells_(std::move(worker_bells)),
       server_(std::move(server)),
       address_(server_->address()),
+      blocks_keeper_(blocks_keeper),
+      blocks_(blocks_keeper),
       sampling_(memory,
                 [this](uint32_t pid) { return static_cast<bool>(process_of_session(pid)); }) {
   server_->on_request = [this](EngineId engine, const netflow::Asking& asking) {
@@ -173,9 +177,9 @@ void NetflowService::run() {
               drop_ins(sound.error().where);
           }
           break;
-        case kTagNft:
-          blocks_.on_end();
-          watch_blocks();
+        case kTagBlocks:
+          if (!blocks_.on_answer())
+            (void)::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, blocks_keeper_, nullptr);
       }
     }
     turns_.fetch_add(1, std::memory_order_relaxed);

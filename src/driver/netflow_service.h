@@ -42,7 +42,8 @@ class NetflowService {
   static Result<std::unique_ptr<NetflowService>> start(const netflow::ServerOptions& options,
                                                        const netflow::ExportOptions& exports,
                                                        SessionMemory& memory, int session_fd,
-                                                       std::vector<int> worker_bells);
+                                                       std::vector<int> worker_bells,
+                                                       int blocks_keeper = -1);
   ~NetflowService();
   NetflowService(const NetflowService&) = delete;
   NetflowService& operator=(const NetflowService&) = delete;
@@ -62,7 +63,7 @@ class NetflowService {
   }
 
  private:
-  static constexpr uint64_t kTagNft = 5;
+  static constexpr uint64_t kTagBlocks = 5;
   static constexpr size_t kMaxDeferred = 1024;
   // A socket that was there before the first engine came is known after this time.
   static constexpr int64_t kIntroductionMs = 500;
@@ -98,7 +99,7 @@ class NetflowService {
   struct OptionFeature;
 
   NetflowService(std::unique_ptr<netflow::Server> server, SessionMemory& memory, int session_fd,
-                 std::vector<int> worker_bells);
+                 std::vector<int> worker_bells, int blocks_keeper);
   void post(Note note);
   void run();
   int timeout_ms(int64_t now) const;
@@ -134,7 +135,6 @@ class NetflowService {
   void change_block(const netflow::Address& peer, bool block, const Then& then);
   bool on_list(const Asked& a, bool may_wait);
   bool may_be_introduced() const;
-  void watch_blocks();
   void wish(const InsRequest& request);
   void renew_wishes();
 
@@ -190,6 +190,7 @@ class NetflowService {
   std::shared_ptr<netflow::Batch> extended_batch_;
   std::vector<netflow::ExtendedObservation> exported_;
   std::vector<Deferred> deferred_;
+  const int blocks_keeper_;
   AddressBlocks blocks_;
   Sampling sampling_;
   // The round that was asked of the INS and is awaited since then; 0: none is.

@@ -32,6 +32,9 @@ struct DriverOptions {
   std::vector<int> kept_fds;       // held for the front end (front_end.h)
   uint32_t front_end = 0;          // its pid; 0: not watched
   std::string adopt_with;  // the program that goes on with the session if it dies; may be empty
+  // keepers.h; -1: there is none, and what it does cannot be done. Not on the command line.
+  int front_end_keeper = -1;
+  int blocks_keeper = -1;
   std::chrono::milliseconds adopt_delay{1000};  // least time between two starts of it
   // An INS that left its control connection is killed before a successor gets the region. Tests
   // that play the INS themselves turn this off.
