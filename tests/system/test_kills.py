@@ -120,7 +120,7 @@ def test_random_kills_under_load(mw, unchanged, start, server, fair_clock):
     proc.wait_for(lambda: open_sockets(session) in (1, 2), 60, "the INS closes what is over", session.background)
     assert len(os.listdir(f"/run/mwcomms/{session.name}/mw")) == 2, "pvm and one INS"
     owner = session.pid("owner")
-    proc.wait_for(lambda: len(descendants(owner)) == 4, 60, "there are driver, INS, shell and server",
+    proc.wait_for(lambda: len(descendants(owner)) == 6, 60, "there are driver, its keepers, INS, shell and server",
                   session.background)
     # The INS keeps the two of a placeholder for the next connection (docs/decisions/0013), one for each client here.
     allowed = {**before, "ins": before["ins"] + 2 * len(load)}
