@@ -490,7 +490,9 @@ void end_unknown_helpers(const SessionRecord& record) {
     const auto is = [&id](const ProcId& known) {
       return known.pid == id.pid && known.start == id.start;
     };
-    if (!is(record.driver) && !is(record.ins)) end_process(id);
+    // A driver's keeper shows its arguments until it has run for a moment.
+    const bool is_keeper = record.driver.pid != 0 && parent_of(pid) == record.driver.pid;
+    if (!is(record.driver) && !is(record.ins) && !is_keeper) end_process(id);
   }
 }
 
