@@ -132,6 +132,7 @@ class Meter:
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return {"machine": busy_seconds(), "client": children.ru_utime + children.ru_stime,
                 "wire": counters["cpu_ns"] / 1e9, "kernel receives": counters["to_first"]["deliver_cpu_ns"] / 1e9,
+                "client's kernel receives": counters["to_second"]["deliver_cpu_ns"] / 1e9,
                 "late": sum(counters[way]["late_ns"] for way in DIRECTIONS) / 1e9,
                 "delivered": sum(counters[way]["delivered"] for way in DIRECTIONS),
                 **split_seconds(self._family())}
@@ -139,11 +140,12 @@ class Meter:
 
 def account(used: dict) -> tuple:
     """Seconds of everything but client and wire, and of its parts: `rest` is what the kernel did outside of them. The
-    last two are not counted."""
-    wire = used["wire"] - used["kernel receives"]
-    total = used["machine"] - used["client"] - wire
+    last two are not counted; the client's kernel receives within the wire's writes, as the server's does."""
+    client = used["client"] + used["client's kernel receives"]
+    wire = used["wire"] - used["kernel receives"] - used["client's kernel receives"]
+    total = used["machine"] - client - wire
     parts = {what: used[what] for what in (*SERVER_PARTS, "kernel receives")}
-    return total, {**parts, "rest": total - sum(parts.values()), "client, not counted": used["client"],
+    return total, {**parts, "rest": total - sum(parts.values()), "client, not counted": client,
                    "wire, not counted": wire}
 
 

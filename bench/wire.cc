@@ -8,12 +8,13 @@
 //             devices end with it, in whatever way it ends.
 // INVARIANTS  No packet is early, and none overtakes another of its direction. A packet that finds
 //             QUEUE others under way in its direction is dropped and counted:
-//             taken = delivered + refused + dropped + under_way.
-// COST        A device tells the wire of a packet by waking it. While packets come it is not woken:
-//             it looks every kSlice, as a network card that moderates its interrupts. What the
-//             kernel does with a packet at its other end is done within our write(). That is the
-//             work of the receiver, not of a wire: deliver_cpu_ns counts it for itself.
-// THREADS     One, before all others of the machine (SCHED_FIFO): a wire does not wait its turn.
+//             taken = delivered + refused + dropped, but for those under way.
+// COST        A device tells the wire of a packet by waking it. While many come it is not woken: it
+//             looks every kSlice, as a network card that moderates its interrupts. What the kernel
+//             does with a packet at its other end is done within our write(). That is the work of
+//             the receiver, not of a wire: deliver_cpu_ns counts it for itself.
+// THREADS     One for each direction, as two hosts receive at the same time, and one that answers.
+//             All run before all others of the machine (SCHED_FIFO): a wire does not wait its turn.
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/if.h>
@@ -29,6 +30,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cerrno>
 #include <charconv>
 #include <cstdint>
@@ -39,15 +41,17 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <vector>
 
 namespace {
 
 constexpr std::size_t kMtu = 1500;
-constexpr std::uint64_t kSlice = 50'000;  // ns
+constexpr std::uint64_t kSlice = 50'000;   // ns
+constexpr std::uint64_t kDense = 100'000;  // ns between packets: as many that none shall wake us
 constexpr std::uint64_t kNever = UINT64_MAX;
 constexpr std::uint64_t kSecond = 1'000'000'000;
-constexpr int kBatch = 256;  // packets of one direction, before the other one has its turn
+constexpr int kBatch = 256;  // packets that are taken before those that are due have their turn
 constexpr int kDeviceQueue = 10'000;
 constexpr std::uint64_t kLongestDelayUs = 10'000'000;
 constexpr std::uint64_t kLongestQueue = 100'000;
@@ -137,12 +141,8 @@ End make_end(const char* name, const char* netns, const char* address_text) {
   return end;
 }
 
-struct DeviceDrops {
-  unsigned long long received = 0, sent = 0;
-};
-
-// What the device itself did not take or give on: its queue was full, or the kernel had no memory.
-DeviceDrops drops_of(const End& end, const char* name) {
+// What the device did not keep for the wire to take, as its queue was full.
+unsigned long long dropped_by_device(const End& end, const char* name) {
   std::string text;
   std::array<char, 4096> part;
   ssize_t n;
@@ -154,14 +154,14 @@ DeviceDrops drops_of(const End& end, const char* name) {
   std::size_t at = text.find(title);
   while (at != std::string::npos && text[at - 1] != ' ' && text[at - 1] != '\n')
     at = text.find(title, at + 1);
-  DeviceDrops drops;
-  if (at == std::string::npos || std::sscanf(text.c_str() + at + title.size(),
-                                             "%*u %*u %*u %llu %*u %*u %*u %*u %*u %*u %*u %llu",
-                                             &drops.received, &drops.sent) != 2) {
+  unsigned long long dropped = 0;
+  if (at == std::string::npos ||
+      std::sscanf(text.c_str() + at + title.size(),
+                  "%*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %*u %llu", &dropped) != 1) {
     errno = ENODEV;
     fail("find the device's counters");
   }
-  return drops;
+  return dropped;
 }
 
 // ---- one direction ----
@@ -186,35 +186,76 @@ class Buffers {
   std::vector<char*> free_;
 };
 
+// A number that one thread counts and others read.
+class Count {
+ public:
+  void add(std::uint64_t n) { value_.store(value() + n, std::memory_order_relaxed); }
+  void raise_to(std::uint64_t n) {
+    value_.store(std::max<std::uint64_t>(value(), n), std::memory_order_relaxed);
+  }
+  unsigned long long value() const { return value_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<std::uint64_t> value_{0};
+};
+
 class Direction {
  public:
-  // Requires: `buffers` has `limit` + 1 for each direction that uses it.
-  Direction(const End& from, const End& to, std::uint64_t delay_ns, std::size_t limit,
-            Buffers& buffers)
+  Direction(const End& from, const End& to, std::uint64_t delay_ns, std::size_t limit)
       : from_(from),
         to_(to),
         delay_ns_(delay_ns),
-        buffers_(buffers),
-        spare_(buffers.take()),
+        buffers_(limit + 1),
+        spare_(buffers_.take()),
         line_(limit) {}
 
-  // Takes what was sent, a batch at most. Returns whether there was anything.
+  // Carries packets for ever.
+  void run() {
+    for (;;) {
+      deliver(time_of(CLOCK_MONOTONIC));
+      sleep(take());
+    }
+  }
+
+  // Callable from any thread.
+  void print(const char* key, const char* name) const {
+    std::printf(
+        "\"%s\": {\"taken\": %llu, \"delivered\": %llu, \"refused\": %llu, \"dropped\": %llu, "
+        "\"device_dropped\": %llu, \"late_ns\": %llu, \"latest_ns\": %llu, "
+        "\"deliver_cpu_ns\": %llu}",
+        key, taken_.value(), delivered_.value(), refused_.value(), dropped_.value(),
+        dropped_by_device(from_, name), late_ns_.value(), latest_ns_.value(),
+        deliver_cpu_ns_.value());
+  }
+
+ private:
+  struct Packet {
+    std::uint64_t due;
+    char* bytes;
+    std::size_t size;
+  };
+
+  // Takes what was sent, a batch at most. Returns whether packets come so densely that it is better
+  // to look for more than to be woken.
   bool take() {
-    for (int i = 0; i < kBatch; ++i) {
+    const std::uint64_t last = last_taken_;
+    int number = 0;
+    for (; number < kBatch; ++number) {
       const ssize_t size = ::read(from_.device, spare_, kMtu);
-      if (size < 0 && errno == EAGAIN) return i > 0;
+      if (size < 0 && errno == EAGAIN) break;
       if (size < 0) fail("read a packet");
-      ++taken_;
+      taken_.add(1);
+      // The time after the packet was read, as it may have been sent only just before.
+      last_taken_ = time_of(CLOCK_MONOTONIC);
       if (count_ == line_.size()) {
-        ++dropped_;
+        dropped_.add(1);
         continue;
       }
-      // The time after the packet was read, as it may have been sent only just before.
-      line_[(first_ + count_++) % line_.size()] = {time_of(CLOCK_MONOTONIC) + delay_ns_, spare_,
+      line_[(first_ + count_++) % line_.size()] = {last_taken_ + delay_ns_, spare_,
                                                    static_cast<std::size_t>(size)};
       spare_ = buffers_.take();
     }
-    return true;
+    return number > 0 && last_taken_ - last < kDense;
   }
 
   // Hands out what has been under way for long enough by `now`.
@@ -227,94 +268,57 @@ class Direction {
       --count_;
       const bool took =
           ::write(to_.device, packet.bytes, packet.size) == static_cast<ssize_t>(packet.size);
-      ++(took ? delivered_ : refused_);
-      late_ns_ += now - packet.due;
-      latest_ns_ = std::max(latest_ns_, now - packet.due);
+      (took ? delivered_ : refused_).add(1);
+      late_ns_.add(now - packet.due);
+      latest_ns_.raise_to(now - packet.due);
       buffers_.give_back(packet.bytes);
     }
-    deliver_cpu_ns_ += time_of(CLOCK_THREAD_CPUTIME_ID) - before;
+    deliver_cpu_ns_.add(time_of(CLOCK_THREAD_CPUTIME_ID) - before);
   }
 
   // When the next packet is to be delivered; kNever: none is under way.
   std::uint64_t next_due() const { return count_ == 0 ? kNever : line_[first_].due; }
 
-  void print(const char* key, const char* name) const {
-    using Number = unsigned long long;
-    std::printf(
-        "\"%s\": {\"taken\": %llu, \"delivered\": %llu, \"refused\": %llu, \"dropped\": %llu, "
-        "\"under_way\": %llu, \"device_dropped\": %llu, \"late_ns\": %llu, \"latest_ns\": %llu, "
-        "\"deliver_cpu_ns\": %llu}",
-        key, Number{taken_}, Number{delivered_}, Number{refused_}, Number{dropped_}, Number{count_},
-        drops_of(from_, name).sent + drops_of(to_, name).received, Number{late_ns_},
-        Number{latest_ns_}, Number{deliver_cpu_ns_});
+  // Until the next packet is due or one has been sent; with dense packets for a slice.
+  void sleep(bool dense) {
+    const std::uint64_t now = time_of(CLOCK_MONOTONIC);
+    const std::uint64_t until = dense ? now + kSlice : next_due();
+    const std::uint64_t left = until > now ? until - now : 0;
+    const timespec timeout{static_cast<time_t>(left / kSecond), static_cast<long>(left % kSecond)};
+    pollfd watched{from_.device, POLLIN, 0};
+    const bool timed = until != kNever;
+    const int ready = ::ppoll(&watched, dense ? 0 : 1, timed ? &timeout : nullptr, nullptr);
+    if (ready < 0 && errno != EINTR) fail("ppoll");  // EINTR: it was stopped and goes on
   }
-
- private:
-  struct Packet {
-    std::uint64_t due;
-    char* bytes;
-    std::size_t size;
-  };
 
   const End from_, to_;
   const std::uint64_t delay_ns_;
-  Buffers& buffers_;
+  Buffers buffers_;
   char* spare_;  // where the next packet goes
   std::vector<Packet> line_;
   std::size_t first_ = 0, count_ = 0;
-  std::uint64_t taken_ = 0, delivered_ = 0, refused_ = 0, dropped_ = 0;
-  std::uint64_t late_ns_ = 0, latest_ns_ = 0, deliver_cpu_ns_ = 0;
+  std::uint64_t last_taken_ = 0;
+  Count taken_, delivered_, refused_, dropped_, late_ns_, latest_ns_, deliver_cpu_ns_;
 };
 
 // ---- the wire ----
 
-// Sleeps until `until`, input, or if asked for, a packet. Returns whether there is input.
-bool sleep_until(std::uint64_t until, const End& first, const End& second, bool for_packets) {
-  pollfd watched[] = {{STDIN_FILENO, POLLIN, 0},
-                      {for_packets ? first.device : -1, POLLIN, 0},
-                      {for_packets ? second.device : -1, POLLIN, 0}};
-  const std::uint64_t now = time_of(CLOCK_MONOTONIC);
-  const std::uint64_t left = until > now ? until - now : 0;
-  const timespec timeout{static_cast<time_t>(left / kSecond), static_cast<long>(left % kSecond)};
-  const int ready = ::ppoll(watched, 3, until == kNever ? nullptr : &timeout, nullptr);
-  if (ready < 0 && errno != EINTR) fail("ppoll");  // EINTR: it was stopped and goes on
-  return ready > 0 && watched[0].revents != 0;
-}
-
-// Answers each line that was read. Returns false at the end of the input.
-bool answer(const char* name, const std::array<Direction, 2>& directions) {
+// Answers each line of standard input, until its end.
+void answer(const char* name, const Direction& to_second, const Direction& to_first) {
   std::array<char, 64> input;
-  const ssize_t n = ::read(STDIN_FILENO, input.data(), input.size());
+  ssize_t n;
+  while ((n = ::read(STDIN_FILENO, input.data(), input.size())) > 0) {
+    for (auto lines = std::count(input.data(), input.data() + n, '\n'); lines > 0; --lines) {
+      std::printf("{\"cpu_ns\": %llu, ",
+                  static_cast<unsigned long long>(time_of(CLOCK_PROCESS_CPUTIME_ID)));
+      to_second.print("to_second", name);
+      std::printf(", ");
+      to_first.print("to_first", name);
+      std::printf("}\n");
+      std::fflush(stdout);
+    }
+  }
   if (n < 0) fail("read standard input");
-  for (auto lines = std::count(input.data(), input.data() + n, '\n'); lines > 0; --lines) {
-    std::printf("{\"cpu_ns\": %llu, ",
-                static_cast<unsigned long long>(time_of(CLOCK_PROCESS_CPUTIME_ID)));
-    directions[0].print("to_second", name);
-    std::printf(", ");
-    directions[1].print("to_first", name);
-    std::printf("}\n");
-    std::fflush(stdout);
-  }
-  return n > 0;
-}
-
-void carry(const char* name, const End& first, const End& second, std::uint64_t delay_ns,
-           std::size_t limit) {
-  Buffers buffers(2 * (limit + 1));
-  std::array<Direction, 2> directions{Direction(first, second, delay_ns, limit, buffers),
-                                      Direction(second, first, delay_ns, limit, buffers)};
-  std::printf("ready\n");
-  std::fflush(stdout);
-  bool open = true;
-  while (open) {
-    const std::uint64_t now = time_of(CLOCK_MONOTONIC);
-    bool packets = false;
-    for (Direction& one : directions) one.deliver(now);
-    for (Direction& one : directions) packets |= one.take();
-    std::uint64_t until = std::min(directions[0].next_due(), directions[1].next_due());
-    if (packets) until = std::min(until, now + kSlice);
-    if (sleep_until(until, first, second, !packets)) open = answer(name, directions);
-  }
 }
 
 // The number that `text` is, from `least` to `most`; -1 if it is none.
@@ -344,7 +348,13 @@ int main(int argc, char** argv) {
   }
   const End first = make_end(argv[1], argv[4], argv[5]);
   const End second = make_end(argv[1], argv[6], argv[7]);
-  carry(argv[1], first, second, static_cast<std::uint64_t>(delay_us) * 1000,
-        static_cast<std::size_t>(limit));
-  return 0;
+  const auto delay_ns = static_cast<std::uint64_t>(delay_us) * 1000;
+  Direction to_second(first, second, delay_ns, static_cast<std::size_t>(limit));
+  Direction to_first(second, first, delay_ns, static_cast<std::size_t>(limit));
+  std::thread([&] { to_second.run(); }).detach();
+  std::thread([&] { to_first.run(); }).detach();
+  std::printf("ready\n");
+  std::fflush(stdout);
+  answer(argv[1], to_second, to_first);
+  ::_exit(0);  // the threads still run
 }
