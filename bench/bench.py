@@ -2,6 +2,8 @@
 
 purpose     The same server in the same namespace four times: plain ("native"), protected ("ours"), plain
             behind haproxy in TCP mode, and plain behind socat. The client is always plain.
+            Most clients are on the server's host; those of network_* are at a distance (network.py), and there
+            "ours" is an isolated stack with a published port, and rows of its own have one with --net host.
 method      All four run at once; the rounds are interleaved, so that a slow minute of the machine hits
             all alike. Values are medians, with the spread (largest - smallest, of the median).
 """
@@ -24,9 +26,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "clients/python")]
+sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "clients/python"), str(HERE)]
 
 import mwnetflow  # noqa: E402  (needs the path above)
+import network  # noqa: E402
 from mwtest import build, netns, proc, repairs  # noqa: E402
 
 FILES = 1_000_000
@@ -36,6 +39,8 @@ IDLE_CPU_LIMIT = 0.001  # of one core; below the accounting's own noise
 SAMPLED_CONNECTIONS = 10_000
 SAMPLING_INTERVAL = 0.25  # seconds
 SAMPLING_LIMIT = 0.05  # of one core
+DISTANCES = {"1 ms": 1_000, "20 ms": 20_000}  # there and back, microseconds
+DISTANT_COST = "us of processor, but client and wire"  # a request; the last row of a load, with its parts
 
 
 @dataclass
@@ -57,6 +62,7 @@ class Row:
     spread: dict = field(default_factory=dict)
     tried: int = None   # of what the target counts, where it names a number
     wanted: int = None  # what the target asks for; less than that decides nothing
+    parts: dict = field(default_factory=dict)  # what the figure is made of: part -> path -> value
 
     @property
     def ratio(self) -> float:
@@ -83,6 +89,8 @@ class Row:
                  "ours": self.ours, "ratio": self.ratio, "relays": self.relays,
                  "target": self.target.text, "met": self.met, "beats_relays": self.beats_relays,
                  "spread": self.spread}
+        if self.parts:
+            known["parts"] = self.parts
         return known if self.wanted is None else {**known, "tried": self.tried, "wanted": self.wanted}
 
     def verdict(self) -> str:
@@ -106,32 +114,59 @@ def at_most_more(micro: float) -> Target:
     return Target(f"<= native + {micro:g} us", lambda native, ours: ours <= native + micro, False)
 
 
+def reported(higher_is_better: bool = False) -> Target:
+    return Target("reported", lambda native, ours: True, higher_is_better)
+
+
 class Stage:
-    """The namespace, a scratch directory, and the processes of one workload."""
+    """The namespace, a scratch directory, and the processes of one workload.
+
+    A janitor removes them if we are killed."""
 
     def __init__(self) -> None:
-        self.namespace = netns.Namespace()
+        self._namespaces = []
         self._running = []
 
     def __enter__(self) -> "Stage":
-        self.namespace.__enter__()
         self.directory = Path(tempfile.mkdtemp(prefix="mwbench"))
         self.directory.chmod(0o755)
-        with self.namespace.entered():
-            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65000")
+        self._janitor = subprocess.Popen(
+            [sys.executable, str(HERE / "attack/janitor.py"), str(self.directory), str(build.program("mw"))],
+            stdin=subprocess.PIPE, start_new_session=True, text=True, bufsize=1)
+        try:
+            self.namespace = self.add_namespace()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_) -> None:
         for one in reversed(self._running):
             one.stop()
-        self.namespace.__exit__()
+        for one in reversed(self._namespaces):
+            one.__exit__()
         shutil.rmtree(self.directory)
+        self._janitor.stdin.write("done\n")
+        self._janitor.stdin.close()
+        self._janitor.wait(20)
 
-    def start(self, name: str, words: list, mode: str = "native", env: dict = None
+    def add_namespace(self) -> netns.Namespace:
+        one = netns.Namespace()
+        self._janitor.stdin.write(f"namespace {one.name}\n")
+        self._namespaces.append(one)
+        one.__enter__()
+        with one.entered():
+            Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65000")
+        return one
+
+    def start(self, name: str, words: list, mode: str = "native", env: dict = None, ports: list = ()
               ) -> proc.Background:
-        one = proc.Background(self.namespace.wrap(build.wrap(mode, words)),
+        """`ports` are published where the mode is isolated."""
+        one = proc.Background(self.namespace.wrap(build.wrap(mode, words, ports)),
                               self.directory / f"{name}-{mode}.log", cwd=self.directory,
                               env=None if env is None else {**os.environ, **env})
+        if mode != "native":
+            self._janitor.stdin.write(f"session {one.pid}\n")
         self._running.append(one)
         return one
 
@@ -150,18 +185,24 @@ class Stage:
         ports = {"native": base, "ours": base + 1, "haproxy": base + 2, "socat": base + 3}
         for mode, key in (("native", "native"), ("mw", "ours")):
             self.wait_port(ports[key], self.start(name, command(ports[key]), mode))
-        config = self.directory / f"haproxy-{base}.cfg"
+        self.relays(ports)
+        return ports
+
+    def relays(self, ports: dict, address: str = "127.0.0.1") -> dict:
+        """Starts the relays at that address in front of the native server; returns name -> process."""
+        config = self.directory / f"haproxy-{ports['haproxy']}.cfg"
         config.write_text(
             "global\n maxconn 4000\n"
             "defaults\n mode tcp\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n"
-            f"listen relay\n bind 127.0.0.1:{ports['haproxy']}\n server one 127.0.0.1:{base}\n")
-        relay = self.start("haproxy", ["haproxy", "-db", "-f", config])
-        self.wait_port(ports["haproxy"], relay)
-        relay = self.start("socat", [
-            "socat", f"TCP-LISTEN:{ports['socat']},bind=127.0.0.1,fork,reuseaddr,nodelay,backlog=1024",
-            f"TCP:127.0.0.1:{base},nodelay"])
-        self.wait_port(ports["socat"], relay)
-        return ports
+            f"listen relay\n bind {address}:{ports['haproxy']}\n server one 127.0.0.1:{ports['native']}\n")
+        commands = {
+            "haproxy": ["haproxy", "-db", "-f", config],
+            "socat": ["socat", f"TCP-LISTEN:{ports['socat']},bind={address},fork,reuseaddr,nodelay,backlog=1024",
+                      f"TCP:127.0.0.1:{ports['native']},nodelay"]}
+        started = {name: self.start(name, words) for name, words in commands.items()}
+        for name, relay in started.items():
+            self.wait_port(ports[name], relay)
+        return started
 
 
 def measure(ports: dict, rounds: int, once) -> dict:
@@ -234,25 +275,26 @@ def nginx_tls(stage: Stage, quick: bool) -> list:
     return rows
 
 
-def apache(stage: Stage, quick: bool) -> list:
+def apache_command(stage: Stage, port: int, address: str = "127.0.0.1") -> list:
+    """Apache's event MPM and a small page."""
     (stage.directory / "index.html").write_text("small page\n" * 50)
     modules = "/usr/lib/apache2/modules"
+    config = stage.directory / f"apache-{port}.conf"
+    config.write_text(
+        f"ServerRoot {stage.directory}\nServerName bench\nListen {address}:{port}\n"
+        f"PidFile {stage.directory}/apache-{port}.pid\nDefaultRuntimeDir {stage.directory}\n"
+        f"ErrorLog {stage.directory}/apache-{port}.error\n"
+        f"LoadModule mpm_event_module {modules}/mod_mpm_event.so\n"
+        f"LoadModule authz_core_module {modules}/mod_authz_core.so\n"
+        f"User www-data\nGroup www-data\nDocumentRoot {stage.directory}\n"
+        # Debian's mpm_event.conf, with enough workers for 500 clients
+        "StartServers 2\nServerLimit 24\nMinSpareThreads 25\nMaxSpareThreads 75\n"
+        "ThreadLimit 64\nThreadsPerChild 25\nMaxRequestWorkers 600\n")
+    return ["apache2", "-DFOREGROUND", "-f", config]
 
-    def command(port: int) -> list:
-        config = stage.directory / f"apache-{port}.conf"
-        config.write_text(
-            f"ServerRoot {stage.directory}\nServerName bench\nListen 127.0.0.1:{port}\n"
-            f"PidFile {stage.directory}/apache-{port}.pid\nDefaultRuntimeDir {stage.directory}\n"
-            f"ErrorLog {stage.directory}/apache-{port}.error\n"
-            f"LoadModule mpm_event_module {modules}/mod_mpm_event.so\n"
-            f"LoadModule authz_core_module {modules}/mod_authz_core.so\n"
-            f"User www-data\nGroup www-data\nDocumentRoot {stage.directory}\n"
-            # Debian's mpm_event.conf, with enough workers for 500 clients
-            "StartServers 2\nServerLimit 24\nMinSpareThreads 25\nMaxSpareThreads 75\n"
-            "ThreadLimit 64\nThreadsPerChild 25\nMaxRequestWorkers 600\n")
-        return ["apache2", "-DFOREGROUND", "-f", config]
 
-    ports = stage.four("apache", command, 8100)
+def apache(stage: Stage, quick: bool) -> list:
+    ports = stage.four("apache", lambda port: apache_command(stage, port), 8100)
     rows = []
     for clients in (1, 10, 100, 500):
         def once(port: int) -> dict:
@@ -333,6 +375,122 @@ def churn(stage: Stage, quick: bool) -> list:
                      at_least(0.8))]
 
 
+# ---- clients at a distance ----
+
+@dataclass
+class Load:
+    """One run of a client: command(address, port), read(its output) -> ({metric: value}, number of requests)."""
+    title: str
+    distance: str
+    command: object
+    read: object
+
+
+@contextlib.contextmanager
+def wires(stage: Stage):
+    """Gives a namespace for clients, and for each distance its wire to the stage's."""
+    client = stage.add_namespace()
+    with contextlib.ExitStack() as stack:
+        yield client, {
+            distance: stack.enter_context(network.Wire(
+                f"away{number}", round_trip, stage.namespace, f"10.202.{number}.1", client, f"10.202.{number}.2"))
+            for number, (distance, round_trip) in enumerate(DISTANCES.items())}
+
+
+def distant(stage: Stage, name: str, command, base: int, loads: list, rounds: int) -> dict:
+    """Runs the loads against all variants of a server; returns title -> metric -> path -> list of values."""
+    ports = {path: base + number for number, path in enumerate(("native", "ours", "host", "haproxy", "socat"))}
+    paths = {port: path for path, port in ports.items()}
+    with wires(stage) as (client, to_client):
+        near = next(iter(to_client.values()))
+        servers = {}
+        for path, mode in (("native", "native"), ("ours", build.ISOLATED), ("host", "mw")):
+            port = ports[path]
+            servers[path] = [stage.start(name, command(port), mode, ports=[port])]
+            network.wait_answers(near.address, port, client, servers[path][0])
+        for path, relay in stage.relays(ports, "0.0.0.0").items():
+            servers[path] = [*servers["native"], relay]
+        found = {}
+        for load in loads:
+            wire = to_client[load.distance]
+
+            def once(port: int) -> dict:
+                def processes() -> list:
+                    return [pid for one in servers[paths[port]] for pid in family(one.pid)]
+                with network.Meter(wire, processes) as meter:
+                    text = proc.run(client.wrap(load.command(wire.address, port)), 300,
+                                    cwd=stage.directory).stdout.decode()
+                metrics, requests = load.read(text)
+                return {**metrics, DISTANT_COST: meter.total * 1e6 / requests,
+                        "part wire, how late a packet was": meter.late_us,
+                        **{f"part {part}": used * 1e6 / requests for part, used in meter.parts.items()}}
+            found[load.title] = measure(ports, rounds, once)
+            wire.check()
+    return found
+
+
+def distant_rows(title: str, values: dict, targets: dict) -> list:
+    """The rows of one load: each metric with an isolated stack and with --net host."""
+    rows = []
+    for path, suffix in (("ours", ""), ("host", ", --net host")):
+        for metric, target in targets.items():
+            chosen = {**values[metric], "ours": values[metric][path]}
+            del chosen["host"]
+            rows.append(make_row(title + suffix, metric, chosen, target))
+        rows[-1].parts = {
+            metric.removeprefix("part "): {"native": statistics.median(taken["native"]),
+                                           "ours": statistics.median(taken[path])}
+            for metric, taken in values.items() if metric.startswith("part ")}
+    return rows
+
+
+def distant_targets(unit: str, rate: str, distance: str) -> dict:
+    """metric -> target. Far away the distance is nearly all of the time, whatever the server does."""
+    decided = distance == "1 ms"
+    return {unit: at_most(1.05) if decided else reported(), rate: at_least(0.97) if decided else reported(True),
+            "p50 ms": reported(), "p99 ms": reported(), DISTANT_COST: at_most(1.25)}
+
+
+def network_apache(stage: Stage, quick: bool) -> list:
+    count, seconds = (2000, 3) if quick else (20000, 15)  # whichever comes first
+    percentiles = stage.directory / "percentiles.csv"
+
+    def read(text: str) -> tuple:
+        assert re.search(r"Failed requests:\s+0\n", text), text
+        taken = dict(line.split(",") for line in percentiles.read_text().splitlines()[1:])
+        return {"ms/request": float(re.search(r"Time per request:\s+([\d.]+) \[ms\] \(mean\)", text)[1]),
+                "requests/s": float(re.search(r"Requests per second:\s+([\d.]+)", text)[1]),
+                "p50 ms": float(taken["50"]), "p99 ms": float(taken["99"])}, int(
+                    re.search(r"Complete requests:\s+(\d+)", text)[1])
+
+    def ab(clients: int):
+        return lambda address, port: ["ab", "-q", "-t", seconds, "-n", count, "-c", clients, "-e", percentiles,
+                                      f"http://{address}:{port}/index.html"]
+    loads = [Load(f"Apache event, ab, c = {clients}, {distance} away", distance, ab(clients), read)
+             for distance in DISTANCES for clients in (100, 500)]
+    found = distant(stage, "apache", lambda port: apache_command(stage, port, "0.0.0.0"), 8960, loads,
+                    1 if quick else 3)
+    return [row for load in loads for row in distant_rows(
+        load.title, found[load.title], distant_targets("ms/request", "requests/s", load.distance))]
+
+
+def network_churn(stage: Stage, quick: bool) -> list:
+    tool, seconds, clients = build.program("benchtool"), 1 if quick else 3, 64
+
+    def read(text: str) -> tuple:
+        rate, p50, p99 = map(float, re.match(r"rate ([\d.]+) p50 ([\d.]+) p99 ([\d.]+)", text).groups())
+        return {"ms/connection": clients / rate * 1000, "connections/s": rate, "p50 ms": p50 / 1000,
+                "p99 ms": p99 / 1000}, rate * seconds
+
+    def churn_there(address: str, port: int) -> list:
+        return [tool, "churn", port, seconds, clients, address]
+    loads = [Load(f"opened and closed by {clients}, {distance} away", distance, churn_there, read)
+             for distance in DISTANCES]
+    found = distant(stage, "closer", lambda port: [tool, "closer", port], 8970, loads, 1 if quick else 3)
+    return [row for load in loads for row in distant_rows(
+        load.title, found[load.title], distant_targets("ms/connection", "connections/s", load.distance))]
+
+
 # ---- memory, idle cost and system calls ----
 
 def family(pid: int) -> list:
@@ -342,7 +500,7 @@ def family(pid: int) -> list:
         try:
             for task in Path(f"/proc/{one}/task").iterdir():
                 found += [int(word) for word in (task / "children").read_text().split()]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # it ended meanwhile
     return found
 
@@ -633,8 +791,8 @@ def monitoring(stage: Stage, quick: bool) -> list:
     return rows
 
 
-WORKLOADS = (nginx, nginx_tls, apache, redis, pingpong, iperf, churn, idle_connections, idle_session,
-             per_message, sampling, observations, monitoring)
+WORKLOADS = (nginx, nginx_tls, apache, redis, pingpong, iperf, churn, network_apache, network_churn, idle_connections,
+             idle_session, per_message, sampling, observations, monitoring)
 
 
 def machine() -> dict:
@@ -651,14 +809,16 @@ def number(value: float) -> str:
 
 
 def print_table(rows: list) -> None:
-    print(f"{'workload':34} {'metric':40} {'native':>9} {'ours':>9} {'ratio':>6} {'haproxy':>9} "
+    print(f"{'workload':48} {'metric':40} {'native':>9} {'ours':>9} {'ratio':>6} {'haproxy':>9} "
           f"{'socat':>9}  target")
     for row in rows:
         relays = [number(row.relays[name]) if name in row.relays else "-"
                   for name in ("haproxy", "socat")]
         ratio = "-" if row.ratio is None else f"{row.ratio:.2f}"
-        print(f"{row.workload:34} {row.metric:40} {number(row.native):>9} {number(row.ours):>9} "
+        print(f"{row.workload:48} {row.metric:40} {number(row.native):>9} {number(row.ours):>9} "
               f"{ratio:>6} {relays[0]:>9} {relays[1]:>9}  {row.target.text}: {row.verdict()}")
+        for part, taken in row.parts.items():
+            print(f"{'':48} {'  ' + part:40} {number(taken['native']):>9} {number(taken['ours']):>9}")
 
 
 def main() -> int:

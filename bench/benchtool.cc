@@ -1,15 +1,19 @@
 // benchtool.cc - the small servers and clients of bench.py.
 //
-// purpose     benchtool echo PORT               answers every byte, one connection at a time
-//             benchtool pingpong PORT COUNT     1-byte round trips; prints p50 and p99,
-//             microseconds benchtool closer PORT             accepts and closes benchtool churn
-//             PORT SECONDS N    N threads open and close; prints connections a second benchtool
-//             hold PORT               accepts and keeps, with one epoll set benchtool open PORT
-//             COUNT         opens COUNT connections, says so, keeps them until
-//                                               the end of its standard input
-//             benchtool engine SOCKET           reads a NetFlow server's messages until the end of
-//                                               its standard input, then prints how many bytes came
-//             benchtool deaf SOCKET             connects to one and reads nothing until then
+// purpose     benchtool echo PORT          answers every byte, one connection at a time
+//             benchtool pingpong PORT COUNT
+//                                          1-byte round trips; prints p50 and p99, microseconds
+//             benchtool closer PORT        accepts and closes
+//             benchtool churn PORT SECONDS N [ADDRESS]
+//                                          N threads open and close; prints connections a second,
+//                                          and p50 and p99 of one, microseconds
+//             benchtool hold PORT          accepts and keeps, with one epoll set
+//             benchtool open PORT COUNT    opens COUNT connections, says so, keeps them until the
+//                                          end of its standard input
+//             benchtool engine SOCKET      reads a NetFlow server's messages until the end of its
+//                                          standard input, then prints how many bytes came
+//             benchtool deaf SOCKET        connects to one and reads nothing until then
+//             Servers listen on the loopback address; closer on every address.
 // THREADS     churn has one thread for each of its N clients; all else is single-threaded.
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -21,7 +25,6 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
@@ -29,6 +32,7 @@
 #include <cstring>
 #include <string_view>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -45,7 +49,7 @@ constexpr int kConnectionsOfOneAddress = 20000;
   std::exit(1);
 }
 
-sockaddr_in loopback(int port, std::uint32_t host = INADDR_LOOPBACK) {
+sockaddr_in address_of(int port, std::uint32_t host) {
   sockaddr_in address{};
   address.sin_family = AF_INET;
   address.sin_port = htons(static_cast<std::uint16_t>(port));
@@ -58,10 +62,10 @@ void no_delay(int fd) {
   if (::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on) < 0) fail("TCP_NODELAY");
 }
 
-int listen_on(int port) {
+int listen_on(int port, std::uint32_t host = INADDR_LOOPBACK) {
   const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   const int on = 1;
-  const sockaddr_in address = loopback(port);
+  const sockaddr_in address = address_of(port, host);
   if (fd < 0) fail("socket");
   if (::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) < 0) fail("SO_REUSEADDR");
   if (::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) fail("bind");
@@ -69,20 +73,30 @@ int listen_on(int port) {
   return fd;
 }
 
-int connect_to(int port, std::uint32_t source) {
+int connect_to(int port, std::uint32_t source, std::uint32_t host = INADDR_LOOPBACK) {
   const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) fail("socket");
   if (source != 0) {
     const int on = 1;
-    const sockaddr_in own = loopback(0, source);
+    const sockaddr_in own = address_of(0, source);
     if (::setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on) < 0) fail("no port");
     if (::bind(fd, reinterpret_cast<const sockaddr*>(&own), sizeof own) < 0) fail("bind");
   }
-  const sockaddr_in address = loopback(port);
+  const sockaddr_in address = address_of(port, host);
   if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) < 0) {
     fail("connect");
   }
   return fd;
+}
+
+double micros_since(Clock::time_point start) {
+  return std::chrono::duration<double, std::micro>(Clock::now() - start).count();
+}
+
+// Requires: there are some.
+void print_percentiles(std::vector<double>& times) {
+  std::sort(times.begin(), times.end());
+  std::printf("p50 %.2f p99 %.2f\n", times[times.size() / 2], times[times.size() * 99 / 100]);
 }
 
 void echo(int port) {
@@ -111,14 +125,13 @@ void pingpong(int port, int count) {
     if (::send(fd, &byte, 1, MSG_NOSIGNAL) != 1) fail("send");
     if (::recv(fd, &byte, 1, 0) != 1) fail("recv");
     if (i < kWarmUp) continue;
-    times.push_back(std::chrono::duration<double, std::micro>(Clock::now() - start).count());
+    times.push_back(micros_since(start));
   }
-  std::sort(times.begin(), times.end());
-  std::printf("p50 %.2f p99 %.2f\n", times[times.size() / 2], times[times.size() * 99 / 100]);
+  print_percentiles(times);
 }
 
 void closer(int port) {
-  const int listener = listen_on(port);
+  const int listener = listen_on(port, INADDR_ANY);
   for (;;) {
     const int fd = ::accept(listener, nullptr, nullptr);
     if (fd < 0) fail("accept");
@@ -126,25 +139,28 @@ void closer(int port) {
   }
 }
 
-void churn(int port, int seconds, int clients) {
-  std::atomic<long> total{0};
+void churn(int port, int seconds, int clients, std::uint32_t host) {
+  std::vector<std::vector<double>> times(static_cast<std::size_t>(clients));
   const auto end = Clock::now() + std::chrono::seconds(seconds);
   std::vector<std::thread> threads;
-  for (int i = 0; i < clients; ++i) {
-    threads.emplace_back([&] {
-      long mine = 0;
-      while (Clock::now() < end) {
-        const int fd = connect_to(port, 0);
+  for (std::vector<double>& mine : times) {
+    threads.emplace_back([&mine, port, host, end] {
+      std::vector<double> taken;  // not in `mine`, which lies beside those of other threads
+      for (auto start = Clock::now(); start < end; start = Clock::now()) {
+        const int fd = connect_to(port, 0, host);
         char byte;
         if (::recv(fd, &byte, 1, 0) != 0) fail("the server's end of file");
         ::close(fd);
-        ++mine;
+        taken.push_back(micros_since(start));
       }
-      total += mine;
+      mine = std::move(taken);
     });
   }
   for (std::thread& one : threads) one.join();
-  std::printf("rate %.1f\n", static_cast<double>(total) / seconds);
+  std::vector<double> all;
+  for (const std::vector<double>& mine : times) all.insert(all.end(), mine.begin(), mine.end());
+  std::printf("rate %.1f ", static_cast<double>(all.size()) / seconds);
+  print_percentiles(all);
 }
 
 void hold(int port) {
@@ -224,8 +240,10 @@ int main(int argc, char** argv) {
     pingpong(port, std::atoi(argv[3]));
   } else if (what == "closer" && argc == 3) {
     closer(port);
-  } else if (what == "churn" && argc == 5) {
-    churn(port, std::atoi(argv[3]), std::atoi(argv[4]));
+  } else if (what == "churn" && (argc == 5 || argc == 6)) {
+    in_addr host{htonl(INADDR_LOOPBACK)};
+    if (argc == 6 && ::inet_pton(AF_INET, argv[5], &host) != 1) fail("the address");
+    churn(port, std::atoi(argv[3]), std::atoi(argv[4]), ntohl(host.s_addr));
   } else if (what == "hold" && argc == 3) {
     hold(port);
   } else if (what == "open" && argc == 4) {
@@ -236,7 +254,7 @@ int main(int argc, char** argv) {
     std::fprintf(stderr,
                  "usage: benchtool echo|closer|hold PORT\n"
                  "       benchtool pingpong PORT COUNT\n"
-                 "       benchtool churn PORT SECONDS CLIENTS\n"
+                 "       benchtool churn PORT SECONDS CLIENTS [ADDRESS]\n"
                  "       benchtool open PORT COUNT\n"
                  "       benchtool engine|deaf SOCKET\n");
     return 2;
