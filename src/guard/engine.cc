@@ -34,12 +34,17 @@ constexpr double kGoodRates = 4;
 constexpr double kAtWorkSeconds = 300;
 // What is silent for so long behind an address with productive connections is dead; what adds
 // pieces more often is left to the rules for one connection.
-constexpr int64_t kSilent = kSecond;
+constexpr int64_t kSilent = 750 * kMs;
 // A peer with a cap has room for this part of all connections that the application has taken, which
 // are as many as it can hold when clients are not served.
-constexpr size_t kRoomPart = 4;
-// Of its cap's room this part is free at least, or it is raised.
+constexpr uint32_t kRoomPart = 4;
+// Of its cap's room this part is free of productive connections at least, or it is raised.
 constexpr uint32_t kFreePart = 2;
+// While all is well and the cap is full the room grows by a quarter each time, to twice at most.
+constexpr int64_t kRoomGrows = kSecond;
+constexpr uint32_t kMostGrowth = 2;
+// Clients that still wait after so long wait in spite of what was done.
+constexpr uint32_t kStillShortMs = 1'000;
 // A connection that was at the same so long before the trouble has not brought it.
 constexpr int64_t kKnownBefore = kMinute;
 // When nothing else was found for so long, idle connections go though they were there before. It
@@ -50,7 +55,7 @@ constexpr size_t kLastPart = 4;
 // A queue that was empty for so long is.
 constexpr int64_t kQueueIsEmpty = 2 * kSecond;
 // Accepted and untaken for so long: that is a queue too.
-constexpr uint32_t kUnreadMs = 500;
+constexpr uint32_t kUnreadMs = 250;
 constexpr size_t kMostPrograms = 64;
 constexpr int64_t kUsualPeriod = 5 * kSecond;
 // A round handles so many at most; the next one is a moment away.
@@ -107,6 +112,7 @@ void Engine::observe(std::span<const Sample> samples, const Round& round) {
       p.served_ns = now;
     }
   }
+  queue_rounds_ = queue || unread ? queue_rounds_ + 1 : 0;
   if (queue || unread) {
     if (queue_since_ns_ == 0) queue_since_ns_ = now;
     queue_seen_ns_ = now;
@@ -189,8 +195,9 @@ uint32_t Engine::usual_of(const Peer& p) {
   return p.usual.count() + p.usual.count() / 2;
 }
 
-bool Engine::connections_are_short(int64_t now_ns) const {
-  return queue_since_ns_ != 0 && now_ns - queue_seen_ns_ < kQueueIsEmpty;
+bool Engine::connections_are_short(bool again) const {
+  return queue_rounds_ > 0 &&
+         (!again || uint64_t{queue_rounds_} * rules_.sample_ms >= kStillShortMs);
 }
 
 bool Engine::waits_in_threads(const Connection& c) const {
@@ -296,11 +303,10 @@ std::vector<Decision> Engine::decide(int64_t now_ns, Service service) {
   else if (trouble_since_ns_ == 0)
     trouble_since_ns_ = now_ns;
   Tallies tallies = tally(now_ns, &worker_us);
-  // Whether clients are served again or not: what is in force must not hinder who is productive.
-  for (auto& [key, t] : tallies) raise_cap(t, now_ns, out);
+  count_shares(now_ns);
+  for (auto& [key, t] : tallies) keep_order(t, service, now_ns, out);
   if (service == Service::served) know_usual(tallies, now_ns);
   if (service == Service::served && !rules_.always) return out;
-  count_shares(now_ns);
   for (auto& [key, t] : tallies) {
     // What many connections of one peer do together is only held against it while others suffer.
     if (service != Service::served && !any_holds(rules_.shared, t.address) &&
@@ -317,6 +323,23 @@ std::vector<Decision> Engine::decide(int64_t now_ns, Service service) {
                      out);
   }
   return out;
+}
+
+// Below a cap, whether clients are served again or not: it must not hinder who is productive, and
+// dead connections must not fill it.
+void Engine::keep_order(Tally& t, Service service, int64_t now_ns, std::vector<Decision>& out) {
+  Peer& p = *t.peer;
+  if (dry_run_ || p.cap_until_ns <= now_ns || p.blocked_until_ns > now_ns) return;
+  raise_cap(t, service == Service::served, now_ns, out);
+  if (p.mixed_until_ns <= now_ns || t.connections + p.room / kRoomPart < p.cap) return;
+  Decision d;
+  d.rule = "crowd";
+  d.measured = {{"connections", double(t.connections)},
+                {"still", double(t.dead.size())},
+                {"productive", double(t.productive)}};
+  d.limits = {{"connections", double(p.cap)}, {"still_s", rules_.crowd_still_ms / 1e3}};
+  for (Connection* c : t.dead)
+    if (c->silent(now_ns, kSilent) && out.size() < kMostAtOnce) close(*c, p, d, false, now_ns, out);
 }
 
 void Engine::judge_peer(Tally& t, uint64_t all_us, int64_t now_ns, std::vector<Decision>& out) {
@@ -357,7 +380,7 @@ void Engine::judge_idle(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
   const size_t idle = t.idle.size();
   const double share = 100.0 * static_cast<double>(idle) / static_cast<double>(connections_.size());
   if (rules_.idle_connections == 0 || idle < rules_.idle_connections ||
-      share < rules_.idle_share_percent || !connections_are_short(now_ns))
+      share < rules_.idle_share_percent || !connections_are_short(t.peer->cap_until_ns > now_ns))
     return;
   const std::vector<Connection*> go = too_idle(t, now_ns);
   if (go.empty()) return;
@@ -552,27 +575,41 @@ uint32_t Engine::counted(const Tally& t) {
 void Engine::cap(Tally& t, size_t cut, Decision d, int64_t now_ns, std::vector<Decision>& out) {
   Peer& p = *t.peer;
   if (p.quiet_until_ns > now_ns) return;
-  const size_t room = std::max<size_t>(rules_.keep, taken_ / kRoomPart);
+  auto room = std::max(rules_.keep, static_cast<uint32_t>(taken_ / kRoomPart));
   d.act = Act::cap;
   d.peer = {t.address, 0};
-  if (p.cap_until_ns <= now_ns) p.unused = std::max(t.unused, usual_of(p));
+  if (p.cap_until_ns <= now_ns) {
+    p.unused = std::max(t.unused, usual_of(p));
+    p.most_room = room * kMostGrowth;
+  } else {  // what it had room for was too much
+    p.most_room = std::max(rules_.keep, p.room - p.room / kRoomPart);
+    room = std::min(room, p.most_room);
+  }
   d.value = counted(t) + room;
-  d.value -= std::min<uint64_t>(cut, d.value - room);
+  d.value -= std::min<uint64_t>(cut, counted(t));
   d.ttl_s = rules_.ttl_s;
   p.quiet_until_ns = now_ns + (dry_run_ ? int64_t{d.ttl_s} * kSecond : kTakesEffect);
   p.cap = static_cast<uint32_t>(d.value);
-  p.room = static_cast<uint32_t>(room);
+  p.room = room;
+  p.room_ns = now_ns;
   p.cap_rule = d.rule;
   p.cap_until_ns = now_ns + int64_t{d.ttl_s} * kSecond;
   out.push_back(std::move(d));
 }
 
-// A cap that was set when fewer connections got things done would keep out who is new.
-void Engine::raise_cap(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
+// A cap that was set when fewer connections got things done would keep out who is new. And whoever
+// is new has to be let in to get something done: as many as do no harm.
+void Engine::raise_cap(Tally& t, bool served, int64_t now_ns, std::vector<Decision>& out) {
   Peer& p = *t.peer;
-  if (dry_run_ || p.cap_until_ns <= now_ns) return;
   const uint32_t now_has = counted(t);
-  if (now_has + p.room / kFreePart <= p.cap) return;
+  if (served && p.mixed_until_ns > now_ns && t.connections >= p.cap && p.room < p.most_room &&
+      now_ns - p.room_ns >= kRoomGrows) {
+    p.room = std::min(p.room + p.room / kRoomPart + 1, p.most_room);
+    p.room_ns = now_ns;
+  } else if (now_has + p.room / kFreePart <= p.cap) {
+    return;
+  }
+  if (now_has + p.room <= p.cap) return;
   Decision d;
   d.act = Act::cap;
   d.rule = p.cap_rule;

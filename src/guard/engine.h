@@ -71,7 +71,9 @@ class Engine {
     int64_t held_back_ns = 0;  // when it was told that it may not be blocked
     uint32_t cap = 0;          // in force until then, and the room in it for new connections
     uint32_t room = 0;
-    uint32_t unused = 0;  // idle connections that count in it
+    uint32_t unused = 0;     // idle connections that count in it
+    uint32_t most_room = 0;  // with more there was trouble; 0: not known
+    int64_t room_ns = 0;     // when the room became what it is
     const char* cap_rule = "";
     int64_t cap_until_ns = 0;
     // Until then somebody behind its address attacks: each of its connections vouches for itself.
@@ -106,13 +108,15 @@ class Engine {
   static double served_lately(const Peer& p, int64_t now_ns);
   bool untouchable(const Connection& c) const;
   bool known_before(const Connection& c, int64_t now_ns) const;
-  // Clients wait to be accepted, or to be read for the first time.
-  bool connections_are_short(int64_t now_ns) const;
+  // Clients wait to be accepted, or to be read for the first time. again: something was done about
+  // that a moment ago, which may still be under way.
+  bool connections_are_short(bool again) const;
   // Whoever runs this connection waits for its peers in threads: if none does, it is at work.
   bool waits_in_threads(const Connection& c) const;
   // So many connections with an answer are nothing new for the peer.
   static uint32_t usual_of(const Peer& p);
 
+  void keep_order(Tally& t, Service service, int64_t now_ns, std::vector<Decision>& out);
   void judge_peer(Tally& t, uint64_t all_us, int64_t now_ns, std::vector<Decision>& out);
   void judge_crowd(Tally& t, int64_t now_ns, std::vector<Decision>& out);
   void judge_idle(Tally& t, int64_t now_ns, std::vector<Decision>& out);
@@ -127,7 +131,7 @@ class Engine {
   void block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out);
   void cap(Tally& t, size_t cut, Decision d, int64_t now_ns, std::vector<Decision>& out);
   static uint32_t counted(const Tally& t);
-  void raise_cap(Tally& t, int64_t now_ns, std::vector<Decision>& out);
+  void raise_cap(Tally& t, bool served, int64_t now_ns, std::vector<Decision>& out);
   void close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t now_ns,
              std::vector<Decision>& out);
   bool within_share(std::span<Connection* const> more, int64_t now_ns) const;
@@ -146,6 +150,7 @@ class Engine {
   size_t uncut_count_ = 0;   // of those that are open
   int64_t last_round_ns_ = 0;
   int64_t queue_seen_ns_ = 0;               // when connections waited in a listener's queue, last
+  uint32_t queue_rounds_ = 0;               // one after the other, up to now
   int64_t queue_since_ns_ = 0;              // they do since then; 0: they do not
   int64_t trouble_since_ns_ = 0;            // clients are not served since then; 0: they are
   int64_t last_cut_ns_ = 0;                 // something was found that could be cut

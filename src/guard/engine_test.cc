@@ -717,6 +717,54 @@ TEST_F(World, ACapIsRaisedBeforeThoseWhoGetThingsDoneFillIt) {
   EXPECT_GE(caps_[kHonest], 50u);
 }
 
+// Under a cap, with an attacker who takes whatever place there is.
+class Attacked : public World {
+ protected:
+  Attacked() {
+    obeys_ = true;
+    for (int k = 0; k < 10; ++k) good_.push_back(connect(kHonest).s.socket);
+    pass(2, Service::served, [&] { work(); });
+    for (int k = 0; k < 90; ++k) connect(kHonest).sends(200, now_);
+    pass(2, Service::denied, [&] { work(); });
+    first_ = caps_[kHonest];
+    EXPECT_EQ(first_, 10u + 100 / 4);
+  }
+  void work() {
+    for (const int64_t id : good_) clients_[id].sends(1'000, now_);
+  }
+  void attack() {
+    while (Client* const c = try_connect(kHonest)) c->sends(200, now_);
+  }
+  std::vector<int64_t> good_;
+  uint64_t first_ = 0;
+};
+
+TEST_F(Attacked, DeadConnectionsDoNotFillACapWhenClientsAreServedAgain) {
+  attack();
+  EXPECT_EQ(connections_of(kHonest), first_);
+  const auto found = pass(1.5, Service::served, [&] { work(); });
+  EXPECT_NE(rules_of(found).find("close crowd"), std::string::npos) << rules_of(found);
+  EXPECT_EQ(clients_.size(), good_.size());
+  // Nothing is in the way any more, so that nobody has to go.
+  for (int k = 0; k < 10; ++k) connect(kHonest).sends(200, now_);
+  EXPECT_EQ(rules_of(pass(3, Service::served, [&] { work(); })), "");
+}
+
+TEST_F(Attacked, TheRoomGrowsWhileAllIsWellButNotToWhereItWasNot) {
+  const auto both = [&] {
+    work();
+    attack();
+  };
+  pass(10, Service::served, both);
+  const uint64_t grown = caps_[kHonest];
+  EXPECT_EQ(grown, 10u + 2 * 25);
+  pass(2, Service::denied, both);
+  EXPECT_LT(caps_[kHonest], grown);
+  pass(30, Service::served, both);
+  EXPECT_LT(caps_[kHonest], grown);
+  EXPECT_GT(caps_[kHonest], first_);
+}
+
 TEST_F(World, APhoneBehindAnAttackedAddressMayGoOnAddingPieces) {
   obeys_ = true;
   for (int k = 0; k < 5; ++k) connect(kHonest);
@@ -729,7 +777,7 @@ TEST_F(World, APhoneBehindAnAttackedAddressMayGoOnAddingPieces) {
   const int64_t phone = connect(kHonest).s.socket;
   pass(4, Service::denied, [&] {
     work();
-    if (now_ / (250 * kMs) % 3 == 0) clients_[phone].sends(40, now_);
+    if (now_ / (250 * kMs) % 2 == 0) clients_[phone].sends(40, now_);
   });
   EXPECT_EQ(clients_.count(phone), 1u);
   EXPECT_EQ(clients_.size(), 6u);
