@@ -40,9 +40,10 @@ constexpr int64_t kSilent = 750 * kMs;
 constexpr uint32_t kRoomPart = 4;
 // Of its cap's room this part is free of productive connections at least, or it is raised.
 constexpr uint32_t kFreePart = 2;
-// While all is well and the cap is full the room grows by a quarter each time, to twice at most.
+// While all is well and the cap is full the room grows by a quarter each time, to three times at
+// most, so that a part is always left to others.
 constexpr int64_t kRoomGrows = kSecond;
-constexpr uint32_t kMostGrowth = 2;
+constexpr uint32_t kMostGrowth = 3;
 // Clients that still wait after so long wait in spite of what was done.
 constexpr uint32_t kStillShortMs = 1'000;
 // A connection that was at the same so long before the trouble has not brought it.
@@ -331,7 +332,7 @@ void Engine::keep_order(Tally& t, Service service, int64_t now_ns, std::vector<D
   Peer& p = *t.peer;
   if (dry_run_ || p.cap_until_ns <= now_ns || p.blocked_until_ns > now_ns) return;
   raise_cap(t, service == Service::served, now_ns, out);
-  if (p.mixed_until_ns <= now_ns || t.connections + p.room / kRoomPart < p.cap) return;
+  if (p.mixed_until_ns <= now_ns || !nearly_full(t)) return;
   Decision d;
   d.rule = "crowd";
   d.measured = {{"connections", double(t.connections)},
@@ -570,6 +571,10 @@ uint32_t Engine::counted(const Tally& t) {
   return t.productive + t.known + t.at_work + std::min(t.unused, t.peer->unused);
 }
 
+bool Engine::nearly_full(const Tally& t) {
+  return t.connections + t.peer->room / kRoomPart >= t.peer->cap;
+}
+
 // `cut`: so many of its idle connections are about to be closed. Dead ones do not count at all, nor
 // does who has just come: for those is the room.
 void Engine::cap(Tally& t, size_t cut, Decision d, int64_t now_ns, std::vector<Decision>& out) {
@@ -602,7 +607,7 @@ void Engine::cap(Tally& t, size_t cut, Decision d, int64_t now_ns, std::vector<D
 void Engine::raise_cap(Tally& t, bool served, int64_t now_ns, std::vector<Decision>& out) {
   Peer& p = *t.peer;
   const uint32_t now_has = counted(t);
-  if (served && p.mixed_until_ns > now_ns && t.connections >= p.cap && p.room < p.most_room &&
+  if (served && p.mixed_until_ns > now_ns && nearly_full(t) && p.room < p.most_room &&
       now_ns - p.room_ns >= kRoomGrows) {
     p.room = std::min(p.room + p.room / kRoomPart + 1, p.most_room);
     p.room_ns = now_ns;

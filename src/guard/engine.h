@@ -131,6 +131,7 @@ class Engine {
   void block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out);
   void cap(Tally& t, size_t cut, Decision d, int64_t now_ns, std::vector<Decision>& out);
   static uint32_t counted(const Tally& t);
+  static bool nearly_full(const Tally& t);  // its cap
   void raise_cap(Tally& t, bool served, int64_t now_ns, std::vector<Decision>& out);
   void close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t now_ns,
              std::vector<Decision>& out);

@@ -757,7 +757,7 @@ TEST_F(Attacked, TheRoomGrowsWhileAllIsWellButNotToWhereItWasNot) {
   };
   pass(10, Service::served, both);
   const uint64_t grown = caps_[kHonest];
-  EXPECT_EQ(grown, 10u + 2 * 25);
+  EXPECT_EQ(grown, 10u + 3 * 25);
   pass(2, Service::denied, both);
   EXPECT_LT(caps_[kHonest], grown);
   pass(30, Service::served, both);
