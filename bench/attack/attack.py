@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import generators
 import measure
@@ -26,6 +27,7 @@ from stage import build, netns, proc
 SERVERS = ("apache", "nginx")
 BEFORE_SECONDS = 5.0
 DESCRIPTORS = 20_000
+OTHER_GUARD = "other-guard"
 
 
 def measure_once(server: str, attack: str, defence: stage.Defence, options) -> tuple:
@@ -44,7 +46,7 @@ def measure_once(server: str, attack: str, defence: stage.Defence, options) -> t
         load.finish()
         events = measure.Events(load.begin, under_attack.begin, end, load.probes(), load.probes("control"),
                                 load.honest(), under_attack.events(),
-                                defence.first_action(place, under_attack.begin))
+                                defence.first_action(place, under_attack))
         under_attack.stop()
     tells = defence.name != "none" and attack not in generators.CLOSED_ANYWAY
     found = measure.figures(events, cuts_tell=tells)
@@ -69,7 +71,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", nargs="?", const="-", metavar="FILE",
                         help="one JSON document, on standard output or in FILE")
     parser.add_argument("--only", action="append", choices=generators.ATTACKS, help="only this attack; may be repeated")
-    parser.add_argument("--defence", action="append", choices=[one.name for one in stage.DEFENCES],
+    parser.add_argument("--other-guard", type=Path, metavar="MW",
+                        help=f"the guard of another version's mw as one more defence, {OTHER_GUARD}")
+    parser.add_argument("--defence", action="append", choices=[*(one.name for one in stage.DEFENCES), OTHER_GUARD],
                         help="only this defence; may be repeated")
     parser.add_argument("--server", action="append", choices=SERVERS, help="only this server; may be repeated")
     parser.add_argument("--connections", type=int, default=1000, help="of the attack (1000)")
@@ -77,6 +81,10 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if not 1 <= options.connections <= 15_000:
         parser.error("--connections: from 1 to 15000")
+    if OTHER_GUARD in (options.defence or []) and not options.other_guard:
+        parser.error(f"--defence {OTHER_GUARD}: needs --other-guard")
+    if options.other_guard and not os.access(options.other_guard, os.X_OK):
+        parser.error(f"--other-guard: {options.other_guard} cannot be run")
     if options.seconds < 5:
         parser.error("--seconds: at least 5")
     return options
@@ -98,8 +106,11 @@ def main() -> int:
     netns.sweep()
     document = {"schema": 1, "machine": machine(), "rows": [], "skipped": []}
     measured = []
+    defences = list(stage.DEFENCES)
+    if options.other_guard:
+        defences.append(stage.Guard(OTHER_GUARD, options.other_guard.resolve()))
     for server in options.server or SERVERS:
-        for defence in stage.DEFENCES:
+        for defence in defences:
             if options.defence and defence.name not in options.defence:
                 continue
             why = defence.why_not(server)

@@ -3,7 +3,8 @@
 purpose     Holds N connections in the attack's way, opened at N/5 a second, until SIGTERM. A connection that the
             other side ends is opened again, as a real attacker would.
 events      JSON lines: every 100 ms how many connections the kernel calls established, how many were opened and how
-            many the server's side ended; at once, the first of those ("cut").
+            many the server's side ended; at once, the first of those ("cut"). If honest clients are in the same
+            namespace (--source), the ports of its own connections too, so that they can be told apart.
 """
 
 import argparse
@@ -28,6 +29,9 @@ SLOWHTTPTEST = {
 }
 PATHS = {"slow-body": "/upload.txt", "slow-read": "/big.bin", "zero-window": "/big.bin", "trickle-post": "/upload.txt",
          "range": "/file.bin"}
+# From behind the address that the browsers of the honest load share; a header line every so many seconds.
+SHARED = {"shared-headers"}
+HEADER_INTERVAL = 10.0
 # A server that does well closes these connections too: a cut says nothing about a defence.
 CLOSED_ANYWAY = {"range", "idle-keepalive"}
 TRICKLE_INTERVAL = 50.0
@@ -41,7 +45,8 @@ class Watch:
     One that ends sooner was not held: slowhttptest has a probe of its own, which is answered and closed.
     """
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, own: bool) -> None:
+        """own: only connections that own() was told of; others in this namespace are somebody else's."""
         # ip[9] == TCP, no fragment, source port == port, flags & (FIN | SYN | RST); else drop.
         program = [(0x30, 0, 0, 9), (0x15, 0, 8, 6), (0x28, 0, 0, 6), (0x45, 6, 0, 0x1fff), (0xb1, 0, 0, 0),
                    (0x48, 0, 0, 0), (0x15, 0, 3, port), (0x50, 0, 0, 13), (0x45, 0, 1, 0x07), (0x06, 0, 0, 64),
@@ -53,6 +58,7 @@ class Watch:
                                struct.pack("HL", len(program), ctypes.addressof(buffer)))
         self.count = self.opened = 0
         self._since = {}  # our port: when the connection was made
+        self._own = set() if own else None
 
     def drain(self) -> int:
         """How many were ended since the last call."""
@@ -66,13 +72,21 @@ class Watch:
                 header = (data[0] & 15) * 4
                 self._segment(int.from_bytes(data[header + 2:header + 4], "big"), data[header + 13])
 
+    def own(self, port: int) -> None:
+        if self._own is not None:
+            self._own.add(port)
+
     def _segment(self, port: int, flags: int) -> None:
+        if self._own is not None and port not in self._own:
+            return
         now = time.monotonic()
         if flags & 0x02:  # SYN
             self._since[port] = now
             self.opened += 1
-        elif now - self._since.pop(port, now) >= HELD_SECONDS:
-            self.count += 1
+            return
+        self.count += now - self._since.pop(port, now) >= HELD_SECONDS
+        if self._own is not None:
+            self._own.discard(port)  # it may be somebody else's next
 
 
 def established(port: int) -> int:
@@ -89,8 +103,15 @@ def established(port: int) -> int:
 class Reporter:
     def __init__(self, options) -> None:
         self._port = options.port
-        self.watch = Watch(options.port)
+        self.watch = Watch(options.port, bool(options.source))
         self._due = time.monotonic()
+        self._ports = [] if options.source else None  # that were opened since the last report
+        self.held = None  # a function, if the namespace's kernel does not know them from others
+
+    def opened(self, port: int) -> None:
+        self.watch.own(port)
+        if self._ports is not None:
+            self._ports.append(port)
 
     @staticmethod
     def write(event: dict) -> None:
@@ -104,8 +125,11 @@ class Reporter:
             self.write({"kind": "cut", "t": now})
         if now >= self._due:
             self._due = now + REPORT_INTERVAL
-            self.write({"kind": "attack", "t": now, "open": established(self._port), "opened": self.watch.opened,
-                        "cuts": self.watch.count})
+            event = {"kind": "attack", "t": now, "open": self.held() if self.held else established(self._port),
+                     "opened": self.watch.opened, "cuts": self.watch.count}
+            if self._ports is not None:
+                event["ports"], self._ports = self._ports, []
+            self.write(event)
 
 
 class Holder:
@@ -124,14 +148,21 @@ class Holder:
             "zero-window": f"GET {path} HTTP/1.1\r\n{host}\r\n",
             "trickle-post": f"POST {path} HTTP/1.1\r\n{host}Content-Length: 1000000\r\n\r\n",
             "idle-keepalive": f"GET {path} HTTP/1.1\r\n{host}Connection: keep-alive\r\n\r\n",
+            "shared-headers": f"GET {path} HTTP/1.1\r\n{host}User-Agent: {'x' * 150}\r\n",
         }[options.attack].encode()
+        if options.source:
+            reporter.held = lambda: len(self._sockets) - len(self._connecting)
         self._again = {"zero-window": None, "trickle-post": (TRICKLE_INTERVAL, b"x"),
-                       "idle-keepalive": (options.keep_alive, self._request)}[options.attack]
+                       "idle-keepalive": (options.keep_alive, self._request),
+                       "shared-headers": (HEADER_INTERVAL, b"X-a: b\r\n")}[options.attack]
 
     def _open(self) -> None:
         one = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         if self._options.attack == "zero-window":
             one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1)
+        if self._options.source:
+            one.bind((self._options.source, 0))
+            self._reporter.opened(one.getsockname()[1])
         one.connect_ex((self._options.host, self._options.port))
         self._sockets[one.fileno()] = one
         self._connecting.add(one.fileno())
@@ -229,7 +260,7 @@ def run_slowhttptest(options, reporter: Reporter, stop) -> None:
             tool.wait(10)
 
 
-ATTACKS = [*SLOWHTTPTEST, "zero-window", "trickle-post", "idle-keepalive"]
+ATTACKS = [*SLOWHTTPTEST, "zero-window", "trickle-post", "idle-keepalive", *SHARED]
 
 
 def main() -> int:
@@ -239,8 +270,11 @@ def main() -> int:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--connections", type=int, required=True)
     parser.add_argument("--rate", type=int, required=True, help="connections opened a second")
+    parser.add_argument("--source", help="an address to come from, which others in this namespace have too")
     parser.add_argument("--keep-alive", type=float, default=4.5, help="idle-keepalive asks again after SECONDS")
     options = parser.parse_args()
+    if options.source and options.attack in SLOWHTTPTEST:
+        parser.error("slowhttptest takes no source address")
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
     reporter = Reporter(options)

@@ -3,9 +3,12 @@
 purpose     One role is one process in one namespace; each writes a JSON line an event. Times are CLOCK_MONOTONIC
             seconds, which all processes of a machine share.
 roles       honest: fast clients, and slow ones that always finish: a phone on a bad link, a slow upload, a slow
-            download. The pace is made here, by token buckets, so that it needs nothing of the kernel.
+            download. The pace is made here, by token buckets, so that it needs nothing of the kernel. Long polls and
+            event streams, which wait for the server. Browsers, all behind one address, with connections that stay open
+            between clicks.
             probe: like a monitoring system, a new connection every 100 ms; asks the control as well.
             control: a server that answers at once and is not attacked. If it is slow, the machine was.
+            backend: what a web server passes /poll and /events on to, over a socket of the file system.
 end         SIGTERM: nothing new starts, what runs may finish.
 """
 
@@ -13,6 +16,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import random
 import signal
 import socket
@@ -21,12 +25,19 @@ import time
 
 PROBE_INTERVAL = 0.1
 PROBE_TIMEOUT = 2.0
-PATIENCE = {"fast": 3.0, "phone": 15.0, "upload": 18.0, "download": 18.0}
+STREAM_SECONDS = 15.0
+PATIENCE = {"fast": 3.0, "phone": 15.0, "upload": 18.0, "download": 18.0, "browser": 5.0, "poll": 20.0,
+            "events": STREAM_SECONDS + 10}
 UPLOAD_BYTES, UPLOAD_RATE = 32_000, 5_000
 DOWNLOAD_RATE = 60_000
 PHONE_RATE = 20_000
 FAST_PAUSE, FAST_REQUESTS = 0.15, 4
 SLOW_PAUSE = 0.5
+BROWSER_REQUESTS = 2          # on each connection, a click
+BROWSER_PAUSE = (2.0, 6.0)    # between clicks; a server that closes idle connections sooner may do so
+POLL_SECONDS = (3.0, 8.0)     # until there is news
+POLL_REQUESTS = 3             # one after the other on a connection
+EVENT_SECONDS = 3.0           # between two of a stream
 
 
 class Cut(Exception):
@@ -91,11 +102,16 @@ class Connection:
             part = data[start:start + step]
             if bucket:
                 await bucket.take(len(part))
-            self.writer.write(part)
-            await self.writer.drain()
+            try:
+                self.writer.write(part)
+                await self.writer.drain()
+            except ConnectionError as error:
+                if self._answers and start == 0:
+                    raise Stale from error
+                raise
 
-    async def answer(self, wanted: int, bucket: Bucket = None) -> None:
-        """Reads one answer; its body must be `wanted` bytes long (any length if negative)."""
+    async def _head(self) -> bytes:
+        """The head of an answer, which has to be a good one."""
         try:
             head = await self.reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, ConnectionError) as error:
@@ -106,6 +122,26 @@ class Connection:
         status = int(head.split(b" ", 2)[1])
         if status != 200:
             raise Cut("408") if status == 408 else Rejected(str(status))
+        return head
+
+    async def stream(self, seconds: float) -> None:
+        """Reads an answer that does not end, for so long."""
+        await self._head()
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            patience = 3 * EVENT_SECONDS
+            try:
+                chunk = await asyncio.wait_for(self.reader.read(4096), min(left, patience))
+            except asyncio.TimeoutError:
+                if left > patience:
+                    raise Rejected("no event") from None
+                return  # none was due just then
+            if not chunk:
+                raise Cut("end of stream")
+
+    async def answer(self, wanted: int, bucket: Bucket = None) -> None:
+        """Reads one answer; its body must be `wanted` bytes long (any length if negative)."""
+        head = await self._head()
         left = 0
         for line in head.split(b"\r\n"):
             if line.lower().startswith(b"content-length:"):
@@ -153,10 +189,13 @@ class Honest:
         self.stopping = asyncio.Event()
 
     def clients(self) -> list:
-        fast, slow = self._options.fast, self._options.slow
-        kinds = [(self._fast, fast), (self._phone, slow), (self._upload, slow), (self._download, slow)]
-        return [self._repeat(one, next(self._sources), number / count)
-                for one, count in kinds for number in range(count)]
+        options = self._options
+        kinds = [(self._fast, options.fast), (self._phone, options.slow), (self._upload, options.slow),
+                 (self._download, options.slow), (self._poll, options.polls), (self._events, options.streams)]
+        own = [self._repeat(one, next(self._sources), number / count)
+               for one, count in kinds for number in range(count)]
+        return own + [self._repeat(self._browser, options.shared_source, number / options.browsers)
+                      for number in range(options.browsers)]
 
     async def _pause(self, seconds: float) -> None:
         try:
@@ -169,16 +208,16 @@ class Honest:
         while not self.stopping.is_set():
             await one(source)
 
-    async def _attempt(self, kind: str, work, connection: int, opened) -> bool:
-        """Runs one request and writes down what became of it."""
+    async def _attempt(self, kind: str, work, connection: int, opened) -> str:
+        """Runs one request and writes down what became of it, unless it is "stale"."""
         start = time.monotonic()
         try:
             fate = await fate_of(work(), PATIENCE[kind])
         except Stale:
-            return False
+            return "stale"
         self._write({"kind": kind, "t": start, "end": time.monotonic(), "fate": fate,
                      "connection": connection, "connected": opened()})
-        return fate == "served"
+        return fate
 
     async def _session(self, kind: str, source: str, requests: list, pause: float, buffer: int = 0) -> None:
         """One connection; `requests` are coroutine functions that take it."""
@@ -190,10 +229,12 @@ class Honest:
                     if index == 0:
                         await line.open()
                     await request(line)
-                if not await self._attempt(kind, work, number, lambda: line.writer is not None):
+                if await self._attempt(kind, work, number, lambda: line.writer is not None) != "served":
                     break
                 if index + 1 < len(requests):
                     await self._pause(pause)
+                if self.stopping.is_set():
+                    break
         finally:
             line.close()
         await self._pause(pause)
@@ -230,6 +271,53 @@ class Honest:
             await line.send(head("GET", "/file.bin", self._options.host))
             await line.answer(self._options.file, Bucket(DOWNLOAD_RATE))
         await self._session("download", source, [file], SLOW_PAUSE, 16384)
+
+    async def _poll(self, source: str) -> None:
+        """Asks for news, which takes a while, and again."""
+        async def news(line):
+            await line.send(head("GET", "/poll", self._options.host))
+            await line.answer(-1)
+        await self._session("poll", source, [news] * POLL_REQUESTS, FAST_PAUSE)
+
+    async def _events(self, source: str) -> None:
+        """The server sends now and then; the client only listens, and leaves in the end."""
+        async def listen(line):
+            await line.send(head("GET", "/events", self._options.host))
+            await line.stream(STREAM_SECONDS)
+        await self._session("events", source, [listen], SLOW_PAUSE)
+
+    async def _browser(self, source: str) -> None:
+        """One person: a click asks for the parts of a page on all connections, which stay open while they read."""
+        lines = [None] * self._options.per_browser
+        try:
+            while not self.stopping.is_set():
+                await asyncio.gather(*(self._parts(source, lines, index) for index in range(len(lines))))
+                await self._pause(random.uniform(*BROWSER_PAUSE))
+        finally:
+            for one in lines:
+                if one is not None:
+                    one[0].close()
+
+    async def _parts(self, source: str, lines: list, index: int) -> None:
+        options = self._options
+        for _ in range(BROWSER_REQUESTS):
+            fate = "stale"
+            while fate == "stale":  # the server has closed it between clicks: once more on a new one
+                if lines[index] is None:
+                    lines[index] = Connection(options.host, options.port, source), next(self._numbers)
+                line, number = lines[index]
+
+                async def work(line=line):
+                    if line.writer is None:
+                        await line.open()
+                    await line.send(head("GET", "/page.txt", options.host))
+                    await line.answer(options.page)
+                fate = await self._attempt("browser", work, number, lambda line=line: line.writer is not None)
+                if fate != "served":
+                    line.close()
+                    lines[index] = None
+            if fate != "served" or self.stopping.is_set():
+                return
 
 
 async def probe_once(kind: str, host: str, port: int, source: str, write) -> None:
@@ -280,6 +368,29 @@ async def run_control(options, stopping: asyncio.Event) -> None:
         await stopping.wait()
 
 
+async def run_backend(options, stopping: asyncio.Event) -> None:
+    async def serve(reader, writer):
+        try:
+            asked = await reader.readuntil(b"\r\n\r\n")
+            if b" /poll" in asked.split(b"\r\n")[0]:
+                await asyncio.sleep(random.uniform(*POLL_SECONDS))
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\nConnection: close\r\n\r\nnews")
+                await writer.drain()
+                return
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
+            while True:
+                writer.write(b"data: something happened\n\n")
+                await writer.drain()
+                await asyncio.sleep(EVENT_SECONDS)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # the web server has no use for it any more
+        finally:
+            writer.close()
+    async with await asyncio.start_unix_server(serve, options.socket, backlog=512):
+        os.chmod(options.socket, 0o666)  # servers drop to users of their own
+        await stopping.wait()
+
+
 async def run(options) -> None:
     def write(event: dict) -> None:
         sys.stdout.write(json.dumps(event) + "\n")
@@ -288,6 +399,8 @@ async def run(options) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     if options.role == "control":
         await run_control(options, stopping)
+    elif options.role == "backend":
+        await run_backend(options, stopping)
     elif options.role == "probe":
         await run_probes(options, write, stopping)
     else:
@@ -298,14 +411,20 @@ async def run(options) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="load.py", description=__doc__.splitlines()[0])
-    parser.add_argument("role", choices=["honest", "probe", "control"])
-    parser.add_argument("--host", required=True)
-    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("role", choices=["honest", "probe", "control", "backend"])
+    parser.add_argument("--host")
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--socket", help="of the backend")
     parser.add_argument("--source", action="append", help="address to come from; several: taken in turn")
     parser.add_argument("--control-host")
     parser.add_argument("--control-port", type=int)
     parser.add_argument("--fast", type=int, help="how many fast clients")
     parser.add_argument("--slow", type=int, help="how many slow clients of each kind")
+    parser.add_argument("--polls", type=int, help="how many clients that wait for news")
+    parser.add_argument("--streams", type=int, help="how many clients that listen to events")
+    parser.add_argument("--browsers", type=int, help="how many people behind one address")
+    parser.add_argument("--per-browser", type=int, help="connections that each of them has")
+    parser.add_argument("--shared-source", help="the address that they share")
     parser.add_argument("--page", type=int, help="bytes of /page.txt")
     parser.add_argument("--file", type=int, help="bytes of /file.bin")
     asyncio.run(run(parser.parse_args()))

@@ -30,7 +30,7 @@ class Events:
     control: list = field(default_factory=list)
     honest: list = field(default_factory=list)
     attacker: list = field(default_factory=list)
-    first_action: float = None  # what the defence did first, if it can tell; else the first cut is taken
+    first_action: float = None  # what the defence did first about the attack, if it can tell; else the first cut is taken
 
 
 def machine_was_slow(control: list):
@@ -87,6 +87,20 @@ def cuts(requests: list, begin: float) -> tuple:
     return len(cut), len(all_of_them)
 
 
+def cuts_by_kind(requests: list, begin: float) -> dict:
+    """For each kind of client: [connections that were cut, connections]."""
+    return {kind: list(cuts([one for one in requests if one["kind"] == kind], begin))
+            for kind in sorted({one["kind"] for one in requests})}
+
+
+def first_act(acts, begin: float, owns) -> float:
+    """The first of (time, peer) since `begin` that is about the attack: what a defence does to others detects nothing.
+
+    owns(peer, time) tells whether a connection (ADDRESS:PORT) or an address is the attack's.
+    """
+    return next((when for when, peer in acts if when >= begin and owns(peer, when)), None)
+
+
 def figures(events: Events, cuts_tell: bool) -> dict:
     """cuts_tell: the first connection of the attack that is cut is the work of a defence."""
     slow = machine_was_slow(events.control)
@@ -117,6 +131,8 @@ def figures(events: Events, cuts_tell: bool) -> dict:
         "honest_requests": len(events.honest),
         "honest_connections": connections, "honest_cut": cut,
         "honest_slow_connections": slow_connections, "honest_slow_cut": slow_cut,
+        "honest_cut_by_kind": cuts_by_kind(events.honest, events.attack),
+        "browsers_served": share([one for one in events.honest if one["kind"] == "browser"], events.attack, events.end),
         "cut_share": cut / connections if connections else None,
         "degraded_s": onset - events.attack if onset is not None else None,
         "attack_open_max": max((one["open"] for one in reports), default=0),

@@ -14,14 +14,20 @@ figure { display: inline-block; margin: 0 1em 1em 0; } figcaption { font-weight:
 """
 COLUMNS = (("server", "server"), ("attack", "attack"), ("defence", "defence"), ("outcome", "outcome"),
            ("detect_s", "detected after s"), ("recover_s", "normal after s"), ("served_before", "served before"),
-           ("served_during", "during"), ("served_after", "after"), ("honest_cut", "honest cut"),
-           ("honest_connections", "of"), ("attack_open_max", "attack held"), ("machine_slow_share", "machine slow"))
-SHARES = ("served_before", "served_during", "served_after", "machine_slow_share")
+           ("served_during", "during"), ("served_after", "after"), ("browsers_served", "browsers served"),
+           ("honest_cut", "honest cut"), ("honest_connections", "of"), ("honest_cut_by_kind", "cut by kind"), ("attack_open_max", "attack held"), ("machine_slow_share", "machine slow"))
+SHARES = ("served_before", "served_during", "served_after", "browsers_served", "machine_slow_share")
+# What the kinds of load.py are called; the first ones are told first.
+KINDS = {"fast": "plain", "browser": "browser behind NAT", "poll": "long poll", "events": "event stream",
+         "upload": "slow uplink", "download": "slow download", "phone": "phone"}
 
 
 def text_of(name: str, value) -> str:
     if value is None:
         return "-"
+    if name == "honest_cut_by_kind":
+        return ", ".join(f"{KINDS[kind]} {value[kind][0]}/{value[kind][1]}" for kind in KINDS
+                         if value.get(kind, [0])[0]) or "none"
     if name in SHARES:
         return f"{value * 100:.1f} %"
     return f"{value:.2f}" if isinstance(value, float) else str(value)

@@ -18,14 +18,17 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parents[1] / "tests"))
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
 
-from mwtest import build, netns, proc, session  # noqa: E402  (needs the path above)
+import generators  # noqa: E402  (needs the path above)
+import measure  # noqa: E402
+from mwtest import build, netns, proc, session  # noqa: E402
 
 PYTHON = "/usr/bin/python3"
 FRONT_PORT, CONTROL_PORT = 8081, 8090
 SERVER_FOR_HONEST, SERVER_FOR_ATTACKER = "10.201.1.1", "10.201.2.1"
 HONEST = [f"10.201.1.{number}" for number in range(10, 40)]
+SHARED = "10.201.1.99"  # of the browsers among the honest clients, and of an attack that hides behind them
 ATTACKER = "10.201.2.10"
 PAGE_BYTES, FILE_BYTES, BIG_BYTES = 10_000, 400_000, 8_000_000
 
@@ -43,8 +46,8 @@ class Defence:
     def start(self, stage: "Stage") -> None:
         """Starts what it needs beside the server; the stage ends it."""
 
-    def first_action(self, stage: "Stage", attack: float) -> float:
-        """When it first did something after `attack` (monotonic), if it says so itself."""
+    def first_action(self, stage: "Stage", attack: "Attack") -> float:
+        """When it first did something about a connection or the address of the attack, if it says so itself."""
         return None
 
 
@@ -84,18 +87,20 @@ backend servers
 
 
 class Guard(Defence):
-    """The reference engine, with the rules that are built in."""
-    name = "guard"
+    """The reference engine, with the rules that are built in. program: of another version than the one at hand."""
+
+    def __init__(self, name: str = "guard", program: Path = None) -> None:
+        self.name, self._program = name, program
 
     def start(self, stage: "Stage") -> None:
-        stage.start("guard", stage.server, [build.program("mw"), "guard", "--act", "--audit",
+        stage.start("guard", stage.server, [self._program or build.program("mw"), "guard", "--act", "--audit",
                                             stage.directory / "audit.jsonl", stage.session])
 
-    def first_action(self, stage: "Stage", attack: float) -> float:
-        """The first thing that it did, by its audit log; `ts_mono_ns` is CLOCK_MONOTONIC."""
+    def first_action(self, stage: "Stage", attack: "Attack") -> float:
+        """By its audit log; `ts_mono_ns` is CLOCK_MONOTONIC."""
         lines = map(json.loads, (stage.directory / "audit.jsonl").read_text().splitlines())
-        times = (one["ts_mono_ns"] / 1e9 for one in lines if one["what"] in ("close", "block", "cap"))
-        return next((when for when in times if when >= attack), None)
+        acts = ((one["ts_mono_ns"] / 1e9, one["peer"]) for one in lines if one["what"] in ("close", "block", "cap"))
+        return measure.first_act(acts, attack.begin, attack.owns)
 
 
 DEFENCES = [
@@ -154,7 +159,7 @@ class Stage:
 
     def _make_network(self) -> None:
         self.server, self.honest, self.attacker = (self._namespace() for _ in range(3))
-        for name, other, here, there in (("honest", self.honest, SERVER_FOR_HONEST, HONEST),
+        for name, other, here, there in (("honest", self.honest, SERVER_FOR_HONEST, [*HONEST, SHARED]),
                                          ("attack", self.attacker, SERVER_FOR_ATTACKER, [ATTACKER])):
             netns.ip("link", "add", name, "netns", self.server.name, "type", "veth", "peer", "name", "eth0",
                      "netns", other.name)
@@ -191,6 +196,8 @@ class Stage:
 
     def start_server(self, server: str, defence: Defence, workers: int = 0) -> None:
         """Through the channel; returns when it answers where clients connect. workers: 0 is Debian's number."""
+        backend = self.start("backend", self.server, [PYTHON, HERE / "load.py", "backend", "--socket", self._backend])
+        proc.wait_for(self._backend.exists, 20, "the backend listens", backend)
         command, env = (self._apache if server == "apache" else self._nginx)(defence, workers)
         self._mw = self.start(server, self.server,
                               [build.program("mw"), "run", "-p", f"{self.published}:80", "--", *command], env)
@@ -210,6 +217,11 @@ class Stage:
 
     # -- servers
 
+    @property
+    def _backend(self) -> Path:
+        """The socket of what answers long polls and sends events."""
+        return self.directory / "backend.sock"
+
     def _apache(self, defence: Defence, workers: int) -> tuple:
         root = self.directory / "apache2"
         shutil.copytree("/etc/apache2", root, symlinks=True)
@@ -218,8 +230,14 @@ class Stage:
         if defence.reqtimeout:
             (root / "mods-enabled/reqtimeout.load").symlink_to("../mods-available/reqtimeout.load")
             (root / "mods-enabled/reqtimeout.conf").write_text(defence.reqtimeout)
+        for one in ("proxy.load", "proxy_http.load"):
+            link = root / "mods-enabled" / one
+            if not link.exists():
+                link.symlink_to(f"../mods-available/{one}")
+        passed_on = "".join(f" ProxyPass /{one} unix:{self._backend}|http://backend/{one} flushpackets=on\n"
+                            for one in ("poll", "events"))
         (root / "sites-enabled/site.conf").write_text(
-            f"<VirtualHost *:80>\n DocumentRoot {self.documents}\n</VirtualHost>\n"
+            f"<VirtualHost *:80>\n DocumentRoot {self.documents}\n{passed_on}</VirtualHost>\n"
             f"<Directory {self.documents}>\n Require all granted\n</Directory>\n")
         if workers:  # one worker a connection, and few of them
             for one in (root / "mods-enabled").glob("mpm_*"):
@@ -256,6 +274,8 @@ http {{
     listen 80 default_server;
     root {self.documents};
     location = /upload.txt {{ proxy_pass http://127.0.0.1:81; }}
+    location = /poll {{ proxy_pass http://unix:{self._backend}; }}
+    location = /events {{ proxy_pass http://unix:{self._backend}; proxy_buffering off; }}
   }}
   server {{ listen 127.0.0.1:81; location / {{ return 200 "taken"; }} }}
 }}
@@ -274,13 +294,17 @@ def read_events(path: Path) -> list:
 class Load:
     """The honest clients and the probe, as long as the stage needs them."""
 
-    def __init__(self, stage: Stage, fast: int = 6, slow: int = 5) -> None:
+    def __init__(self, stage: Stage, fast: int = 6, slow: int = 5, waiting: int = 3, browsers: int = 6,
+                 per_browser: int = 6) -> None:
+        """waiting: clients of each kind that waits for the server, long polls and event streams."""
         common = ["--host", SERVER_FOR_HONEST, "--port", stage.port, "--page", PAGE_BYTES, "--file", FILE_BYTES]
         sources = [word for address in HONEST[1:] for word in ("--source", address)]
         self._stage = stage
         self.begin = time.monotonic()
         self._honest = stage.start("honest", stage.honest, [PYTHON, HERE / "load.py", "honest", *common, *sources,
-                                                           "--fast", fast, "--slow", slow])
+                                                           "--fast", fast, "--slow", slow, "--polls", waiting,
+                                                           "--streams", waiting, "--browsers", browsers,
+                                                           "--per-browser", per_browser, "--shared-source", SHARED])
         self._probe = stage.start("probe", stage.honest, [
             PYTHON, HERE / "load.py", "probe", *common, "--source", HONEST[0], "--control-host", SERVER_FOR_HONEST,
             "--control-port", CONTROL_PORT])
@@ -307,12 +331,23 @@ class Attack:
     def __init__(self, stage: Stage, name: str, connections: int, number: int = 0) -> None:
         self._stage = stage
         self.begin = time.monotonic()
-        self._process = stage.start(f"attack-{name}-{number}", stage.attacker, [
-            PYTHON, HERE / "generators.py", name, "--host", SERVER_FOR_ATTACKER, "--port", stage.port,
-            "--connections", connections, "--rate", max(10, connections // 5)])
+        self.shared = name in generators.SHARED
+        where = stage.honest if self.shared else stage.attacker
+        self._process = stage.start(f"attack-{name}-{number}", where, [
+            PYTHON, HERE / "generators.py", name, "--host", SERVER_FOR_HONEST if self.shared else SERVER_FOR_ATTACKER,
+            "--port", stage.port, "--connections", connections, "--rate", max(10, connections // 5),
+            *(("--source", SHARED) if self.shared else ())])
 
     def events(self) -> list:
         return read_events(self._process.log)
+
+    def owns(self, peer: str, when: float) -> bool:
+        """Is this the attack's address, or ADDRESS:PORT a connection of it? A shared address is honest people's too."""
+        address, _, port = peer.partition(":")
+        if not self.shared:
+            return address == ATTACKER
+        mine = (one["ports"] for one in self.events() if one["kind"] == "attack" and one["t"] <= when + 1)
+        return address == SHARED and port != "" and any(int(port) in ports for ports in mine)
 
     def stop(self) -> None:
         self._stage.stop(self._process, 10)

@@ -16,6 +16,10 @@ constexpr uint32_t kGoneMs = 5'000;
 // A peer that adds pieces is taken to be still at it for this many times its longest pause.
 constexpr int64_t kPauses = 3;
 constexpr int64_t kShortestPause = 5 * kSecond;
+constexpr uint32_t kOldMs = 60'000;
+// What an application sends so long after it sent last, it sends by itself: no second part of an
+// answer.
+constexpr uint32_t kPushPauseMs = 1'000;
 
 bool tcp(const Sample& s) {
   return (s.flags & netflow::kSampleTcp) != 0;
@@ -51,6 +55,15 @@ Connection::Connection(const Sample& first, int64_t now_ns, const Rules& rules)
   // How much the peer took of it before is not known: the turn begins now.
   if (out_open_) out_ = {now_ns, first.bytes_acked, now_ns, first.bytes_acked};
   if (out_open_ && window_is_closed(rules)) closed_ns_ = now_ns;
+  // It was asked and answered before anybody looked. A greeting alone is no answer; of one that
+  // asks again, only its age tells that it did not just begin with an answer to hide behind.
+  const bool past = !in_open_ || (first.age != kNever && first.age >= kOldMs);
+  if (sent && past && !out_open_ && received(first) > 0) {
+    answers_ = 1;
+    asked_ = received(first);
+    const int64_t answered_ns = ago(now_ns, first.last_out);
+    if (now_ns - answered_ns < kAnswerIsWorthNs) worth_until(answered_ns + kAnswerIsWorthNs);
+  }
 }
 
 uint64_t Connection::received(const Sample& s) {
@@ -75,6 +88,7 @@ uint32_t Connection::update(const Sample& next, int64_t now_ns, const Rules& rul
   }
   update_in(next, app_sent, now_ns, rules);
   const bool taken = update_out(next, app_sent, now_ns, rules);
+  credit(next, taken, now_ns, rules);
   sample_ = next;
   seen_ns_ = now_ns;
   answers_ += taken ? 1 : 0;
@@ -125,8 +139,29 @@ bool Connection::update_out(const Sample& next, bool app_sent, int64_t now_ns, c
   return false;
 }
 
+// Called before `next` takes the place of sample_.
+void Connection::credit(const Sample& next, bool taken, int64_t now_ns, const Rules& rules) {
+  const bool asked = received(next) > asked_;
+  if (next.bytes_out > sample_.bytes_out && !asked && sample_.last_out != kNever)
+    pushing_ = sample_.last_out + (now_ns - seen_ns_) / kMs >= kPushPauseMs;
+  if (taken && asked) {
+    const int64_t begin = std::max(productive_until_ns_, now_ns);
+    worth_until(std::min(begin + kAnswerIsWorthNs, now_ns + kAnswersAreWorthNs));
+    asked_ = received(next);
+  } else if (taken && pushing_) {
+    worth_until(now_ns + kAnswersAreWorthNs);
+    pushed_until_ns_ = now_ns + kPushIsWorthNs;
+  }
+  if (taken) pushing_ = false;
+  if (moves_well(now_ns, rules)) {
+    const int64_t since_ns = out_open_ ? out_.since_ns : in_.since_ns;
+    worth_until(now_ns + std::min(now_ns - since_ns, kMovingIsWorthNs));
+  }
+}
+
 void Connection::excuse(int64_t ns) {
-  for (int64_t* t : {&in_.since_ns, &in_.moved_ns, &out_.since_ns, &out_.moved_ns, &piece_ns_})
+  for (int64_t* t : {&in_.since_ns, &in_.moved_ns, &out_.since_ns, &out_.moved_ns, &piece_ns_,
+                     &productive_until_ns_, &pushed_until_ns_})
     *t += ns;
   if (closed_ns_ != 0) closed_ns_ += ns;
 }
@@ -134,6 +169,7 @@ void Connection::excuse(int64_t ns) {
 bool Connection::server_waits(int64_t now_ns) const {
   if (server_is_behind()) return false;
   if (sample_.waiting_threads > 0 || received(sample_) == 0) return true;
+  if (sample_.worker_us > 0) return false;
   const int64_t patience = std::max(kShortestPause, kPauses * longest_gap_ns_);
   return pieces_ > 1 && now_ns - piece_ns_ <= patience;
 }
@@ -159,6 +195,16 @@ bool Connection::still(int64_t now_ns, uint32_t ms, const Rules& rules) const {
   const int64_t long_ago = now_ns - int64_t{ms} * kMs + std::min(ms, rules.sample_ms) * kMs / 10;
   if (out_open_) return window_is_closed(rules) && !peer_is_gone() && out_.moved_ns <= long_ago;
   return in_open_ && in_.moved_ns <= long_ago && server_waits(now_ns);
+}
+
+int64_t Connection::unchanged_ns(int64_t now_ns) const {
+  if (out_open_) return now_ns - out_.since_ns;
+  if (in_open_) return now_ns - in_.since_ns;
+  return int64_t{sample_.age} * kMs + (now_ns - seen_ns_);
+}
+
+bool Connection::silent(int64_t now_ns, int64_t for_ns) const {
+  return now_ns - (out_open_ ? out_.moved_ns : piece_ns_) >= for_ns;
 }
 
 bool Connection::moves_well(int64_t now_ns, const Rules& rules) const {

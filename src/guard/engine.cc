@@ -28,12 +28,48 @@ constexpr double kPatienceGone = 6;
 constexpr int64_t kIdle = kSecond;
 // Nobody knows whether the peer or the application is late; then both have this long.
 constexpr double kUnknownSeconds = 60;
+// A first request in tiny pieces that keeps so many times the least rate is a slow uplink.
+constexpr double kGoodRates = 4;
+// It is the application, by all that can be seen: a long poll, a slow database.
+constexpr double kAtWorkSeconds = 300;
+// What is silent for so long behind an address with productive connections is dead; what adds
+// pieces more often is left to the rules for one connection.
+constexpr int64_t kSilent = 750 * kMs;
+// A peer with a cap has room for this part of all connections that the application has taken, which
+// are as many as it can hold when clients are not served.
+constexpr uint32_t kRoomPart = 4;
+// Of its cap's room this part is free of productive connections at least, or it is raised.
+constexpr uint32_t kFreePart = 2;
+// While all is well and the cap is full the room grows by a quarter each time, to three times at
+// most, so that a part is always left to others.
+constexpr int64_t kRoomGrows = kSecond;
+constexpr uint32_t kMostGrowth = 3;
+// Clients that still wait after so long wait in spite of what was done.
+constexpr uint32_t kStillShortMs = 1'000;
+// A connection that was at the same so long before the trouble has not brought it.
+constexpr int64_t kKnownBefore = kMinute;
+// When nothing else was found for so long, idle connections go though they were there before. It
+// is longer than the graces of the rules for one connection.
+constexpr int64_t kNothingElse = 20 * kSecond;
+// So much of them each time.
+constexpr size_t kLastPart = 4;
+// A queue that was empty for so long is.
+constexpr int64_t kQueueIsEmpty = 2 * kSecond;
+// Accepted and untaken for so long: that is a queue too.
+constexpr uint32_t kUnreadMs = 250;
+constexpr size_t kMostPrograms = 64;
+constexpr int64_t kUsualPeriod = 5 * kSecond;
 // A round handles so many at most; the next one is a moment away.
 constexpr size_t kMostAtOnce = 256;
 
 // At least half of a limit that is set.
 bool is_half(uint64_t count, uint64_t limit) {
   return limit > 0 && count * 2 >= limit;
+}
+
+// Nobody has read what came first: it waits for the application like those in the queue.
+bool untaken(const Sample& s) {
+  return s.unread > 0 && s.first_out == netflow::kNever;
 }
 
 // Within the last minute; 0: never.
@@ -54,21 +90,35 @@ void Engine::observe(std::span<const Sample> samples, const Round& round) {
     for (auto& [id, c] : connections_) c.excuse(gap);
   last_round_ns_ = now;
   bool queue = false;
+  bool unread = false;
   for (const Sample& s : samples) {
     queue = queue || s.queue > 0;
     if (s.type != 1 || (s.flags & netflow::kSampleInbound) == 0 ||
         (s.flags & netflow::kSampleListener) != 0)
       continue;
     const auto known = connections_.find(s.socket);
-    if (known == connections_.end()) {
-      connections_.emplace(s.socket, Connection(s, now, rules_));
-      continue;
-    }
-    if (const uint32_t answers = known->second.update(s, now, rules_); answers > 0) {
+    uint32_t answers = 0;
+    if (known == connections_.end())
+      answers =
+          connections_.emplace(s.socket, Connection(s, now, rules_)).first->second.productive(now)
+              ? 1
+              : 0;
+    else
+      answers = known->second.update(s, now, rules_);
+    if (s.waiting_threads > 0 && waiters_.size() < kMostPrograms) waiters_.insert(s.command);
+    unread = unread || (untaken(s) && s.age > kUnreadMs);
+    if (answers > 0) {
       Peer& p = peers_[key_of(s.remote.address)];
       p.served = served_lately(p, now) + answers;
       p.served_ns = now;
     }
+  }
+  queue_rounds_ = queue || unread ? queue_rounds_ + 1 : 0;
+  if (queue || unread) {
+    if (queue_since_ns_ == 0) queue_since_ns_ = now;
+    queue_seen_ns_ = now;
+  } else if (now - queue_seen_ns_ >= kQueueIsEmpty) {
+    queue_since_ns_ = 0;
   }
   forget(now, samples.size() >= round.sockets);
   uint32_t still = 0;
@@ -112,7 +162,9 @@ void Engine::forget(int64_t now_ns, bool complete) {
     while (!p.cuts.empty() && now_ns - p.cuts.front() > kMinute) p.cuts.pop_front();
     if (p.blocks > 0 && now_ns - p.last_block_ns > 2 * memory) p.blocks = 0;
     const bool worth = p.blocks > 0 || !p.cuts.empty() || p.quiet_until_ns > now_ns ||
-                       within_minute(p.held_back_ns, now_ns);
+                       p.cap_until_ns > now_ns || p.mixed_until_ns > now_ns ||
+                       within_minute(p.held_back_ns, now_ns) ||
+                       now_ns - p.seen_ns < 2 * kUsualPeriod;
     const bool gone = peers_.size() > kMaxPeers || served_lately(p, now_ns) < 0.05;
     it = !worth && gone ? peers_.erase(it) : std::next(it);
   }
@@ -123,33 +175,83 @@ double Engine::served_lately(const Peer& p, int64_t now_ns) {
   return p.served * std::exp(-static_cast<double>(now_ns - p.served_ns) / 1e9 / kMemorySeconds);
 }
 
+// Each period starts with what is there, and keeps the least that was seen in it.
+void Engine::Usual::see(uint32_t count, int64_t now_ns) {
+  if (period_ns == 0 || now_ns - period_ns >= kUsualPeriod) {
+    std::rotate(least.begin(), least.end() - 1, least.end());
+    least.front() = count;
+    period_ns = now_ns;
+  }
+  least.front() = std::min(least.front(), count);
+}
+
+void Engine::know_usual(const Tallies& tallies, int64_t now_ns) {
+  for (auto& [key, p] : peers_) {
+    const auto t = tallies.find(key);
+    p.usual.see(t == tallies.end() ? 0 : t->second.answered, now_ns);
+  }
+}
+
+uint32_t Engine::usual_of(const Peer& p) {
+  return p.usual.count() + p.usual.count() / 2;
+}
+
+bool Engine::connections_are_short(bool again) const {
+  return queue_rounds_ > 0 &&
+         (!again || uint64_t{queue_rounds_} * rules_.sample_ms >= kStillShortMs);
+}
+
+bool Engine::waits_in_threads(const Connection& c) const {
+  return waiters_.count(c.sample().command) != 0;
+}
+
+bool Engine::known_before(const Connection& c, int64_t now_ns) const {
+  if (trouble_since_ns_ == 0 || c.answers() == 0) return false;
+  return c.unchanged_ns(now_ns) - (now_ns - trouble_since_ns_) >= kKnownBefore;
+}
+
 bool Engine::untouchable(const Connection& c) const {
   return (c.sample().flags & netflow::kSampleAllowed) != 0 ||
          any_holds(rules_.allow, c.sample().remote.address);
 }
 
-Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us, uint32_t* connections) {
+Engine::Tallies Engine::tally(int64_t now_ns, uint64_t* worker_us) {
   Tallies all;
   for (auto& [id, c] : connections_) {
     const Sample& s = c.sample();
     *worker_us += s.worker_us;
-    ++*connections;
     if (untouchable(c)) continue;
     Tally& t = all[key_of(s.remote.address)];
     t.address = s.remote.address;
     ++t.connections;
     t.all.push_back(&c);
+    if (c.moves_well(now_ns, rules_)) ++t.moving;
+    const bool idle = c.idle(now_ns, kIdle);
+    if (idle) t.idle.push_back(&c);
+    bool dead = false;
+    if (c.productive(now_ns))
+      ++t.productive;
+    else if (known_before(c, now_ns))
+      ++t.known;
+    else if (idle)
+      ++t.unused;
+    else if (c.still(now_ns, rules_.crowd_still_ms, rules_))
+      dead = true;
+    else if (c.server_is_at_it(now_ns) && c.in_seconds(now_ns) >= 1)
+      ++t.at_work;
+    if (!dead && c.answers() > 0) ++t.answered;
+    if (!dead) continue;
+    t.dead.push_back(&c);
     t.worker_us += s.worker_us;
     t.bytes += s.bytes_in + s.bytes_out;
-    if (c.moves_well(now_ns, rules_)) ++t.moving;
-    if (c.still(now_ns, rules_.crowd_still_ms, rules_)) {
-      ++t.still;
-      t.held.push_back(&c);
-    } else if (c.idle(now_ns, kIdle)) {
-      t.idle.push_back(&c);
-    }
   }
-  for (auto& [key, t] : all) t.peer = &peers_[key];
+  all_idle_ = taken_ = 0;
+  for (const auto& [id, c] : connections_) taken_ += untaken(c.sample()) ? 0 : 1;
+  for (auto& [key, t] : all) {
+    t.peer = &peers_[key];
+    t.peer->seen_ns = now_ns;
+    all_idle_ += t.idle.size();
+  }
   return all;
 }
 
@@ -196,20 +298,21 @@ void Engine::hold_back(Decision d, int64_t* told_ns, int64_t now_ns,
 
 std::vector<Decision> Engine::decide(int64_t now_ns, Service service) {
   std::vector<Decision> out;
-  if (service == Service::served && !rules_.always) return out;
-  count_shares(now_ns);
   uint64_t worker_us = 0;
-  uint32_t connections = 0;
-  Tallies tallies = tally(now_ns, &worker_us, &connections);
+  if (service == Service::served)
+    trouble_since_ns_ = 0;
+  else if (trouble_since_ns_ == 0)
+    trouble_since_ns_ = now_ns;
+  Tallies tallies = tally(now_ns, &worker_us);
+  count_shares(now_ns);
+  for (auto& [key, t] : tallies) keep_order(t, service, now_ns, out);
+  if (service == Service::served) know_usual(tallies, now_ns);
+  if (service == Service::served && !rules_.always) return out;
   for (auto& [key, t] : tallies) {
-    const bool shared = any_holds(rules_.shared, t.address);
     // What many connections of one peer do together is only held against it while others suffer.
-    if (service != Service::served && !shared && t.peer->quiet_until_ns <= now_ns) {
-      judge_crowd(t, now_ns, out);
-      judge_idle(t, connections, now_ns, out);
-      judge_worker_time(t, worker_us, now_ns, out);
-      judge_repeat(t, now_ns, out);
-    }
+    if (service != Service::served && !any_holds(rules_.shared, t.address) &&
+        t.peer->blocked_until_ns <= now_ns)
+      judge_peer(t, worker_us, now_ns, out);
     if (out.size() >= kMostAtOnce) break;
   }
   for (auto& [id, c] : connections_) {
@@ -223,46 +326,103 @@ std::vector<Decision> Engine::decide(int64_t now_ns, Service service) {
   return out;
 }
 
+// Below a cap, whether clients are served again or not: it must not hinder who is productive, and
+// dead connections must not fill it.
+void Engine::keep_order(Tally& t, Service service, int64_t now_ns, std::vector<Decision>& out) {
+  Peer& p = *t.peer;
+  if (dry_run_ || p.cap_until_ns <= now_ns || p.blocked_until_ns > now_ns) return;
+  raise_cap(t, service == Service::served, now_ns, out);
+  if (p.mixed_until_ns <= now_ns || !nearly_full(t)) return;
+  Decision d;
+  d.rule = "crowd";
+  d.measured = {{"connections", double(t.connections)},
+                {"still", double(t.dead.size())},
+                {"productive", double(t.productive)}};
+  d.limits = {{"connections", double(p.cap)}, {"still_s", rules_.crowd_still_ms / 1e3}};
+  for (Connection* c : t.dead)
+    if (c->silent(now_ns, kSilent) && out.size() < kMostAtOnce) close(*c, p, d, false, now_ns, out);
+}
+
+void Engine::judge_peer(Tally& t, uint64_t all_us, int64_t now_ns, std::vector<Decision>& out) {
+  judge_crowd(t, now_ns, out);
+  if (t.peer->blocked_until_ns > now_ns) return;
+  judge_idle(t, now_ns, out);
+  judge_worker_time(t, all_us, now_ns, out);
+  judge_repeat(t, now_ns, out);
+}
+
 void Engine::judge_crowd(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
-  if (rules_.crowd_connections == 0 || t.still < rules_.crowd_connections) return;
+  const size_t dead = t.dead.size();
+  if (rules_.crowd_connections == 0 || dead < rules_.crowd_connections) return;
   const double progress = served_lately(*t.peer, now_ns) + t.moving;
   Decision d;
   d.rule = "crowd";
-  d.measured = {
-      {"connections", double(t.connections)}, {"still", double(t.still)}, {"progress", progress}};
+  d.measured = {{"connections", double(t.connections)},
+                {"still", double(dead)},
+                {"productive", double(t.productive)},
+                {"progress", progress}};
   d.limits = {{"still", double(rules_.crowd_connections)},
               {"still_s", rules_.crowd_still_ms / 1e3},
               {"progress_percent", double(rules_.crowd_progress_percent)}};
-  if (progress * 100 < double(rules_.crowd_progress_percent) * t.still) {
-    block(t, std::move(d), now_ns, out);
+  const double enough = double(rules_.crowd_progress_percent) * static_cast<double>(dead);
+  if (t.productive + t.known == 0 && progress * 100 < enough) {
+    if (t.peer->quiet_until_ns <= now_ns) block(t, std::move(d), now_ns, out);
     return;
   }
-  // Others may be behind the same address: it keeps some connections, and those that work.
-  cap(t, d, now_ns, out);
-  for (Connection* c : t.held)
-    if (c->answers() == 0 && out.size() < kMostAtOnce) close(*c, *t.peer, d, false, now_ns, out);
+  // Others are behind the same address: they keep what they have, and room for more.
+  t.peer->mixed_until_ns = now_ns + int64_t{rules_.ttl_s} * kSecond;
+  cap(t, 0, d, now_ns, out);
+  for (Connection* c : t.dead)
+    if (c->silent(now_ns, kSilent) && out.size() < kMostAtOnce)
+      close(*c, *t.peer, d, false, now_ns, out);
 }
 
-void Engine::judge_idle(Tally& t, uint32_t all, int64_t now_ns, std::vector<Decision>& out) {
+void Engine::judge_idle(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
   const size_t idle = t.idle.size();
+  const double share = 100.0 * static_cast<double>(idle) / static_cast<double>(connections_.size());
   if (rules_.idle_connections == 0 || idle < rules_.idle_connections ||
-      t.peer->quiet_until_ns > now_ns)
+      share < rules_.idle_share_percent || !connections_are_short(t.peer->cap_until_ns > now_ns))
     return;
-  const double share = 100.0 * static_cast<double>(idle) / all;
-  if (share < rules_.idle_share_percent) return;
-  std::sort(t.idle.begin(), t.idle.end(), [&](const Connection* a, const Connection* b) {
-    return a->idle_ns(now_ns) > b->idle_ns(now_ns);
-  });
+  const std::vector<Connection*> go = too_idle(t, now_ns);
+  if (go.empty()) return;
   Decision d;
   d.rule = "idle";
   d.measured = {{"idle", double(idle)},
                 {"share_percent", share},
-                {"idle_s", double(t.idle.front()->idle_ns(now_ns)) / 1e9}};
+                {"idle_s", double(go.front()->idle_ns(now_ns)) / 1e9},
+                {"productive", double(t.productive)}};
   d.limits = {{"idle", double(rules_.idle_connections)},
               {"share_percent", double(rules_.idle_share_percent)},
-              {"keep", double(rules_.keep)}};
-  cap(t, d, now_ns, out);
-  for (size_t k = 0; k + rules_.keep < idle; ++k) close(*t.idle[k], *t.peer, d, false, now_ns, out);
+              {"keep", double(std::max(rules_.keep, usual_of(*t.peer)))}};
+  cap(t, go.size(), d, now_ns, out);
+  for (Connection* c : go)
+    if (out.size() < kMostAtOnce) close(*c, *t.peer, d, false, now_ns, out);
+}
+
+// Those that go, the longest idle first. As many stay as the peer had before the trouble, and those
+// that were there long before or that the application itself keeps up; but if nothing else helps,
+// some of these go as well.
+std::vector<Connection*> Engine::too_idle(Tally& t, int64_t now_ns) {
+  const auto spared = [&](const Connection* c) {
+    return c->pushed(now_ns) || known_before(*c, now_ns);
+  };
+  std::sort(t.idle.begin(), t.idle.end(), [&](const Connection* a, const Connection* b) {
+    if (spared(a) != spared(b)) return spared(b);
+    return a->idle_ns(now_ns) > b->idle_ns(now_ns);
+  });
+  const size_t idle = t.idle.size();
+  const auto first_spared =
+      static_cast<size_t>(std::find_if(t.idle.begin(), t.idle.end(), spared) - t.idle.begin());
+  const size_t stay = std::max(rules_.keep, usual_of(*t.peer));
+  const size_t excess = std::min(idle > stay ? idle - stay : 0, first_spared);
+  if (excess > 0) return {t.idle.begin(), t.idle.begin() + static_cast<ptrdiff_t>(excess)};
+  const bool nothing_else = trouble_since_ns_ != 0 && now_ns - trouble_since_ns_ > kNothingElse &&
+                            now_ns - last_cut_ns_ > kNothingElse && queue_since_ns_ != 0 &&
+                            now_ns - queue_since_ns_ > kNothingElse &&
+                            2 * all_idle_ >= connections_.size();
+  if (!nothing_else || idle <= rules_.keep) return {};
+  const size_t some = (idle - rules_.keep + kLastPart - 1) / kLastPart;
+  return {t.idle.begin(), t.idle.begin() + static_cast<ptrdiff_t>(some)};
 }
 
 void Engine::judge_worker_time(Tally& t, uint64_t all_us, int64_t now_ns,
@@ -280,10 +440,10 @@ void Engine::judge_worker_time(Tally& t, uint64_t all_us, int64_t now_ns,
   d.limits = {{"worker_s", double(rules_.worker_s)},
               {"share_percent", double(rules_.worker_share_percent)},
               {"bytes_per_worker_s", double(rules_.worker_min_rate)}};
-  if (served_lately(*t.peer, now_ns) + t.moving < 1)
+  if (t.productive + t.known == 0 && served_lately(*t.peer, now_ns) + t.moving < 1)
     block(t, std::move(d), now_ns, out);
   else
-    cap(t, std::move(d), now_ns, out);
+    cap(t, 0, std::move(d), now_ns, out);
 }
 
 void Engine::judge_repeat(Tally& t, int64_t now_ns, std::vector<Decision>& out) {
@@ -293,7 +453,7 @@ void Engine::judge_repeat(Tally& t, int64_t now_ns, std::vector<Decision>& out) 
   if (rules_.repeat_cuts == 0 || lately < rules_.repeat_cuts || t.peer->quiet_until_ns > now_ns)
     return;
   const double progress = served_lately(*t.peer, now_ns) + t.moving;
-  if (progress >= 1) return;
+  if (progress >= 1 || t.productive + t.known > 0) return;
   Decision d;
   d.rule = "repeat";
   d.measured = {{"cuts", double(lately)}, {"progress", progress}};
@@ -305,12 +465,15 @@ void Engine::judge_repeat(Tally& t, int64_t now_ns, std::vector<Decision>& out) 
 
 void Engine::judge_connection(Connection& c, Peer& p, bool shared, Service service, int64_t now_ns,
                               std::vector<Decision>& out) {
-  // A peer that was served lately is most likely honest, and so is one that keeps its link busy.
-  const bool trusted = !shared && served_lately(p, now_ns) >= kTrusted;
+  // A peer that was served lately is most likely honest. Where an attacker is behind the same
+  // address, or many people are, each connection has to vouch for itself.
+  const bool mixed = p.mixed_until_ns > now_ns;
+  const bool vouched = mixed ? c.productive(now_ns) : served_lately(p, now_ns) >= kTrusted;
+  const bool trusted = (vouched && !shared) || known_before(c, now_ns);
   double patience = trusted || c.link_is_bad() ? kPatience : 1;
   if (c.peer_is_gone()) patience = kPatienceGone;
   if (auto d = broken_by(c, patience, service, now_ns))
-    close(c, p, std::move(*d), trusted || c.answers() > 0, now_ns, out);
+    close(c, p, std::move(*d), trusted || (!mixed && c.answers() > 0), now_ns, out);
 }
 
 std::optional<Decision> Engine::broken_by(const Connection& c, double patience, Service service,
@@ -352,18 +515,24 @@ std::optional<Decision> Engine::broken_by(const Connection& c, double patience, 
     return std::nullopt;
   }
   if (!c.in_turn() || c.server_is_behind()) return std::nullopt;
-  const double t = c.in_seconds(now_ns);
+  double t = c.in_seconds(now_ns);
+  // What a client that was answered before did while all was well is not held against it: messages
+  // without an answer, now and then.
+  if (c.answers() > 0 && trouble_since_ns_ != 0)
+    t = std::min(t, double(now_ns - trouble_since_ns_) / 1e9);
   const double bytes = double(c.in_bytes());
   const double rate = rules_.request.min_rate;
-  const double wait = c.server_waits(now_ns) ? grace(rules_.request)
-                                             : std::max(kUnknownSeconds, grace(rules_.request));
+  const double unknown = waits_in_threads(c) ? kAtWorkSeconds : kUnknownSeconds;
+  const double wait =
+      c.server_waits(now_ns) ? grace(rules_.request) : std::max(unknown, grace(rules_.request));
   if (rate > 0 && t > wait && bytes < rate * (t - wait))
     return found("slow-request",
                  {{"seconds", t}, {"bytes", bytes}, {"waiting_threads", double(s.waiting_threads)}},
                  {{"min_rate", rate}, {"grace_s", wait}});
   const double piece = bytes / std::max(1u, s.calls_in);
   if (rules_.unfinished_s > 0 && s.first_out == netflow::kNever && c.server_waits(now_ns) &&
-      t > patience * rules_.unfinished_s && piece < rules_.unfinished_piece)
+      t > patience * rules_.unfinished_s && piece < rules_.unfinished_piece &&
+      bytes < kGoodRates * rate * t)
     return found(
         "unfinished-request",
         {{"seconds", t}, {"bytes", bytes}, {"calls", double(s.calls_in)}, {"piece", piece}},
@@ -387,6 +556,7 @@ void Engine::block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& 
     return hold_back(std::move(d), &t.peer->held_back_ns, now_ns, out);
   if (!spend(blocks_, rules_.blocks_per_minute, now_ns)) return;
   count_cut(t.all, now_ns);
+  last_cut_ns_ = now_ns;
   const uint64_t ttl = uint64_t{rules_.ttl_s} << std::min(t.peer->blocks, 16u);
   d.ttl_s = static_cast<uint32_t>(std::min<uint64_t>(ttl, rules_.ttl_max_s));
   ++t.peer->blocks;
@@ -395,12 +565,65 @@ void Engine::block(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& 
   out.push_back(std::move(d));
 }
 
-void Engine::cap(Tally& t, Decision d, int64_t now_ns, std::vector<Decision>& out) {
+// Of idle connections only as many count as the peer had before its first cap: nobody raises a cap
+// by filling it with those.
+uint32_t Engine::counted(const Tally& t) {
+  return t.productive + t.known + t.at_work + std::min(t.unused, t.peer->unused);
+}
+
+bool Engine::nearly_full(const Tally& t) {
+  return t.connections + t.peer->room / kRoomPart >= t.peer->cap;
+}
+
+// `cut`: so many of its idle connections are about to be closed. Dead ones do not count at all, nor
+// does who has just come: for those is the room.
+void Engine::cap(Tally& t, size_t cut, Decision d, int64_t now_ns, std::vector<Decision>& out) {
+  Peer& p = *t.peer;
+  if (p.quiet_until_ns > now_ns) return;
+  auto room = std::max(rules_.keep, static_cast<uint32_t>(taken_ / kRoomPart));
   d.act = Act::cap;
   d.peer = {t.address, 0};
-  d.value = rules_.keep;
+  if (p.cap_until_ns <= now_ns) {
+    p.unused = std::max(t.unused, usual_of(p));
+    p.most_room = room * kMostGrowth;
+  } else {  // what it had room for was too much
+    p.most_room = std::max(rules_.keep, p.room - p.room / kRoomPart);
+    room = std::min(room, p.most_room);
+  }
+  d.value = counted(t) + room;
+  d.value -= std::min<uint64_t>(cut, counted(t));
   d.ttl_s = rules_.ttl_s;
-  t.peer->quiet_until_ns = now_ns + (dry_run_ ? int64_t{d.ttl_s} * kSecond : kTakesEffect);
+  p.quiet_until_ns = now_ns + (dry_run_ ? int64_t{d.ttl_s} * kSecond : kTakesEffect);
+  p.cap = static_cast<uint32_t>(d.value);
+  p.room = room;
+  p.room_ns = now_ns;
+  p.cap_rule = d.rule;
+  p.cap_until_ns = now_ns + int64_t{d.ttl_s} * kSecond;
+  out.push_back(std::move(d));
+}
+
+// A cap that was set when fewer connections got things done would keep out who is new. And whoever
+// is new has to be let in to get something done: as many as do no harm.
+void Engine::raise_cap(Tally& t, bool served, int64_t now_ns, std::vector<Decision>& out) {
+  Peer& p = *t.peer;
+  const uint32_t now_has = counted(t);
+  if (served && p.mixed_until_ns > now_ns && nearly_full(t) && p.room < p.most_room &&
+      now_ns - p.room_ns >= kRoomGrows) {
+    p.room = std::min(p.room + p.room / kRoomPart + 1, p.most_room);
+    p.room_ns = now_ns;
+  } else if (now_has + p.room / kFreePart <= p.cap) {
+    return;
+  }
+  if (now_has + p.room <= p.cap) return;
+  Decision d;
+  d.act = Act::cap;
+  d.rule = p.cap_rule;
+  d.peer = {t.address, 0};
+  d.value = now_has + p.room;
+  d.ttl_s = static_cast<uint32_t>((p.cap_until_ns - now_ns + kSecond - 1) / kSecond);
+  d.measured = {{"connections", double(t.connections)}, {"productive", double(t.productive)}};
+  d.limits = {{"connections", double(p.cap)}};
+  p.cap = static_cast<uint32_t>(d.value);
   out.push_back(std::move(d));
 }
 
@@ -419,14 +642,14 @@ void Engine::close(Connection& c, Peer& p, Decision d, bool doubtful, int64_t no
   if (!within_share(one, now_ns)) return hold_back(std::move(d), &c.held_back_ns, now_ns, out);
   if (doubtful && !spend(doubtful_, rules_.doubtful_per_minute, now_ns)) return;
   count_cut(one, now_ns);
-  c.judged_ns = now_ns;
+  c.judged_ns = last_cut_ns_ = now_ns;
   p.cuts.push_back(now_ns);
   if (p.cuts.size() > std::max(1u, rules_.repeat_cuts)) p.cuts.pop_front();
   out.push_back(std::move(d));
 }
 
 void Engine::released() {
-  for (auto& [key, p] : peers_) p.quiet_until_ns = p.blocked_until_ns = 0;
+  for (auto& [key, p] : peers_) p.quiet_until_ns = p.blocked_until_ns = p.cap_until_ns = 0;
 }
 
 void Engine::result(const Decision& d, uint32_t status, int64_t now_ns) {
@@ -435,6 +658,7 @@ void Engine::result(const Decision& d, uint32_t status, int64_t now_ns) {
   if (d.act == Act::close || peer == peers_.end()) return;
   // It is not in force: what the peer does is still to be judged one by one.
   peer->second.blocked_until_ns = 0;
+  if (d.act == Act::cap) peer->second.cap_until_ns = 0;
   peer->second.quiet_until_ns = now_ns + kTakesEffect;
   if (d.act == Act::block && peer->second.blocks > 0) --peer->second.blocks;
 }

@@ -50,7 +50,7 @@ struct Rules {
   uint32_t sample_ms = 250;
   uint32_t ttl_s = 60;  // of a block or a cap; doubled for a peer that comes back
   uint32_t ttl_max_s = 3600;
-  uint32_t keep = 10;  // connections that a peer keeps which is capped
+  uint32_t keep = 10;  // room that a capped peer has at least, and idle connections that it keeps
 
   ProbeRules probe;
   RateRules request;  // what comes, while the application waits for it
@@ -66,16 +66,16 @@ struct Rules {
   uint32_t window_denied_s = 5;
   uint32_t window_progress_s = 60;  // if it took enough before
 
-  // Many connections of one peer that hold something and do not move.
+  // Many connections of one peer that hold something, do not move and got nothing done before.
   uint32_t crowd_connections = 20;
   uint32_t crowd_still_ms = 500;
-  uint32_t crowd_progress_percent = 20;  // of those that move; with more it is capped, not blocked
+  uint32_t crowd_progress_percent = 20;  // with more, or a productive one, it is not blocked
 
-  // Many connections of one peer between requests.
+  // Many connections of one peer between requests, while clients wait for a connection.
   uint32_t idle_connections = 20;
   uint32_t idle_share_percent = 25;  // of all connections
 
-  // Threads of the application that wait for one peer.
+  // Threads of the application that wait for one peer's connections that get nothing done.
   uint32_t worker_s = 60;
   uint32_t worker_share_percent = 25;
   uint32_t worker_min_rate = 240;  // bytes for each second of a thread

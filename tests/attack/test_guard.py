@@ -14,38 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench/attack"))
 import generators  # noqa: E402  (needs the path above)
 import measure  # noqa: E402
 import stage  # noqa: E402
+from guarded import CROWD, SECONDS, Guarded, served  # noqa: E402
 from mwtest import build, proc  # noqa: E402
 
-WORKERS, CONNECTIONS, SECONDS = 10, 40, 30
-CROWD = 6
-
-
-class Guarded:
-    """`mw guard` beside the server, with rules of its own; a context manager."""
-
-    def __init__(self, place: stage.Stage, *options: str, ttl_s: int = 600, allow: str = "") -> None:
-        self._place = place
-        rules = place.directory / "rules.toml"
-        rules.write_text(f"ttl_s = {ttl_s}\nallow = [{allow}]\n[crowd]\nconnections = {CROWD}\n")
-        self._audit = place.directory / "audit.jsonl"
-        self._audit.unlink(missing_ok=True)
-        self.process = place.start("guard", place.server, [
-            build.program("mw"), "guard", "--rules", rules, "--audit", self._audit, *options, place.session])
-
-    def __enter__(self) -> "Guarded":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._place.stop(self.process, 20)
-
-    def lines(self, *what: str) -> list:
-        text = self._audit.read_text() if self._audit.exists() else ""
-        seen = [json.loads(line) for line in text[:text.rfind("\n") + 1].splitlines()]
-        return [one for one in seen if one["what"] in what]
-
-    def wait_for(self, what: str, holds=lambda line: True) -> dict:
-        return proc.wait_for(lambda: next(filter(holds, self.lines(what)), None), SECONDS, f"a line: {what}",
-                             self.process)
+WORKERS, CONNECTIONS = 10, 40
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +26,7 @@ def place():
         pytest.skip("network namespaces need root")
     with stage.Stage() as one:
         one.start_server("apache", stage.Defence(), WORKERS)
-        one.load = stage.Load(one, fast=1, slow=1)
+        one.load = stage.Load(one, fast=1, slow=1, waiting=0, browsers=0)
         one.attack = stage.Attack(one, "slow-headers", CONNECTIONS)
         yield one
 
@@ -62,12 +34,6 @@ def place():
 def held(place: stage.Stage) -> int:
     with place.attacker.entered():
         return generators.established(place.port)
-
-
-def served(place: stage.Stage) -> bool:
-    """The last probes were served, all of them."""
-    place.check()
-    return [one["fate"] for one in place.load.probes()[-5:]] == ["served"] * 5
 
 
 def denied(place: stage.Stage) -> bool:

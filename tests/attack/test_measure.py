@@ -9,6 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench/attack"))
 
 import measure  # noqa: E402  (needs the path above)
 import report  # noqa: E402
+import stage  # noqa: E402
 
 
 def probes(begin: float, end: float, ms: float = 5, fate: str = "served") -> list:
@@ -63,6 +64,32 @@ def test_an_undefended_server_detects_nothing():
     assert found["detect_s"] is None
 
 
+def test_only_an_act_on_the_attack_detects_it():
+    acts = [(9.0, "10.201.2.10"), (11.0, "10.201.1.12:4000"), (12.0, "10.201.1.99"), (13.0, "10.201.2.10:4001"),
+            (14.0, "10.201.2.10")]
+    assert measure.first_act(iter(acts), 10.0, lambda peer, _: peer.startswith("10.201.2.10")) == 13.0
+    assert measure.first_act(iter(acts), 10.0, lambda peer, _: peer == "10.201.3.1") is None
+
+
+def test_who_hides_behind_an_address_is_known_by_its_ports():
+    class Made(stage.Attack):
+        def __init__(self, shared: bool) -> None:
+            self.shared = shared
+
+        def events(self) -> list:
+            return [{"kind": "attack", "t": 11.0, "ports": [4000]}, {"kind": "cut", "t": 11.5},
+                    {"kind": "attack", "t": 20.0, "ports": [5000]}]
+
+    hidden, alone = Made(True), Made(False)
+    assert hidden.owns(f"{stage.SHARED}:4000", 11.2)
+    assert not hidden.owns(f"{stage.SHARED}:4001", 11.2)
+    assert not hidden.owns(f"{stage.SHARED}:5000", 12.0), "that port was somebody else's by then"
+    assert not hidden.owns(stage.SHARED, 11.2), "a block of the address is one of the honest people too"
+    assert not hidden.owns(f"{stage.ATTACKER}:4000", 11.2)
+    assert alone.owns(f"{stage.ATTACKER}:1", 11.2) and alone.owns(stage.ATTACKER, 11.2)
+    assert not alone.owns(f"{stage.HONEST[3]}:4000", 11.2)
+
+
 def test_two_bad_probes_are_no_degradation():
     assert measure.figures(run(probes(0, 12) + probes(12, 12.2, 900) + probes(12.2, 40)), True)["outcome"] == "held"
 
@@ -99,6 +126,18 @@ def test_cut_connections_are_counted_once_and_only_during_the_attack():
     assert (found["honest_cut"], found["honest_connections"]) == (1, 2)
     assert (found["honest_slow_cut"], found["honest_slow_connections"]) == (1, 1)
     assert measure.verdict(found) is False
+
+
+def test_cuts_are_told_by_kind_of_client():
+    honest = [request(15, "cut", "browser", 1), request(16, "served", "browser", 2), request(17, "cut", "events", 3),
+              request(18, "served", "poll", 4), request(19, "served", "fast", 5), request(20, "timeout", "browser", 6)]
+    found = measure.figures(run(probes(0, 40), honest), True)
+    assert found["honest_cut_by_kind"] == {"browser": [1, 3], "events": [1, 1], "fast": [0, 1], "poll": [0, 1]}
+    assert found["browsers_served"] == pytest.approx(1 / 3)
+    assert set(found["honest_cut_by_kind"]) <= set(report.KINDS)
+    assert report.text_of("honest_cut_by_kind", found["honest_cut_by_kind"]) == \
+        "browser behind NAT 1/3, event stream 1/1"
+    assert report.text_of("honest_cut_by_kind", {"fast": [0, 7]}) == "none"
 
 
 def test_report_is_one_page_without_anything_from_elsewhere():
