@@ -226,7 +226,7 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
 
 std::string joined(const std::vector<std::string>& lists) {
   std::string out;
-  for (const std::string& list : lists) out += (out.empty() ? "" : ",") + list;
+  for (const std::string& list : lists) out += (&list == &lists.front() ? "" : ",") + list;
   return out;
 }
 

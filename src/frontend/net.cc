@@ -63,7 +63,7 @@ bool host_has_v6() {
 struct Setting {
   std::string path;
   std::string value;
-  bool is_needed = false;  // one that only the first namespace has is not ours to miss
+  bool is_needed = false;  // false: left out where the namespace does not have it
 };
 
 // Writes the namespace's settings from inside it: /proc/sys/net shows the namespace of who looks.

@@ -202,13 +202,13 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
   r.link_index = made("link_index");
   r.table_handle = made("table_handle");
   // Absent in a record of an older version, which knew no such limits.
-  if (const std::string& text = field["egress"]; !text.empty()) {
-    auto egress = parse_egress(text);
+  if (!field["egress"].empty()) {
+    auto egress = parse_egress(field["egress"]);
     if (!egress) return bad;
     r.reach.egress = *egress;
   }
-  if (const std::string& text = field["to_host"]; !text.empty()) {
-    auto ports = parse_to_host(text);
+  if (!field["to_host"].empty()) {
+    auto ports = parse_to_host(field["to_host"]);
     if (!ports) return bad;
     r.reach.to_host = *ports;
   }

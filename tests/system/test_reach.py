@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -546,3 +547,17 @@ def test_a_firewall_of_the_host_that_stands_in_the_way_is_named(mw, around, prob
         assert ask("tcp", LAN, 7001) == "refused"
     finally:
         output("nft", "delete", "table", "inet", "mwtest_filter")
+
+
+def test_a_way_to_the_host_that_cannot_be_made_leaves_nothing_behind(mw, unchanged, tmp_path):
+    place = os.path.realpath("/usr/sbin/nft")
+    real, fake = tmp_path / "real", tmp_path / "nft"
+    shutil.copy(place, real)
+    here = os.readlink("/proc/thread-self/ns/net")
+    fake.write_text(f'#!/bin/sh\n[ "$(readlink /proc/self/ns/net)" = "{here}" ] || {{ echo broken on purpose >&2; exit 1; }}\n'
+                    f'exec {real} "$@"\n')
+    fake.chmod(0o755)
+    done = proc.run(["unshare", "-m", "--propagation", "slave", "sh", "-c", 'mount --bind "$1" "$2" && shift 2 && exec "$@"',
+                     "sh", fake, place, mw, "run", "--to-host", "7003", "--", "true"], SECONDS, check=False)
+    assert done.returncode == 125
+    assert b"broken on purpose" in done.stderr and b"mw: cannot lead ports" in done.stderr
