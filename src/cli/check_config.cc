@@ -1,8 +1,10 @@
 #include "cli/check_config.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <utility>
 
 #include "base/log.h"
 #include "frontend/failure.h"
@@ -54,8 +56,31 @@ ExitStatus report_unreadable(const std::string& path, const Error& error, bool j
   return status_of(error.err);
 }
 
-ExitStatus check_config(const std::string& path, bool json) {
+Result<SessionConfig> read_session_config(const std::string& path) {
   auto reading = netflow::read_config(path);
+  if (!reading) return reading.error();
+  SessionConfig out;
+  out.faults = std::move(reading->faults);
+  const auto take = [&out](const std::optional<netflow::ConfigText>& said, auto parse, auto& to) {
+    if (!said) return;
+    auto parsed = parse(said->text);
+    if (parsed)
+      to = *parsed;
+    else
+      out.faults.push_back({said->line, said->column,
+                            parsed.failure().cause + "; " + parsed.failure().remedy});
+  };
+  const netflow::NetworkConfig& network = reading->config.network;
+  take(network.egress, parse_egress, out.egress);
+  take(network.to_host, parse_to_host, out.to_host);
+  std::stable_sort(out.faults.begin(), out.faults.end(), [](const auto& a, const auto& b) {
+    return std::pair(a.line, a.column) < std::pair(b.line, b.column);
+  });
+  return out;
+}
+
+ExitStatus check_config(const std::string& path, bool json) {
+  auto reading = read_session_config(path);
   if (!reading) return report_unreadable(path, reading.error(), json);
   return report_faults(path, reading->faults, json);
 }

@@ -160,7 +160,7 @@ int usage_error(const CLI::App& command, const std::string& text,
 }
 
 struct RunArguments {
-  std::vector<std::string> publish;
+  std::vector<std::string> publish, egress, to_host;
   std::string net;
   unsigned stacks = 1;
   unsigned workers = 1;
@@ -180,6 +180,16 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
                   "isolated: own network namespace (default as root); host: the host's network")
       ->type_name("MODE")
       ->check(CLI::IsMember({"isolated", "host"}));
+  const auto list_option = [run](const char* name, std::vector<std::string>& to, const char* help) {
+    return run->add_option(name, to, help)->expected(1)->take_all()->trigger_on_parse(false);
+  };
+  list_option("--egress", args->egress,
+              "What the INS may reach by itself: any (but the host's own services, other sessions and "
+              "metadata addresses), none, or a list of dns and networks")
+      ->type_name("POLICY");
+  list_option("--to-host", args->to_host,
+              "Ports of the host's 127.0.0.1 that the program reaches under 127.0.0.1")
+      ->type_name("PORT[/udp],...");
   run->add_option("--ins", args->stacks, "Number of network stacks (this version: 1)")
       ->type_name("N");
   run->add_option("--workers", args->workers, "Worker threads of the INS")
@@ -206,12 +216,37 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
   run->add_flag("-v,--verbose", args->verbose, "Say what runs where");
   run->prefix_command();
   run->footer(
-      "mw run [-p [HOST:]PORT[:INSPORT][/udp]]... [--net isolated|host] [--workers W] [-v] -- "
-      "CMD...\n"
+      "mw run [-p [HOST:]PORT[:INSPORT][/udp]]... [--egress any|none|dns,CIDR,...] "
+      "[--to-host PORT[/udp],...]\n"
+      "       [--net isolated|host] [--workers W] [-v] -- CMD...\n"
       "The exit status is CMD's; 128+N if signal N killed it; 125 if mw failed, 126 if CMD cannot "
       "be\n"
       "run or covered, 127 if it was not found.");
   return run;
+}
+
+std::string joined(const std::vector<std::string>& lists) {
+  std::string out;
+  for (const std::string& list : lists) out += (&list == &lists.front() ? "" : ",") + list;
+  return out;
+}
+
+// What the session may reach, by the file and by the options, which count more. The failure of an option.
+Outcome<mw::Done> take_reach(const RunArguments& args, const mw::SessionConfig& config,
+                             mw::Reach* reach) {
+  if (config.egress) reach->egress = *config.egress;
+  if (config.to_host) reach->to_host = *config.to_host;
+  if (!args.egress.empty()) {
+    auto egress = mw::parse_egress(joined(args.egress));
+    if (!egress) return egress.failure();
+    reach->egress = *egress;
+  }
+  if (!args.to_host.empty()) {
+    auto ports = mw::parse_to_host(joined(args.to_host));
+    if (!ports) return ports.failure();
+    reach->to_host = *ports;
+  }
+  return mw::Done{};
 }
 
 int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::string> command) {
@@ -239,10 +274,29 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
                        "-p needs --net isolated: on the host's network the ports of the INS are "
                        "the host's own");
   }
+  mw::SessionConfig config;
   if (!args.config.empty()) {
-    if (const auto wrong = mw::check_config(args.config, false); wrong != mw::ExitStatus::ok)
+    auto reading = mw::read_session_config(args.config);
+    if (!reading) {
+      mw::report_unreadable(args.config, reading.error(), false);
+      return mw::print_usage(run);
+    }
+    config = std::move(*reading);
+    if (mw::report_faults(args.config, config.faults, false) != mw::ExitStatus::ok)
       return mw::print_usage(run);
   }
+  if (request.net == mw::NetMode::host) {
+    if (!args.egress.empty() || config.egress)
+      return usage_error(run,
+                         "--egress needs --net isolated: on the host's network nothing tells the "
+                         "packets of the INS from those of other programs, so it reaches what they do");
+    if (!args.to_host.empty() || config.to_host)
+      return usage_error(run,
+                         "--to-host needs --net isolated: on the host's network 127.0.0.1 is the "
+                         "host's own already");
+  }
+  if (auto taken = take_reach(args, config, &request.reach); !taken)
+    return usage_error(run, taken.failure().text());
   if (!args.netflow.empty() && args.netflow != "none") {
     const auto address = mw::netflow::parse_socket_address(args.netflow);
     if (!address || address->family() == AF_UNIX)

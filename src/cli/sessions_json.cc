@@ -42,6 +42,11 @@ json described(const std::string& base, const SessionRecord& r) {
                           {"host_ipv4", r.plan.host4}, {"ins_ipv4", r.plan.ins4},
                           {"host_ipv6", r.plan.host6}, {"ins_ipv6", r.plan.ins6},
                           {"ins_uid", r.plan.ins_uid}};
+    session["egress"] = to_string(r.reach.egress);
+    auto to_host = json::array();
+    for (const HostPort& p : r.reach.to_host)
+      to_host.push_back({{"port", p.port}, {"protocol", p.protocol == Protocol::udp ? "udp" : "tcp"}});
+    session["to_host"] = std::move(to_host);
   }
   return session;
 }

@@ -19,6 +19,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <iterator>
 #include <set>
 #include <sstream>
 
@@ -51,8 +52,6 @@ constexpr const char* kInherited[] = {"core/somaxconn",
                                       "ipv4/tcp_keepalive_probes",
                                       "ipv4/tcp_congestion_control"};
 
-constexpr const char* kLowPorts = "/proc/sys/net/ipv4/ip_unprivileged_port_start";
-
 std::string netns_path(const SessionRecord& r) {
   return "/run/netns/" + r.netns();
 }
@@ -64,6 +63,7 @@ bool host_has_v6() {
 struct Setting {
   std::string path;
   std::string value;
+  bool is_needed = false;  // false: left out where the namespace does not have it
 };
 
 std::vector<Setting> inherited_settings() {
@@ -83,7 +83,7 @@ std::vector<Setting> inherited_settings() {
 }
 
 // Writes the namespace's settings from inside it: /proc/sys/net shows the namespace of who looks.
-Outcome<Done> apply_settings(int netns, const std::vector<Setting>& settings) {
+Outcome<Done> write_settings(int netns, const std::vector<Setting>& settings) {
   const std::string step = "set up the network namespace";
   const pid_t pid = ::fork();
   if (pid < 0) return Failure{step, "fork: " + errno_text(errno), ""};
@@ -91,8 +91,7 @@ Outcome<Done> apply_settings(int netns, const std::vector<Setting>& settings) {
     if (::setns(netns, CLONE_NEWNET) < 0) ::_exit(255);
     for (size_t i = 0; i < settings.size(); ++i) {
       const UniqueFd fd{::open(settings[i].path.c_str(), O_WRONLY | O_CLOEXEC)};
-      // A setting that only the first namespace has is not ours to miss.
-      if (!fd && errno == ENOENT && settings[i].path != kLowPorts) continue;
+      if (!fd && errno == ENOENT && !settings[i].is_needed) continue;
       if (::write(fd.get(), settings[i].value.data(), settings[i].value.size()) < 0) {
         ::_exit(static_cast<int>(i) + 1);
       }
@@ -220,7 +219,7 @@ Outcome<Done> make_table(const std::string& base, SessionRecord& r, const Guarde
       [&] {
         return done_if(run_tool("publish ports with nftables", {"nft", "-f", "-"},
                                 "create table inet " + r.table() + "\n" +
-                                    ruleset(r.table(), r.plan, r.published, r.guarded)));
+                                    ruleset(r.table(), r.plan, r.published, r.reach, r.guarded)));
       },
       [&r] { return handle_or_name(r.table()); });
 }
@@ -235,8 +234,8 @@ Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
   auto ns = open_network(r);
   if (!ns) return ns;
   std::vector<Setting> settings = inherited_settings();
-  settings.push_back({kLowPorts, "0"});
-  if (auto done = apply_settings(ns->get(), settings); !done) return done.failure();
+  settings.push_back({"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", true});
+  if (auto done = write_settings(ns->get(), settings); !done) return done.failure();
   if (auto made = make_link(base, r); !made) return made.failure();
   if (auto done = build_links(r); !done) return done.failure();
   const auto guard = [&](const GuardedLinks& links) { return make_table(base, r, links); };
@@ -244,6 +243,9 @@ Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
   if (!forwarded) return forwarded.failure();
   // After the rules: the INS must not reach the host's loopback for a single packet.
   if (auto done = allow_loopback(r.plan.link); !done) return done.failure();
+  if (!passage_chains(r.published, r.reach).empty()) {
+    if (auto done = restore_passages(r, ns->get()); !done) return done.failure();
+  }
   say_if_failed(forget_flows(r.published, r.plan));
   return ns;
 }
@@ -401,7 +403,7 @@ std::string ins_addresses(const AddressPlan& p) {
 }
 
 Outcome<Done> take_over_settings(int netns) {
-  return apply_settings(netns, inherited_settings());
+  return write_settings(netns, inherited_settings());
 }
 
 Outcome<Done> remove_network(const SessionRecord& r) {
@@ -430,10 +432,25 @@ Outcome<Done> remove_network(const SessionRecord& r) {
   return Done{};
 }
 
-std::vector<std::string> obstacles() {
+std::vector<std::string> obstacles(const SessionRecord& r) {
   std::vector<std::string> out;
+  for (const std::string& server : unreachable_name_servers(r.reach)) {
+    if (r.reach.egress.kind == Egress::Kind::none) break;
+    out.push_back("the name server " + server +
+                  " is out of the INS's reach: only those of the host's IPv4 loopback can be led to it, "
+                  "and none of a single link");
+  }
   auto rules = run_tool("read the host's rules", {"nft", "list", "ruleset"});
   if (!rules) return out;
+  if (!passages(r.reach, r.published).empty()) {
+    for (const DroppingChain& c : dropping_chains(*rules, "input")) {
+      if (c.family == "ip6") continue;  // only IPv4 is led there
+      out.push_back("packets to the host itself are dropped by its chain " + c.family + " " +
+                    c.table + " " + c.chain + (c.manager.empty() ? "" : " (" + c.manager + ")") +
+                    ", its ports and name servers may be out of reach of the program; try: " +
+                    commands_to_pass(c));
+    }
+  }
   for (const DroppingChain& c : dropping_chains(*rules))
     out.push_back("forwarded packets are dropped by the host's chain " + c.family + " " + c.table +
                   " " + c.chain + (c.manager.empty() ? "" : " (" + c.manager + ")") +
@@ -456,11 +473,31 @@ Outcome<Done> restore_rules(const std::string& base, SessionRecord& r) {
           // Naming the table before deleting it makes the deletion work whether or not it exists.
           return done_if(run_tool("put the rules of " + r.name + " back", {"nft", "-f", "-"},
                                   "table inet " + table + " {}\ndelete table inet " + table + "\n" +
-                                      ruleset(table, r.plan, r.published, r.guarded)));
+                                      ruleset(table, r.plan, r.published, r.reach, r.guarded)));
         },
         [&] { return handle_or_name(table); });
   };
   return acquire_forwarding(base, r.plan.link, put_back);
+}
+
+Outcome<Done> restore_passages(const SessionRecord& r, int netns) {
+  const std::string table = std::string("table inet ") + kPassageTable;
+  const std::string rules = table + " {}\ndelete " + table + "\n" + table + " {\n" +
+                            passage_chains(r.published, r.reach) + "}\n";
+  if (auto done = run_tool("lead ports of 127.0.0.1 to the host", {"nft", "-f", "-"}, rules, netns);
+      !done)
+    return done.failure();
+  // What goes to 127.0.0.1 leaves through eth0, and its answers come back there.
+  return write_settings(netns, {{"/proc/sys/net/ipv4/conf/eth0/route_localnet", "1", true}});
+}
+
+Outcome<std::string> read_refusals(const SessionRecord& r) {
+  // In this order: what comes in between is told once more.
+  auto reset = run_tool("hear of refused packets",
+                        {"nft", "reset", "quota", "inet", r.table(), kRefusals});
+  if (!reset) return reset;
+  return run_tool("read which packets were refused",
+                  {"nft", "-n", "list", "table", "inet", r.table()});
 }
 
 Outcome<UniqueFd> open_network(const SessionRecord& r) {
@@ -595,19 +632,27 @@ Swept sweep(const std::string& base, const SessionRecord* ending) {
   return out;
 }
 
-std::string resolv_conf_for_ins() {
+InsResolver resolver_for_ins() {
   static constexpr const char* kUpstream = "/run/systemd/resolve/resolv.conf";
-  std::istringstream in(read_text("/etc/resolv.conf"));
-  bool reachable = false;
-  for (std::string line; std::getline(in, line);) {
-    std::istringstream words(line);
-    std::string key;
-    std::string server;
-    words >> key >> server;
-    if (key != "nameserver") continue;
-    reachable = reachable || (server.compare(0, 4, "127.") != 0 && server != "::1");
-  }
-  return !reachable && ::access(kUpstream, R_OK) == 0 ? kUpstream : "";
+  // systemd-resolved's, which take nothing that comes from another interface than loopback.
+  const auto is_stub = [](const std::string& server) {
+    return server == "127.0.0.53" || server == "127.0.0.54";
+  };
+  const auto is_here = [](const std::string& server) {
+    return is_loopback4(server) || server == "::1";
+  };
+  InsResolver out;
+  out.name_servers = parse_name_servers(read_text("/etc/resolv.conf"));
+  const std::vector<std::string>& servers = out.name_servers;
+  if (!std::all_of(servers.begin(), servers.end(), is_here) ||
+      std::none_of(servers.begin(), servers.end(), is_stub))
+    return out;
+  std::vector<std::string> upstream = parse_name_servers(read_text(kUpstream));
+  if (std::all_of(upstream.begin(), upstream.end(), is_here)) return out;
+  std::copy_if(servers.begin(), servers.end(), std::back_inserter(out.stubs), is_stub);
+  out.name_servers = std::move(upstream);
+  out.file = kUpstream;
+  return out;
 }
 
 }  // namespace mw

@@ -38,13 +38,19 @@ Outcome<Done> remove_network(const SessionRecord& record);
 std::string ins_addresses(const AddressPlan& plan);
 // Gives a new namespace those settings of the host that a server expects as tuned.
 Outcome<Done> take_over_settings(int netns);
-// What of the host's own rules keeps packets from an INS, as a sentence with the commands that help.
-std::vector<std::string> obstacles();
+// What of the host's own rules keeps packets from this INS, or it from what it is led to, as sentences
+// with the commands that help.
+std::vector<std::string> obstacles(const SessionRecord& record);
 // Whether the session's table is the one that it made.
 bool has_rules(const SessionRecord& record);
 // Puts the session's rules in force, in place of whatever is left of them, and has new interfaces of the
 // host forwarded and guarded.
 Outcome<Done> restore_rules(const std::string& base, SessionRecord& record);
+// The same for the rules in its own network namespace that lead to the host's loopback.
+Outcome<Done> restore_passages(const SessionRecord& record, int netns);
+// What the session's table says about refused packets, as nft prints it (refusals.h). From then on the
+// kernel tells of the next one.
+Outcome<std::string> read_refusals(const SessionRecord& record);
 // The namespace that was built for it earlier.
 Outcome<UniqueFd> open_network(const SessionRecord& record);
 
@@ -66,8 +72,12 @@ struct Swept {
 // `ending`: a session of our own that is over, whatever its record says.
 Swept sweep(const std::string& base, const SessionRecord* ending = nullptr);
 
-// The file that an INS in its own namespace should see as /etc/resolv.conf; empty if the host's
-// will do. (A resolver on the host's loopback cannot be reached from there.)
-std::string resolv_conf_for_ins();
+// How an INS in its own namespace looks names up.
+struct InsResolver {
+  std::string file;  // what it sees as /etc/resolv.conf; empty if the host's will do
+  std::vector<std::string> name_servers;
+  std::vector<std::string> stubs;
+};
+InsResolver resolver_for_ins();
 
 }  // namespace mw

@@ -11,16 +11,18 @@
 #include <sys/timerfd.h>
 #include <unistd.h>
 
+#include <utility>
+
 #include "frontend/plan.h"
 #include "frontend/process.h"
 
 namespace mw {
 namespace {
 
-// Attribute 1 of a message about a table, a chain, a rule or a set is the table's name.
+// Attribute 1 of a message about a table, a chain, a rule, a set or an object is the table's name.
 constexpr uint16_t kTableName = NFTA_TABLE_NAME;
 static_assert(kTableName == NFTA_CHAIN_TABLE && kTableName == NFTA_RULE_TABLE &&
-              kTableName == NFTA_SET_TABLE);
+              kTableName == NFTA_SET_TABLE && kTableName == NFTA_OBJ_TABLE);
 
 UniqueFd subscribe(int family, unsigned group) {
   UniqueFd fd{::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC | SOCK_NONBLOCK, family)};
@@ -41,6 +43,10 @@ bool deletes(uint16_t type) {
     default:
       return false;
   }
+}
+
+bool is_object(uint16_t type) {
+  return NFNL_SUBSYS_ID(type) == NFNL_SUBSYS_NFTABLES && NFNL_MSG_TYPE(type) == NFT_MSG_NEWOBJ;
 }
 
 bool is_about(const nlmsghdr* message, const std::string& table) {
@@ -75,6 +81,11 @@ bool each_message(int fd, Visit&& visit) {
   }
 }
 
+void set_timer(int fd, int milliseconds) {
+  const itimerspec when{{0, 0}, {milliseconds / 1000, milliseconds % 1000 * 1'000'000L}};
+  (void)::timerfd_settime(fd, 0, &when, nullptr);
+}
+
 // Other interfaces than loopback and the INSs' own.
 std::set<std::string> host_links() {
   std::set<std::string> out;
@@ -102,9 +113,10 @@ Outcome<NetWatch> NetWatch::open(const std::string& table) {
   w.rules_ = subscribe(NETLINK_NETFILTER, NFNLGRP_NFTABLES);
   w.links_ = subscribe(NETLINK_ROUTE, RTNLGRP_LINK);
   w.timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
+  w.refusals_timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
   epoll_event e{};
   e.events = EPOLLIN;
-  for (const UniqueFd* fd : {&w.rules_, &w.links_, &w.timer_}) {
+  for (const UniqueFd* fd : {&w.rules_, &w.links_, &w.timer_, &w.refusals_timer_}) {
     if (*fd && ::epoll_ctl(w.epoll_.get(), EPOLL_CTL_ADD, fd->get(), &e) == 0) continue;
     return Failure{"watch the host's network", errno_text(errno), ""};
   }
@@ -115,7 +127,10 @@ bool NetWatch::rules_changed() {
   bool ours = false;
   const bool whole = each_message(rules_.get(), [&](const nlmsghdr* m) {
     ours = ours || (deletes(m->nlmsg_type) && (is_about(m, table_) || is_about(m, kGuardTable)));
+    // The only object there: it is told of when it is made, and when it is used up.
+    refusals_ = refusals_ || (is_object(m->nlmsg_type) && is_about(m, table_));
   });
+  refusals_ = refusals_ || !whole;
   return ours || !whole;
 }
 
@@ -134,6 +149,8 @@ NetWatch::News NetWatch::take() {
   const bool due = ::read(timer_.get(), &expired, sizeof expired) == sizeof expired;
   news.rules = rules_changed() || due;
   news.links = links_changed();
+  const bool told = ::read(refusals_timer_.get(), &expired, sizeof expired) == sizeof expired;
+  news.refusals = std::exchange(refusals_, false) || told;
   return news;
 }
 
@@ -142,8 +159,11 @@ void NetWatch::forget() {
 }
 
 void NetWatch::look_again_in(int milliseconds) {
-  const itimerspec when{{0, 0}, {milliseconds / 1000, milliseconds % 1000 * 1'000'000L}};
-  (void)::timerfd_settime(timer_.get(), 0, &when, nullptr);
+  set_timer(timer_.get(), milliseconds);
+}
+
+void NetWatch::tell_refusals_in(int milliseconds) {
+  set_timer(refusals_timer_.get(), milliseconds);
 }
 
 }  // namespace mw

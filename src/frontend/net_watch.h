@@ -3,8 +3,8 @@
 // PROBLEM     `flush ruleset`, with which every reload of nftables.conf begins, takes the session's rules
 //             away: its ports lead nowhere, and the forwarding that was turned on is guarded by nobody.
 //             An interface that comes later is not forwarded.
-// PROMISE     What touches the session's table, and interfaces that come and go, are told; nothing is
-//             polled. What the kernel could not tell counts as a change of everything.
+// PROMISE     What touches the session's table, interfaces that come and go, and packets that the table
+//             refuses are told; nothing is polled. What the kernel could not tell counts as a change of everything.
 // THREADS     One.
 #pragma once
 
@@ -25,6 +25,8 @@ class NetWatch {
   struct News {
     bool rules = false;  // something of the session's table was deleted
     bool links = false;  // the host's interfaces are others than before
+    bool refusals = false;  // something that the INS sent was refused, for the first time since the
+                            // quota that counts it was reset
   };
 
   static Outcome<NetWatch> open(const std::string& table);
@@ -36,6 +38,8 @@ class NetWatch {
   void forget();
   // fd() becomes readable after this time, and take() says that the rules are to be looked at.
   void look_again_in(int milliseconds);
+  // The same for the refusals.
+  void tell_refusals_in(int milliseconds);
 
  private:
   bool rules_changed();
@@ -46,6 +50,8 @@ class NetWatch {
   UniqueFd rules_;
   UniqueFd links_;
   UniqueFd timer_;
+  UniqueFd refusals_timer_;
+  bool refusals_ = false;
   std::set<std::string> names_;
 };
 

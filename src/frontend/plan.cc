@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <sstream>
 
+#include "frontend/reach.h"
+
 namespace mw {
 namespace {
 
@@ -119,6 +121,13 @@ void publish_rules(std::ostringstream& out, const AddressPlan& plan, const Publi
     const std::string where =
         p.host.empty() ? "meta nfproto ipv4 fib daddr type local" : "ip daddr " + p.host;
     out << "    " << where << " " << match << " dnat ip to " << plan.ins4 << ":" << port << "\n";
+  }
+  // What a session is led to at the host's loopback (reach.h) may be what this one publishes there.
+  const bool on_loopback = p.host.empty() || is_loopback4(p.host);
+  if (!local && on_loopback) {
+    const std::string where = p.host.empty() ? "127.0.0.0/8" : p.host;
+    out << "    iifname \"" << kLinkPrefix << "*\" ip daddr " << address_on_links(where) << " "
+        << match << " dnat ip to " << plan.ins4 << ":" << port << "\n";
   }
   if (plan.ins6.empty()) return;
   if (p.host.empty() || host_is_v6) {
@@ -309,24 +318,23 @@ Outcome<AddressPlan> choose_addresses(const std::vector<Prefix>& routes,
 }
 
 std::string ruleset(const std::string& table, const AddressPlan& plan,
-                    const std::vector<Publish>& published, const GuardedLinks& guarded) {
+                    const std::vector<Publish>& published, const Reach& reach,
+                    const GuardedLinks& guarded) {
   const std::string link = "\"" + plan.link + "\"";
   std::ostringstream out;
   out << "table inet " << table
       << " {\n"
-      // What comes out of the INS carries the INS's address, and never reaches services that the
-      // host offers on loopback only (route_localnet would let it).
+      // What comes out of the INS carries the INS's address, and never names the host's loopback
+      // (route_localnet would let it): what may reach it is led there later.
       << "  chain early {\n    type filter hook prerouting priority raw; policy accept;\n"
       << "    iifname " << link
       << " ip daddr 127.0.0.0/8 drop\n"
-      // Where clouds answer questions about the host, credentials among them.
-      << "    iifname " << link << " ip daddr 169.254.0.0/16 drop\n"
       << "    iifname " << link << " ip saddr != " << plan.ins4 << " drop\n";
-  if (!plan.ins6.empty()) {
-    out << "    iifname " << link << " ip6 daddr fd00:ec2::254 drop\n";
+  if (!plan.ins6.empty())
     out << "    iifname " << link << " ip6 saddr != { ::, fe80::/10, " << plan.ins6 << " } drop\n";
-  }
-  out << "  }\n  chain publish {\n    type nat hook prerouting priority dstnat; policy accept;\n";
+  out << "  }\n"
+      << reach_rules(plan, published, reach)
+      << "  chain publish {\n    type nat hook prerouting priority dstnat; policy accept;\n";
   for (const Publish& p : published) publish_rules(out, plan, p, false);
   out << "  }\n  chain publish_local {\n    type nat hook output priority -100; policy accept;\n";
   for (const Publish& p : published) publish_rules(out, plan, p, true);
@@ -342,7 +350,7 @@ std::string ruleset(const std::string& table, const AddressPlan& plan,
   return out.str();
 }
 
-std::vector<DroppingChain> dropping_chains(const std::string& ruleset) {
+std::vector<DroppingChain> dropping_chains(const std::string& ruleset, const std::string& hook) {
   struct Table {
     std::string family, name, text;
   };
@@ -360,7 +368,8 @@ std::vector<DroppingChain> dropping_chains(const std::string& ruleset) {
   for (const Table& t : tables) {
     if (t.text.find(kLinkPrefix) != std::string::npos) continue;
     if (t.name == "firewalld") {
-      out.push_back({t.family, t.name, "filter_FORWARD", "firewalld"});
+      out.push_back({t.family, t.name, hook == "input" ? "filter_INPUT" : "filter_FORWARD",
+                     "firewalld", hook});
       continue;
     }
     std::istringstream inside(t.text);
@@ -369,12 +378,12 @@ std::vector<DroppingChain> dropping_chains(const std::string& ruleset) {
       std::istringstream words(line);
       std::string first, name;
       if (words >> first >> name && first == "chain") chain = name;
-      if (line.find(" hook forward ") == std::string::npos ||
+      if (line.find(" hook " + hook + " ") == std::string::npos ||
           line.find("policy drop") == std::string::npos)
         continue;
       const bool docker = t.text.find("chain DOCKER-USER") != std::string::npos;
       const bool ufw = t.text.find("chain ufw-") != std::string::npos;
-      out.push_back({t.family, t.name, chain, docker ? "docker" : ufw ? "ufw" : ""});
+      out.push_back({t.family, t.name, chain, docker ? "docker" : ufw ? "ufw" : "", hook});
     }
   }
   return out;
@@ -385,8 +394,12 @@ std::string commands_to_pass(const DroppingChain& chain) {
   if (chain.manager == "firewalld")
     return "firewall-cmd --permanent --zone=trusted --add-interface=" + std::string(kLinkPrefix) +
            "+ && firewall-cmd --reload";
-  const std::string into = chain.manager == "docker" ? "DOCKER-USER" : chain.chain;
+  const bool forwards = chain.hook == "forward";
+  const std::string into =
+      chain.manager == "docker" && forwards ? "DOCKER-USER" : chain.chain;
   const std::string insert = "nft insert rule " + chain.family + " " + chain.table + " " + into;
+  // Only what a session was led to: what else an INS sends to the host is none of its business.
+  if (!forwards) return insert + " iifname '\"" + links + "\"' ct status dnat accept";
   return insert + " iifname '\"" + links + "\"' accept && " + insert + " oifname '\"" + links +
          "\"' accept";
 }

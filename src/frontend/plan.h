@@ -16,6 +16,8 @@
 
 namespace mw {
 
+struct Reach;  // reach.h
+
 enum class Protocol : uint8_t { tcp, udp };
 
 // One -p argument: a port of the host that leads to a port of the INS.
@@ -76,18 +78,22 @@ GuardedLinks guarded_in(const std::string& ruleset);
 
 // The session's one nftables table, ready for `nft -f -`: filled and active in one transaction.
 std::string ruleset(const std::string& table, const AddressPlan& plan,
-                    const std::vector<Publish>& published, const GuardedLinks& guarded);
+                    const std::vector<Publish>& published, const Reach& reach,
+                    const GuardedLinks& guarded);
 
-// A chain of the host's own that drops forwarded packets, so that nothing reaches an INS through it.
+// A chain of the host's own that drops packets, so that nothing reaches an INS through it, or an INS not
+// what --to-host opened.
 struct DroppingChain {
   std::string family;
   std::string table;
   std::string chain;
   std::string manager;  // who made it, as far as its name tells: "docker", "ufw", "firewalld" or ""
+  std::string hook;
 };
-// From what `nft list ruleset` prints. A table that speaks of INSs' interfaces is taken for one that
-// lets them pass.
-std::vector<DroppingChain> dropping_chains(const std::string& ruleset);
+// From what `nft list ruleset` prints, those of this hook: "forward" or "input". A table that speaks of
+// INSs' interfaces is taken for one that lets them pass.
+std::vector<DroppingChain> dropping_chains(const std::string& ruleset,
+                                           const std::string& hook = "forward");
 // The commands that let INSs' packets pass there.
 std::string commands_to_pass(const DroppingChain& chain);
 

@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "frontend/reach.h"
+
 namespace mw {
 namespace {
 
@@ -140,9 +142,9 @@ TEST(ChooseAddresses, EverySlotHasItsOwn) {
 TEST(Ruleset, GuardsOnlyWhatWasOpened) {
   auto plan = choose_addresses({}, {}, true);
   ASSERT_TRUE(plan);
-  const std::string closed = ruleset("mw_a_0", *plan, {}, {});
-  EXPECT_EQ(closed.find("mwv*"), std::string::npos);
-  const std::string guarded = ruleset("mw_a_0", *plan, {}, {{"eth0"}, {}});
+  const std::string closed = ruleset("mw_a_0", *plan, {}, {}, {});
+  EXPECT_EQ(closed.find("oifname != \"mwv*\""), std::string::npos);
+  const std::string guarded = ruleset("mw_a_0", *plan, {}, {}, {{"eth0"}, {}});
   EXPECT_NE(guarded.find("meta nfproto ipv4 iifname { \"eth0\" } oifname != \"mwv*\" drop"),
             std::string::npos);
   EXPECT_EQ(guarded.find("nfproto ipv6 iifname"), std::string::npos);
@@ -153,7 +155,7 @@ TEST(Ruleset, WhatItGuardsCanBeReadBack) {
   ASSERT_TRUE(plan);
   const GuardedLinks one{{"eth0", "wlan0"}, {"eth0"}, false};
   // As nft prints it: one name stands without brackets.
-  std::string text = ruleset("mw_a_0", *plan, {}, one);
+  std::string text = ruleset("mw_a_0", *plan, {}, {}, one);
   text.replace(text.find("{ \"eth0\" }"), 10, "\"eth0\"");
   const GuardedLinks back =
       guarded_in("table ip other {\n  iifname \"eth9\" oifname != \"mwv*\" drop\n}\n" + text);
@@ -171,7 +173,7 @@ TEST(Ruleset, LeavesLoopbackV6Alone) {
   ASSERT_TRUE(plan);
   auto publish = parse_publish("8080:80");
   ASSERT_TRUE(publish);
-  const std::string text = ruleset("mw_a_0", *plan, {*publish}, {});
+  const std::string text = ruleset("mw_a_0", *plan, {*publish}, {}, {});
   EXPECT_NE(text.find("tcp dport 8080 dnat ip to 10.213.0.2:80"), std::string::npos);
   EXPECT_NE(text.find("ip6 daddr != ::1 tcp dport 8080 dnat ip6"), std::string::npos);
 }
@@ -201,6 +203,15 @@ TEST(DroppingChains, AreFoundWithWhoMadeThem) {
   EXPECT_EQ(found[2].table + " " + found[2].chain + found[2].manager, "mine fwd");
   EXPECT_EQ(found[3].manager, "firewalld");
   EXPECT_NE(commands_to_pass(found[3]).find("firewall-cmd"), std::string::npos);
+}
+
+TEST(DroppingChains, OfPacketsToTheHostItself) {
+  const auto found = dropping_chains(kHosts, "input");
+  ASSERT_EQ(found.size(), 2u);
+  EXPECT_EQ(found[0].table + " " + found[0].chain, "mine in");
+  EXPECT_EQ(commands_to_pass(found[0]),
+            "nft insert rule inet mine in iifname '\"mwv*\"' ct status dnat accept");
+  EXPECT_EQ(found[1].chain, "filter_INPUT");
 }
 
 TEST(DroppingChains, ThatLetInssPassAreNoTrouble) {

@@ -71,6 +71,7 @@ void Relay::end_line() {
   }
   std::string text =
       printable(std::exchange(line_, {})) + (std::exchange(cut_, false) ? "..." : "");
+  if (text.starts_with(kHint) && std::exchange(hinted_, true)) return;
   if (++lines_ > kLinesASecond + 1) return;
   if (lines_ == kLinesASecond + 1) text = "mw: mwins says more than is shown";
   text += '\n';

@@ -19,6 +19,8 @@ class Relay {
  public:
   static constexpr size_t kLongestLine = 1000;
   static constexpr unsigned kLinesASecond = 40;
+  // Lines that begin so are for people, and worth saying once, whichever INS says it.
+  static constexpr const char* kHint = "mwins: hint: ";
 
   // `out`: where the lines go; borrowed.
   explicit Relay(int out) : out_(out) {}
@@ -40,6 +42,7 @@ class Relay {
   UniqueFd pipe_;
   std::string line_;
   bool cut_ = false;
+  bool hinted_ = false;
   Clock::time_point second_{};
   unsigned lines_ = 0;  // in this second
 };

@@ -51,6 +51,15 @@ TEST_F(RelayTest, PassesLinesOnWhole) {
   EXPECT_EQ(relay_->fd(), -1);
 }
 
+TEST_F(RelayTest, AHintIsSaidOnceWhicheverInsSaysIt) {
+  say("mwins: hint: a\nmwins: other\nmwins: hint: a\n");
+  auto next = relay_->open();
+  ASSERT_TRUE(next);
+  end_ = std::move(*next);
+  say("mwins: hint: b\nmwins: other\n");
+  EXPECT_EQ(shown(), "mwins: hint: a\nmwins: other\nmwins: other\n");
+}
+
 TEST_F(RelayTest, NoEscapeSequenceReachesATerminal) {
   say(
       std::string("\x1b]0;title\x07 \x1b[2J\r\b\x7f\xc2\x9b"

@@ -4,12 +4,14 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
 #include <memory>
 #include <optional>
 #include <set>
+#include <utility>
 
 #include "base/log.h"
 #include "frontend/app_network.h"
@@ -17,6 +19,7 @@
 #include "frontend/inspect.h"
 #include "frontend/net.h"
 #include "frontend/net_watch.h"
+#include "frontend/refusals.h"
 #include "frontend/relay.h"
 #include "frontend/session.h"
 #include "frontend/supervisor.h"
@@ -91,6 +94,12 @@ class Session {
     record_.host_net = this_network();
     record_.plan = *plan;
     record_.published = request.published;
+    record_.reach = request.reach;
+    if (record_.isolated) {
+      InsResolver resolver = resolver_for_ins();
+      record_.reach.name_servers = std::move(resolver.name_servers);
+      record_.reach.stubs = std::move(resolver.stubs);
+    }
     record_.command = joined(request.command);
     for (const std::string& option : request.driver_options) {
       if (option.find('\n') == std::string::npos) continue;
@@ -208,7 +217,7 @@ void announce(const RunRequest& request, const SessionRecord& r) {
   log_line(kWho, "session %s: INS %s, because %s", r.name.c_str(), where.c_str(),
            request.why_net.c_str());
   if (r.isolated)
-    for (const std::string& sentence : obstacles()) log_line(kWho, "%s", sentence.c_str());
+    for (const std::string& sentence : obstacles(r)) log_line(kWho, "%s", sentence.c_str());
   if (r.isolated || ::geteuid() != 0) return;
   const std::string first = read_text("/proc/sys/net/ipv4/ip_unprivileged_port_start", 16);
   const unsigned long low = std::strtoul(first.c_str(), nullptr, 10);
@@ -223,6 +232,10 @@ void say_serving(const std::string& base, const SessionRecord& r) {
   log_line(kWho, "mwcommsd pid %d, mwins pid %d, registry %s", r.driver.pid, r.ins.pid,
            session_folder(base, r.name).c_str());
   for (const Publish& p : r.published) log_line(kWho, "published %s", to_string(p).c_str());
+  if (!r.isolated) return;
+  log_line(kWho, "egress %s", to_string(r.reach.egress).c_str());
+  if (!r.reach.to_host.empty())
+    log_line(kWho, "127.0.0.1 is the host's for ports %s", to_string(r.reach.to_host).c_str());
 }
 
 SpawnRequest driver_request(Session* session, int ready_fd) {
@@ -269,7 +282,10 @@ SpawnRequest ins_request(Session* session, unsigned id, int ready_fd) {
     spawn.argv.insert(spawn.argv.end(), {"--uid", uid, "--gid", uid});
   }
   spawn.netns = session->netns();
-  if (spawn.netns >= 0) spawn.resolv_conf = resolv_conf_for_ins();
+  if (spawn.netns < 0) return spawn;
+  spawn.resolv_conf = resolver_for_ins().file;
+  const std::string led = to_string(session->record().reach.to_host);
+  spawn.argv.insert(spawn.argv.end(), {"--to-host", led.empty() ? "none" : led});
   return spawn;
 }
 
@@ -279,19 +295,49 @@ std::string preloaded(const std::string& shim) {
   return others == nullptr || *others == 0 ? shim : shim + ":" + others;
 }
 
-// Keeps the session's rules in force whatever others do to the host's.
+// Keeps the session's rules in force whatever others do to the host's, and tells what they refuse.
 class RulesKeeper {
  public:
   RulesKeeper(Session* session, NetWatch watch) : session_(session), watch_(std::move(watch)) {
     if (!has_rules(session_->record())) restore(true);
+    // Of a session that is adopted: what was refused meanwhile was told to nobody.
+    if (session_->record().application.pid != 0) report_refusals();
   }
   int fd() const { return watch_.fd(); }
   void on_watch() {
     const NetWatch::News news = watch_.take();
     if (news.rules || news.links) restore(news.rules);
+    if (news.refusals) report_refusals();
+  }
+  // For an INS that starts: it asks the name servers that the host has now.
+  void follow_name_servers() {
+    Reach& reach = session_->record().reach;
+    InsResolver now = resolver_for_ins();
+    if (now.name_servers == reach.name_servers && now.stubs == reach.stubs) return;
+    reach.name_servers = std::move(now.name_servers);
+    reach.stubs = std::move(now.stubs);
+    passages_differ_ = true;
+    restore(false);
   }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
+  void report_refusals() {
+    const Clock::time_point now = Clock::now();
+    if (now < next_report_) {
+      const auto left = std::chrono::ceil<std::chrono::milliseconds>(next_report_ - now);
+      return watch_.tell_refusals_in(static_cast<int>(left.count()));
+    }
+    next_report_ = now + kBetweenReports;
+    auto table = read_refusals(session_->record());
+    if (!table) return;  // it is gone, which is told, and put back
+    for (const std::string& line : refusals_.news(*table)) {
+      const char* help = "; --egress and --to-host say what the program may reach, see mw(1)";
+      log_line(kWho, "%s%s", line.c_str(), std::exchange(helped_, true) ? "" : help);
+    }
+  }
+
   void restore(bool lost) {
     SessionRecord& record = session_->record();
     // The supervisor must not stand still while somebody else begins or ends a session.
@@ -313,6 +359,10 @@ class RulesKeeper {
     constexpr int kMostTimes = 3;
     for (int time = 0; time < kMostTimes; ++time) {
       if (auto done = restore_rules(session_->base(), *record); !done) return done;
+      if (passages_differ_) {
+        if (auto done = restore_passages(*record, session_->netns()); !done) return done;
+        passages_differ_ = false;
+      }
       watch_.forget();  // what we did ourselves
       if (has_rules(*record)) return Done{};
     }
@@ -329,8 +379,13 @@ class RulesKeeper {
 
   static constexpr int kBusyMs = 50;
   static constexpr int kAgainMs = 1000;
+  static constexpr std::chrono::seconds kBetweenReports{5};
   Session* const session_;
   NetWatch watch_;
+  Refusals refusals_;
+  Clock::time_point next_report_{};
+  bool helped_ = false;
+  bool passages_differ_ = false;  // from what is in the INS's network namespace
   bool complained_ = false;
 };
 
@@ -343,6 +398,10 @@ void keep_rules(Session* session, SupervisorConfig* config) {
   }
   auto keeper = std::make_shared<RulesKeeper>(session, std::move(*watch));
   config->watch_fd = keeper->fd();
+  config->ins = [session, keeper](unsigned id, int ready_fd) {
+    keeper->follow_name_servers();
+    return ins_request(session, id, ready_fd);
+  };
   config->on_watch = [keeper] { keeper->on_watch(); };
 }
 
@@ -486,6 +545,9 @@ int print_sessions(const std::string& base, const std::string& only) {
       for (const Publish& p : r.published) {
         std::printf("  published    %s\n", to_string(p).c_str());
       }
+      std::printf("  egress       %s\n", to_string(r.reach.egress).c_str());
+      if (!r.reach.to_host.empty())
+        std::printf("  to host      %s\n", to_string(r.reach.to_host).c_str());
     } else {
       std::printf("  network      the host's own\n");
     }

@@ -10,6 +10,7 @@
 #include "frontend/failure.h"
 #include "frontend/plan.h"
 #include "frontend/process.h"
+#include "frontend/reach.h"
 
 namespace mw {
 
@@ -42,6 +43,7 @@ struct Programs {
 struct RunRequest {
   std::vector<std::string> command;
   std::vector<Publish> published;
+  Reach reach;  // isolated only
   NetMode net = NetMode::isolated;
   std::string why_net;  // completes "because ..."
   unsigned workers = 1;

@@ -133,7 +133,10 @@ std::string encode(const SessionRecord& r) {
         << "\nhost6=" << r.plan.host6 << "\nins6=" << r.plan.ins6
         << "\nnetns_inode=" << r.netns_inode << "\nlink_index=" << r.link_index
         << "\ntable_handle=" << r.table_handle << "\nguard4=" << joined(r.guarded.v4)
-        << "\nguard6=" << joined(r.guarded.v6) << "\nguard6_all=" << r.guarded.all_v6 << "\n";
+        << "\nguard6=" << joined(r.guarded.v6) << "\nguard6_all=" << r.guarded.all_v6
+        << "\negress=" << to_string(r.reach.egress) << "\nto_host=" << to_string(r.reach.to_host)
+        << "\nname_servers=" << joined(r.reach.name_servers)
+        << "\nstubs=" << joined(r.reach.stubs) << "\n";
   }
   for (const Publish& p : r.published) {
     out << "publish=" << (p.protocol == Protocol::udp ? "udp " : "tcp ") << p.port << " "
@@ -198,6 +201,19 @@ Outcome<SessionRecord> decode(const std::string& name, const std::string& text) 
   r.netns_inode = made("netns_inode");
   r.link_index = made("link_index");
   r.table_handle = made("table_handle");
+  // Absent in a record of an older version, which knew no such limits.
+  if (!field["egress"].empty()) {
+    auto egress = parse_egress(field["egress"]);
+    if (!egress) return bad;
+    r.reach.egress = *egress;
+  }
+  if (!field["to_host"].empty()) {
+    auto ports = parse_to_host(field["to_host"]);
+    if (!ports) return bad;
+    r.reach.to_host = *ports;
+  }
+  r.reach.name_servers = words_of(field["name_servers"]);
+  r.reach.stubs = words_of(field["stubs"]);
   if (r.plan.link != kLinkPrefix + std::to_string(r.plan.slot)) return bad;
   return r;
 }

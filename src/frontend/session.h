@@ -14,6 +14,7 @@
 #include "frontend/failure.h"
 #include "frontend/plan.h"
 #include "frontend/process.h"
+#include "frontend/reach.h"
 
 namespace mw {
 
@@ -46,6 +47,7 @@ struct SessionRecord {
   // What its table guards, for other bases too: they may end before it does.
   GuardedLinks guarded;
   std::vector<Publish> published;
+  Reach reach;       // isolated only
   std::string mark;  // "MWCOMMS_SESSION=NAME:" as it stands in the application's environment
   MemoryId memory;   // that all its attached processes map
   std::string command;

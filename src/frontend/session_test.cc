@@ -46,6 +46,10 @@ TEST_F(SessionFolder, RecordSurvivesTheRoundTrip) {
     ASSERT_TRUE(p);
     r.published.push_back(*p);
   }
+  auto egress = parse_egress("dns,192.0.2.0/24,2001:db8::1");
+  auto to_host = parse_to_host("3306,53/udp");
+  ASSERT_TRUE(egress && to_host);
+  r.reach = {*egress, *to_host, {"127.0.0.1", "fe80::1%eth0"}, {"127.0.0.53"}};
   auto back = decode("a-0", encode(r));
   ASSERT_TRUE(back);
   EXPECT_EQ(encode(*back), encode(r));
@@ -53,6 +57,10 @@ TEST_F(SessionFolder, RecordSurvivesTheRoundTrip) {
   EXPECT_EQ(back->published[1].host, "fd00::1");
   EXPECT_EQ(back->command, r.command);
   EXPECT_EQ(back->driver_options, r.driver_options);
+  EXPECT_EQ(to_string(back->reach.egress), "dns,192.0.2.0/24,2001:db8::1");
+  EXPECT_EQ(to_string(back->reach.to_host), "3306,53/udp");
+  EXPECT_EQ(back->reach.name_servers, r.reach.name_servers);
+  EXPECT_EQ(back->reach.stubs, r.reach.stubs);
 }
 
 TEST_F(SessionFolder, DamagedRecordsAreRefused) {

@@ -217,6 +217,10 @@ void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
   do {
     result(a, ::connect(s.fd, address_of(r), r.in_len));
   } while (a.ret < 0 && a.err == EINTR);
+  if (s.kind == SockKind::stream) {
+    s.loopback = loopback_target(address_of(r), r.in_len);
+    if (a.ret < 0 && a.err == ECONNREFUSED) ins_.loopback_hint.refused(false, s.loopback);
+  }
   if (a.ret == 0 || a.err == EINPROGRESS) {
     note_connect(i, s, a.ret == 0 && !unspec, unspec);
     telemetry_.connecting(MW_TEL_CONNECT, i, s, address_of(r), r.in_len);

@@ -16,6 +16,7 @@
 
 #include "base/unique_fd.h"
 #include "ins/decode.h"
+#include "ins/loopback_hint.h"
 #include "ins/placeholder_table.h"
 #include "ins/slot_table.h"
 #include "ins/telemetry.h"
@@ -141,6 +142,7 @@ struct InsContext {
   PlaceholderTable placeholders;  // of accepted connections
   CallTable calls;
   Wishes wishes;
+  LoopbackHint loopback_hint;
   NoteQueue<ControlNote> to_control;
   std::vector<std::unique_ptr<NoteQueue<WorkerNote>>> to_worker;
   std::vector<std::unique_ptr<Stats>> stats;

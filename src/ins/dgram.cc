@@ -57,6 +57,14 @@ void Worker::dgram_errors(uint32_t i, Sock& s) {
   if (has_error_queue(s)) set_state(i, s, s.state | MW_ST_ERRQ);
 }
 
+void Worker::datagram_refused(const Sock& s) {
+  sockaddr_storage peer{};
+  socklen_t len = sizeof peer;
+  auto* const address = reinterpret_cast<sockaddr*>(&peer);
+  if (::getpeername(s.fd, address, &len) == 0)
+    ins_.loopback_hint.refused(true, loopback_target(address, len));
+}
+
 void Worker::on_dgram_event(uint32_t i, Sock& s, uint32_t events) {
   if (s.fd < 0) return;
   uint32_t news = 0;
@@ -228,6 +236,7 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
   }
   if (n < 0) {
     // What it left in the error queue is seen as soon as the call has returned.
+    if (s.kind == SockKind::dgram && a.err == ECONNREFUSED) datagram_refused(s);
     if (s.kind == SockKind::dgram && a.err != EAGAIN) dgram_errors(i, s);
     return;
   }

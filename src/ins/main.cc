@@ -28,12 +28,14 @@ struct Arguments {
   uint32_t uid = kNobody;
   uint32_t gid = kNobody;
   int ready_fd = -1;
+  std::string to_host;  // empty: 127.0.0.1 is the host's
 };
 
 int usage() {
   std::fputs(
       "usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N] [--mark "
-      "W]\n",
+      "W]\n"
+      "             [--to-host PORT[/udp],..|none]\n",
       stderr);
   return 2;
 }
@@ -55,6 +57,9 @@ bool parse(int argc, char** argv, Arguments& out) {
       out.registry = value;
     } else if (name == "--mark") {
       // For whoever looks for us among the processes.
+    } else if (name == "--to-host") {
+      out.to_host = value;
+      if (!LoopbackHint().init(out.to_host)) return false;
     } else if (name == "--id") {
       if (!number(value, 0, UINT32_MAX, out.id)) return false;
       have_id = true;
@@ -104,6 +109,7 @@ int run(const Arguments& args) {
   if (!listener) return failed(listener.error());
 
   InsContext ins;
+  if (!args.to_host.empty()) ins.loopback_hint.init(args.to_host);
   ins.load.reset(::open("/proc/loadavg", O_RDONLY | O_CLOEXEC));
 
   // Beyond this point: no files, no other uid's things.

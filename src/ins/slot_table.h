@@ -21,6 +21,7 @@
 #include "base/result.h"
 #include "base/unique_fd.h"
 #include "ins/limits.h"
+#include "ins/loopback_hint.h"
 #include "transport/local/control.h"
 
 namespace mw {
@@ -144,6 +145,7 @@ struct alignas(64) Sock {
   int32_t protocol = 0;
   uint32_t beat_tx_tail = 0;  // as the last beat saw them
   uint32_t beat_rx_head = 0;
+  LoopbackTarget loopback;  // a stream that connects
   uint32_t untold = 0;  // MW_ST_* bits that wait for the bytes before them (Worker::tell_end)
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;

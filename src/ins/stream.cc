@@ -389,6 +389,7 @@ void Worker::finish_connect(uint32_t i, Sock& s) {
     return;
   }
   if (err == ECONNREFUSED) {
+    ins_.loopback_hint.refused(false, s.loopback);
     s.conn |= MW_CONN_PEER_RST;
     telemetry_.changed(i, s);
   }

@@ -464,6 +464,7 @@ void Worker::set_state(uint32_t i, Sock& s, uint32_t state) {
 }
 
 void Worker::publish_error(uint32_t i, Sock& s, int err) {
+  if (err == ECONNREFUSED && s.kind == SockKind::dgram) datagram_refused(s);
   mw_slot& shared = ch_.slot(i);
   A::store_relaxed(shared.error, err);
   A::store_release(shared.error_seq, ++s.error_seq);

@@ -70,6 +70,7 @@ class Worker {
   void requeue(uint32_t i, Sock& s);
   void set_state(uint32_t i, Sock& s, uint32_t state);
   void publish_error(uint32_t i, Sock& s, int err);
+  void datagram_refused(const Sock& s);
   void publish_failure(uint32_t i, Sock& s, int err, uint32_t state);
   void announce(uint32_t i, uint32_t news);
   void ring_groups();

@@ -24,7 +24,8 @@ class Reader : private TomlReader {
  public:
   ConfigReading read(const std::string& text) {
     if (const auto root = parse(text)) {
-      only(*root, "", {"netflow", "exports"});
+      only(*root, "", {"network", "netflow", "exports"});
+      if (const toml::table* t = table(*root, "network")) network(*t);
       if (const toml::table* t = table(*root, "netflow")) netflow(*t);
       if (const toml::table* t = table(*root, "exports")) exports(*t);
     }
@@ -66,6 +67,36 @@ class Reader : private TomlReader {
                                " has to be an address and a port, such as 127.0.0.1:4739 or "
                                "[::1]:4739 (names are not looked up)");
     return parsed;
+  }
+
+  void network(const toml::table& t) {
+    only(t, "network.", {"egress", "to_host"});
+    list(t, "egress", false, out_.config.network.egress);
+    list(t, "to_host", true, out_.config.network.to_host);
+  }
+  // A text, or an array of texts (and of numbers).
+  void list(const toml::table& in, const char* name, bool numbers, std::optional<ConfigText>& out) {
+    const toml::node* const node = in.get(name);
+    if (node == nullptr) return;
+    std::string joined;
+    bool is_right = true;
+    const auto take = [&](const toml::node& one) {
+      const auto text = one.value_exact<std::string>();
+      const auto number = one.value_exact<int64_t>();
+      if (!text && !(numbers && number)) {
+        is_right = false;
+        fault(one, std::string(name) + " has to be " +
+                       (numbers ? "a port, a text or a list of those" : "a text or a list of texts"));
+        return;
+      }
+      joined += (joined.empty() ? "" : ",") + (text ? *text : std::to_string(*number));
+    };
+    if (const toml::array* all = node->as_array()) {
+      for (const toml::node& one : *all) take(one);
+    } else {
+      take(*node);
+    }
+    if (is_right) out = ConfigText{joined, node->source().begin.line, node->source().begin.column};
   }
 
   void netflow(const toml::table& t) {

@@ -1,11 +1,12 @@
-// config.h - the configuration file of the NetFlow interface and of the exports: TOML, described in
-// mwcomms.toml(5).
+// config.h - the configuration file of a session, of its NetFlow interface and of the exports: TOML,
+// described in mwcomms.toml(5).
 //
 // TRUST       The file is its owner's. What it says is checked completely all the same, so that a
 //             mistake is found before a session runs with less protection than was meant.
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,7 +24,19 @@ struct ListenConfig {
   std::string key_file;
 };
 
+// What a session may reach, as its front end reads it: lists are joined by commas.
+struct ConfigText {
+  std::string text;
+  uint32_t line = 0;
+  uint32_t column = 0;
+};
+struct NetworkConfig {
+  std::optional<ConfigText> egress;
+  std::optional<ConfigText> to_host;
+};
+
 struct Config {
+  NetworkConfig network;
   ListenConfig listen;
   ExportOptions exports;
 };

@@ -74,6 +74,23 @@ TEST_F(ConfigFile, EverythingIsTaken) {
   EXPECT_EQ(e.json_lines.keep, 0u);
 }
 
+TEST_F(ConfigFile, WhatASessionReachesIsATextOrAList) {
+  const ConfigReading r = parse_config(
+      "[network]\negress = [\"dns\", \"192.0.2.0/24,2001:db8::/32\"]\nto_host = [3306, \"53/udp\"]\n");
+  EXPECT_EQ(faults(r), "");
+  ASSERT_TRUE(r.config.network.egress);
+  EXPECT_EQ(r.config.network.egress->text, "dns,192.0.2.0/24,2001:db8::/32");
+  EXPECT_EQ(r.config.network.egress->line, 2u);
+  ASSERT_TRUE(r.config.network.to_host);
+  EXPECT_EQ(r.config.network.to_host->text, "3306,53/udp");
+  EXPECT_EQ(r.config.network.to_host->line, 3u);
+  EXPECT_EQ(parse_config("[network]\nto_host = 25\n").config.network.to_host->text, "25");
+  EXPECT_FALSE(parse_config("").config.network.egress);
+  const ConfigReading wrong = parse_config("[network]\negress = [1]\nto_host = true\nelse = 1\n");
+  EXPECT_EQ(wrong.faults.size(), 3u) << faults(wrong);
+  EXPECT_FALSE(wrong.config.network.egress);
+}
+
 TEST_F(ConfigFile, NoListener) {
   const ConfigReading r = parse_config("[netflow]\nlisten = \"none\"\n");
   EXPECT_EQ(faults(r), "");
@@ -99,7 +116,7 @@ TEST_F(ConfigFile, EachFaultIsToldWithItsLine) {
       "file = \"/no/such/folder/x\"\n"
       "rotate_bytes = 1\n");
   for (const char* fault :
-       {"1: netflo is unknown; there are: netflow, exports\n", "3: listen has to be an address",
+       {"1: netflo is unknown; there are: network, netflow, exports\n", "3: listen has to be an address",
         "4: role has to be", "5: token_file has to be an absolute path", "2: a token is shown",
         "7: active_timeout_s has to be 1 to 86400", "8: idle_timeout_s has to be a whole number",
         "9: exports.ipfix needs a collector", "10: transport has to be",

@@ -148,7 +148,7 @@ USAGE = {
            ["run", "--workers", "many", "--", "true"], ["ps", "--", "x"], ["clean", "x", "y"], ["adopt"], ["version", "x"]],
     "mwins": [[], ["--registry"], ["--registry", "/x"], ["--registry", "/x", "--id", "y"],
               ["--registry", "/x", "--id", "1", "--workers", "0"], ["--bogus", "1"],
-              ["--registry", "/x", "--id", "1", "--uid", "0"]],
+              ["--registry", "/x", "--id", "1", "--uid", "0"], ["--registry", "/x", "--id", "1", "--to-host", "x"]],
     "mwcommsd": [[], ["--registry"], ["--bogus", "1"], ["--channel-fd", "999"], ["--token", "zz"],
                  ["--bell-fds", "x"]],
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MODES = ("native", "mw")
 ISOLATED = "isolated"
+HOST = "192.0.2.10"  # the address of a host of a test's own (host.py)
 
 
 def directory() -> Path:
@@ -34,6 +35,7 @@ def wrap(mode: str, command: list, ports: list = (), workers: int = None) -> lis
         return [*run, "--net", "host", "--", *command]
     if mode != ISOLATED:
         raise ValueError(f"unknown mode {mode}")
+    run += ["--egress", f"{HOST},dns"]  # what a test serves for it on the host
     for port in ports:
         number = str(port).partition("/")[0]
         run += ["-p", f"{number}:{port}"]

@@ -10,7 +10,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from . import netns
+from . import build, netns
 
 _CLONE_NEWNS = 0x00020000
 _CLONE_NEWNET = 0x40000000
@@ -27,7 +27,7 @@ def _run(*words: str) -> None:
     subprocess.run(words, check=True, timeout=_BOUND)
 
 
-ADDRESS = "192.0.2.10"
+ADDRESS = build.HOST
 
 
 @contextlib.contextmanager

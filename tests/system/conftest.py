@@ -33,6 +33,14 @@ class Visitor:
     def disconnect(self) -> None:
         output("ip", "link", "delete", self._link)
 
+    @property
+    def name(self) -> str:
+        return self._namespace.name
+
+    def wrap(self, words: list) -> list:
+        """The command, started over there."""
+        return self._namespace.wrap(words)
+
     def run(self, *words, check: bool = True, **options):
         """Runs a command over there."""
         return proc.run(self._namespace.wrap(words), 120, check, **options)

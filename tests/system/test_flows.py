@@ -189,7 +189,7 @@ u.send(b"12345")
 u.close()
 open({str(gate)!r}).read()
 """)
-    session = start("--", "/usr/bin/python3", str(program))
+    session = start("--egress", f"{host},192.0.2.99", "--", "/usr/bin/python3", str(program))
     with Client(session=session.name, timeout=SECONDS) as engine:
         engine.monitor(True)
         engine.observe_holders()

@@ -99,7 +99,7 @@ u.sendto(b"12345", ("127.0.0.1", 9))
 u.close()
 open({str(gate)!r}).read()
 """)
-    session = start("--", "/usr/bin/python3", str(program))
+    session = start("--egress", echo.session.record["host4"], "--", "/usr/bin/python3", str(program))
     with Client(session=session.name, timeout=SECONDS) as engine:
         engine.monitor(True)
         gate.write_text("")

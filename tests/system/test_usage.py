@@ -12,6 +12,11 @@ WRONG = [
     ["run"], ["run", "--nonsense", "--", "true"], ["run", "-p", "nonsense", "--", "true"],
     ["run", "--netflow", "nonsense", "--", "true"], ["run", "--netflow", "localhost:80", "--", "true"],
     ["run", "--netflow", "unix:/run/x", "--", "true"], ["run", "--netflow-role", "nonsense", "--", "true"],
+    *(["run", "--net", "isolated", "--egress", word, "--", "true"]
+      for word in ("", "nonsense", "any,dns", "none,192.0.2.0/24", "192.0.2.0/33", "192.0.2.1/24", "::ffff:192.0.2.1", "dns,")),
+    ["run", "--egress", "any", "--egress", "none", "--", "true"], ["run", "--egress"],
+    *(["run", "--net", "isolated", "--to-host", word, "--", "true"] for word in ("", "0", "65536", "80/sctp", "1-2", "x")),
+    ["run", "--net", "host", "--egress", "any", "--", "true"], ["run", "--net", "host", "--to-host", "80", "--", "true"],
     ["run", "--config", "WRONG.toml", "--", "true"], ["run", "--workers", "0", "--", "true"],
     ["ps", "--nonsense"], ["ps", "a", "b"], ["doctor", "--nonsense"], ["check-config"], ["check-config", "a", "b"],
     ["adopt"], ["adopt", "a", "b"], ["clean", "--nonsense"], ["clean", "a", "b"], ["version", "x"],
