@@ -11,16 +11,17 @@ import sys
 MAY_USE = {
     "abi": set(),
     "base": set(),
+    "coverage": {"base"},
     "ring": {"abi", "base"},
     "codec": {"abi", "base"},
     "transport": {"abi", "base", "ring", "codec"},
     "registry": {"abi", "base", "ring"},
     "netflow": {"abi", "base"},
     "guard": {"base", "netflow"},
-    "shim": {"abi", "base", "ring", "codec", "transport"},
+    "shim": {"abi", "base", "coverage", "ring", "codec", "transport"},
     "ins": {"abi", "base", "ring", "codec", "transport", "registry"},
     "driver": {"abi", "base", "ring", "transport", "registry", "netflow"},
-    "frontend": {"base", "registry"},
+    "frontend": {"base", "coverage", "registry"},
     "cli": {"base", "netflow", "guard", "registry", "frontend", "transport"},
 }
 
@@ -35,6 +36,7 @@ LOCKS = {"mutex", "shared_mutex", "condition_variable", "semaphore", "pthread.h"
 ALLOCATION = {"vector", "string", "map", "set", "unordered_map", "unordered_set", "list", "deque", "memory",
               "functional"}
 NEVER_SYSTEM = {
+    "coverage": LOCKS | ALLOCATION | {"iostream", "fstream", "ostream", "istream", "sstream", "unistd.h"},
     "ring": IO | LOCKS | ALLOCATION,
     "shim": {"iostream", "fstream", "ostream", "istream", "sstream", "thread", "mutex", "shared_mutex",
              "condition_variable", "future", "stdexcept", "exception", "semaphore"},

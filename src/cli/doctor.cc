@@ -394,7 +394,7 @@ void Examiner::program() {
     ok("coverage", found.program + " is a program that the shim reaches");
     return;
   }
-  const char* remedy = "";
+  std::string remedy;
   switch (found.verdict) {
     case Inspection::Verdict::not_found:
       remedy = "install it, or name its path";
@@ -404,6 +404,8 @@ void Examiner::program() {
       break;
     default:
       remedy = "mw run refuses it, because its sockets would bypass the INS";
+      if (!found.to_allow.empty())
+        remedy += "; with --allow-uncovered=" + found.to_allow + " it runs uncovered";
   }
   fail("coverage", found.reason, remedy);
 }

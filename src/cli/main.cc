@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstdio>
 #include <filesystem>
+#include <sstream>
 
 #include "base/log.h"
 #include "cli/changes.h"
@@ -24,6 +25,7 @@
 #include "cli/top.h"
 #include "frontend/run.h"
 #include "frontend/session.h"
+#include "netflow/config.h"
 #include "netflow/socket_address.h"
 #include "transport/local/session_fds.h"
 
@@ -165,6 +167,7 @@ struct RunArguments {
   unsigned stacks = 1;
   unsigned workers = 1;
   bool verbose = false;
+  std::string uncovered;
   std::string config, netflow, netflow_role, token_file, read_token_file, certificate, key;
 };
 
@@ -213,12 +216,18 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
   run->add_option("--netflow-certificate", args->certificate, "For TLS, with a token")
       ->check(CLI::ExistingFile);
   run->add_option("--netflow-key", args->key, "For TLS, with a token")->check(CLI::ExistingFile);
+  run->add_flag(
+         "--allow-uncovered", args->uncovered,
+         "Let programs run that the shim does not reach (static, Go, setuid, ...), uncovered: "
+         "all of them, or with =LIST those of a list of names and paths with commas between")
+      ->join(',');
   run->add_flag("-v,--verbose", args->verbose, "Say what runs where");
   run->prefix_command();
   run->footer(
       "mw run [-p [HOST:]PORT[:INSPORT][/udp]]... [--egress any|none|dns,CIDR,...] "
       "[--to-host PORT[/udp],...]\n"
-      "       [--net isolated|host] [--workers W] [-v] -- CMD...\n"
+      "       [--net isolated|host] [--workers W] [--allow-uncovered[=NAME|PATH,...]] [-v] "
+      "-- CMD...\n"
       "The exit status is CMD's; 128+N if signal N killed it; 125 if mw failed, 126 if CMD cannot "
       "be\n"
       "run or covered, 127 if it was not found.");
@@ -247,6 +256,30 @@ Outcome<mw::Done> take_reach(const RunArguments& args, const mw::SessionConfig& 
     reach->to_host = *ports;
   }
   return mw::Done{};
+}
+
+// What --allow-uncovered says, or else the configuration file, as the shim takes it.
+Outcome<std::string> uncovered_programs(const RunArguments& args) {
+  std::vector<std::string> programs;
+  if (!args.uncovered.empty()) {
+    // A flag of CLI11 that has no value is "true".
+    std::istringstream list(args.uncovered);
+    for (std::string one; std::getline(list, one, ',');)
+      programs.push_back(one == "true" ? "*" : one);
+  } else if (!args.config.empty()) {
+    auto reading = mw::netflow::read_config(args.config);
+    if (!reading) return Failure{"read " + args.config, mw::errno_text(reading.error().err), ""};
+    programs = reading->config.application.allow_uncovered;
+  }
+  std::string text;
+  for (const std::string& program : programs) {
+    if (const char* why = mw::netflow::fault_of_uncovered(program))
+      return Failure{"take --allow-uncovered", program + why, "write names, and absolute paths"};
+    text += (text.empty() ? "" : ",") + program;
+  }
+  if (text.size() > mw::kMaxUncovered)
+    return Failure{"take so many programs of --allow-uncovered", "they are too long together", ""};
+  return text;
 }
 
 int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::string> command) {
@@ -302,6 +335,9 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
     if (!address || address->family() == AF_UNIX)
       return usage_error(run, "--netflow: not ADDRESS:PORT, and not none: " + args.netflow);
   }
+  auto uncovered = uncovered_programs(args);
+  if (!uncovered) return usage_error(run, uncovered.failure().text());
+  request.uncovered = *uncovered;
   request.command = std::move(command);
   request.workers = args.workers;
   request.verbose = args.verbose;
@@ -401,6 +437,9 @@ int main(int argc, char** argv) {
     const auto chosen = app.get_subcommands();
     return usage_error(chosen.empty() ? app : *chosen[0], error.what(), ours);
   }
+  // CLI11 takes that for the option without a list, which allows everything.
+  if (*run && std::find(ours.begin(), ours.end(), "--allow-uncovered=") != ours.end())
+    return usage_error(*run, "--allow-uncovered=: no program is named", ours);
   for (const CLI::App* takes_command : {run, doctor}) {
     if (!*takes_command) continue;
     std::vector<std::string> command = takes_command->remaining();

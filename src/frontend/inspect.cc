@@ -1,33 +1,19 @@
 #include "frontend/inspect.h"
 
-#include <elf.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <string.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
-#include <sys/xattr.h>
 #include <unistd.h>
 
-#include <algorithm>
 #include <cstdlib>
 #include <sstream>
 
-#include "base/unique_fd.h"
+#include "coverage/coverage.h"
 
 namespace mw {
 namespace {
 
 using Verdict = Inspection::Verdict;
 
-constexpr int kMaxScripts = 5;         // the kernel's own limit on chained interpreters is 5
-constexpr size_t kMaxSegments = 1024;  // far beyond any real program
-constexpr size_t kMaxNotes = 1 << 16;
-constexpr size_t kMaxFirstLine = 256;  // BINPRM_BUF_SIZE
-
-Inspection refuse(const std::string& program, const std::string& why) {
-  return {Verdict::refused, program, program + " " + why};
-}
+constexpr int kMaxPrograms = 6;  // that start one another: env, the dynamic linker
 
 // As execvp(3) searches: the first entry of PATH that may be executed wins.
 Inspection resolve(const std::string& name) {
@@ -41,127 +27,16 @@ Inspection resolve(const std::string& name) {
       candidates.push_back((folder.empty() ? "." : folder) + "/" + name);
     }
   }
-  Inspection result{Verdict::not_found, name, name + " was not found"};
+  Inspection result{Verdict::not_found, name, name + " was not found", ""};
   for (const std::string& candidate : candidates) {
     struct stat st {};
     if (::stat(candidate.c_str(), &st) < 0) continue;
     if (S_ISREG(st.st_mode) && ::access(candidate.c_str(), X_OK) == 0) {
-      return {Verdict::coverable, candidate, ""};
+      return {Verdict::coverable, candidate, "", ""};
     }
-    result = {Verdict::not_executable, candidate, candidate + " is not an executable file"};
+    result = {Verdict::not_executable, candidate, candidate + " is not an executable file", ""};
   }
   return result;
-}
-
-bool read_at(int fd, void* to, size_t size, uint64_t offset) {
-  return ::pread(fd, to, size, static_cast<off_t>(offset)) == static_cast<ssize_t>(size);
-}
-
-// Would the kernel set AT_SECURE, so that the dynamic linker ignores LD_PRELOAD?
-std::string secure_execution(const std::string& program, int fd) {
-  struct stat st {};
-  struct statvfs fs {};
-  if (::fstat(fd, &st) < 0 || ::fstatvfs(fd, &fs) < 0) return "";
-  const bool honoured = (fs.f_flag & ST_NOSUID) == 0;
-  if (honoured && (st.st_mode & S_ISUID) != 0 && st.st_uid != ::getuid()) return "setuid";
-  const bool setgid = (st.st_mode & (S_ISGID | S_IXGRP)) == (S_ISGID | S_IXGRP);
-  if (honoured && setgid && st.st_gid != ::getgid()) return "setgid";
-  if (::geteuid() != ::getuid() || ::getegid() != ::getgid()) return "started with changed ids";
-  if (honoured && ::getuid() != 0 &&
-      ::getxattr(program.c_str(), "security.capability", nullptr, 0) > 0) {
-    return "equipped with file capabilities";
-  }
-  return "";
-}
-
-// A "Go" note marks what the Go linker made; its runtime enters the kernel without libc.
-bool has_go_note(int fd, const Elf64_Phdr& segment) {
-  if (segment.p_filesz > kMaxNotes) return false;
-  std::vector<char> bytes(segment.p_filesz);
-  if (!read_at(fd, bytes.data(), bytes.size(), segment.p_offset)) return false;
-  size_t at = 0;
-  while (at + sizeof(Elf64_Nhdr) <= bytes.size()) {
-    Elf64_Nhdr note;
-    ::memcpy(&note, bytes.data() + at, sizeof(note));
-    const size_t name = at + sizeof(note);
-    if (note.n_namesz >= 3 && name + 3 <= bytes.size() &&
-        ::memcmp(bytes.data() + name, "Go", 3) == 0) {
-      return true;
-    }
-    const uint64_t next = uint64_t{name} + ((uint64_t{note.n_namesz} + 3) & ~uint64_t{3}) +
-                          ((uint64_t{note.n_descsz} + 3) & ~uint64_t{3});
-    if (next > bytes.size()) return false;
-    at = next;
-  }
-  return false;
-}
-
-Inspection inspect_elf(const std::string& program, int fd) {
-  const std::string secure = secure_execution(program, fd);
-  if (!secure.empty()) {
-    return refuse(program,
-                  "is " + secure +
-                      ": the dynamic linker ignores preloaded libraries in such a program, so "
-                      "its sockets would bypass the INS; run a copy without that bit as the "
-                      "user that it should have");
-  }
-  Elf64_Ehdr header{};
-  if (!read_at(fd, &header, sizeof(header), 0) || header.e_ident[EI_CLASS] != ELFCLASS64 ||
-      header.e_machine != EM_X86_64) {
-    return refuse(program,
-                  "is not a 64-bit x86 program, and libmwshim.so is: it cannot be loaded into it");
-  }
-  bool dynamic = false;
-  bool go = false;
-  std::string interpreter;
-  const size_t segments = std::min<size_t>(header.e_phnum, kMaxSegments);
-  for (size_t i = 0; i < segments; ++i) {
-    Elf64_Phdr segment{};
-    if (!read_at(fd, &segment, sizeof(segment), header.e_phoff + i * sizeof(segment))) break;
-    if (segment.p_type == PT_INTERP) {
-      char name[256] = {};
-      const size_t length = std::min<size_t>(segment.p_filesz, sizeof(name) - 1);
-      dynamic = read_at(fd, name, length, segment.p_offset);
-      interpreter = name;
-    } else if (segment.p_type == PT_NOTE) {
-      go = go || has_go_note(fd, segment);
-    }
-  }
-  if (!dynamic) {
-    return refuse(
-        program,
-        "is statically linked: it enters the kernel without libc, so libmwshim.so never sees "
-        "its sockets; use a dynamically linked build");
-  }
-  if (go) {
-    return refuse(
-        program,
-        "is a Go program: its runtime makes system calls without libc, so libmwshim.so never "
-        "sees its sockets");
-  }
-  if (interpreter.find("ld-linux") == std::string::npos) {
-    return refuse(program, "is started by " + interpreter +
-                               ", not by glibc's dynamic linker that libmwshim.so is made for");
-  }
-  return {Verdict::coverable, program, ""};
-}
-
-// The words of a "#!" line: the interpreter and at most one argument, as the kernel splits it.
-std::vector<std::string> shebang(int fd) {
-  char line[kMaxFirstLine + 1] = {};
-  const ssize_t n = ::pread(fd, line, kMaxFirstLine, 0);
-  if (n < 2 || line[0] != '#' || line[1] != '!') return {};
-  std::string text(line + 2, ::strcspn(line + 2, "\n"));
-  const auto trim = [](std::string s) {
-    const size_t from = s.find_first_not_of(" \t\r");
-    if (from == std::string::npos) return std::string();
-    return s.substr(from, s.find_last_not_of(" \t\r") - from + 1);
-  };
-  text = trim(text);
-  const size_t space = text.find_first_of(" \t");
-  std::vector<std::string> words = {text.substr(0, space)};
-  if (space != std::string::npos) words.push_back(trim(text.substr(space)));
-  return words;
 }
 
 // What env(1) would run: its first operand that is not an assignment. Nothing, if it has options
@@ -178,43 +53,86 @@ std::vector<std::string> behind_env(const std::vector<std::string>& command) {
   return {};
 }
 
+// What glibc's dynamic linker would run.
+std::vector<std::string> behind_linker(const std::vector<std::string>& command) {
+  std::vector<const char*> words;
+  for (const std::string& word : command) words.push_back(word.c_str());
+  words.push_back(nullptr);
+  const char* program = behind_loader(words.data());
+  return program == nullptr ? std::vector<std::string>{} : std::vector<std::string>{program};
+}
+
+// A plain text is a script of /bin/sh, as execvp(3) has it.
+Judgement judge_command(const std::string& program, const JudgeOptions& options) {
+  const Judgement j = judge({AT_FDCWD, program.c_str(), 0}, options);
+  return j.coverage == Coverage::no_format && !j.is_elf ? judge_shell() : j;
+}
+
+Verdict verdict_of(const Judgement& j) {
+  switch (j.coverage) {
+    case Coverage::covered:
+      return Verdict::coverable;
+    case Coverage::missing:
+      return Verdict::not_found;
+    case Coverage::not_executable:
+      return Verdict::not_executable;
+    default:
+      return Verdict::refused;
+  }
+}
+
+std::string sentence_of(const Judgement& j, const std::string& program) {
+  char text[1024];
+  describe(j, program.c_str(), text, sizeof text);
+  return text;
+}
+
+Inspection outcome_of(const Judgement& j, const std::string& program,
+                      const std::string& uncovered) {
+  Inspection result{verdict_of(j), program, "", ""};
+  if (result.verdict == Verdict::coverable) return result;
+  result.reason = sentence_of(j, program);
+  if (!is_out_of_reach(j.coverage)) return result;
+  const std::string name = name_of(j, program.c_str());
+  result.to_allow = name.substr(name.rfind('/') + 1);
+  make_printable(result.to_allow.data());
+  if (is_allowed(uncovered.c_str(), j, program.c_str())) result.verdict = Verdict::allowed;
+  return result;
+}
+
 }  // namespace
 
-Inspection inspect_command(const std::vector<std::string>& command) {
+Inspection inspect_command(const std::vector<std::string>& command, const std::string& uncovered) {
   std::vector<std::string> current = command;
   std::string first;
-  for (int depth = 0; depth <= kMaxScripts; ++depth) {
+  JudgeOptions options;
+  for (int depth = 0; depth < kMaxPrograms; ++depth) {
     Inspection found = resolve(current[0]);
     if (first.empty()) first = found.program;
     if (found.verdict != Verdict::coverable) {
       if (depth > 0) found.reason = first + " needs " + found.reason;
       return found;
     }
-    const UniqueFd fd{::open(found.program.c_str(), O_RDONLY | O_CLOEXEC)};
-    if (!fd) {
-      return refuse(
-          found.program,
-          "cannot be read, so it is not known whether it can be covered: " + errno_text(errno));
+    const Judgement j = judge_command(found.program, options);
+    if (j.coverage != Coverage::covered) {
+      Inspection result = outcome_of(j, found.program, uncovered);
+      if (depth > 0) result.reason = first + " runs " + result.reason;
+      return result;
     }
-    char magic[SELFMAG] = {};
-    const bool is_elf =
-        read_at(fd.get(), magic, SELFMAG, 0) && ::memcmp(magic, ELFMAG, SELFMAG) == 0;
-    if (is_elf) {
-      Inspection result = inspect_elf(found.program, fd.get());
-      if (result.verdict != Verdict::coverable) {
-        if (depth > 0) result.reason = first + " runs " + result.reason;
-        return result;
-      }
-      const std::string name = found.program.substr(found.program.rfind('/') + 1);
-      if (name == "env") current = behind_env(current);
-      if (name != "env" || current.empty()) return {Verdict::coverable, first, ""};
-      continue;
-    }
-    std::vector<std::string> next = shebang(fd.get());
-    if (next.empty() || next[0].empty()) next = {"/bin/sh"};  // as execvp(3) does for plain text
+    const std::string name = name_of(j, found.program.c_str());
+    std::vector<std::string> next = current;
+    if (j.interpreter[0] != 0) next = {name, j.argument};
+    if (j.is_loader)
+      next = behind_linker(next);
+    else if (name.substr(name.rfind('/') + 1) == "env")
+      next = behind_env(next);
+    else
+      next.clear();
+    if (next.empty()) return {Verdict::coverable, first, "", ""};
+    options.is_mapped_by_loader = j.is_loader;
     current = next;
   }
-  return refuse(first, "leads through too many interpreters");
+  return {Verdict::refused, first, first + " leads through too many interpreters", ""};
 }
 
 }  // namespace mw

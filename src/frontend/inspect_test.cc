@@ -154,5 +154,32 @@ TEST_F(InspectCommand, SurvivesDamagedHeaders) {
   }
 }
 
+TEST_F(InspectCommand, TheDynamicLinkersProgramIsTheCommand) {
+  const std::string loader = "/lib64/ld-linux-x86-64.so.2";
+  EXPECT_EQ(inspect_command({loader, "--inhibit-cache", "/bin/true"}).verdict, Verdict::coverable);
+  EXPECT_EQ(inspect_command({loader, "--list", "/bin/true"}).verdict, Verdict::coverable);
+  const std::string program = file("static", FakeElf{.interpreter = nullptr}.bytes());
+  EXPECT_EQ(inspect_command({loader, program}).verdict, Verdict::refused);
+  EXPECT_EQ(inspect_command({"env", "A=1", loader, program}).verdict, Verdict::coverable)
+      << "env's words are not followed further; the shim refuses it there";
+}
+
+TEST_F(InspectCommand, WhatIsAllowedIsToldAndRuns) {
+  const std::string program = file("static", FakeElf{.interpreter = nullptr}.bytes());
+  const Inspection refused = inspect_command({program}, "other");
+  EXPECT_EQ(refused.verdict, Verdict::refused);
+  EXPECT_EQ(refused.to_allow, "static");
+  for (const std::string& list : {std::string("*"), std::string("static"), program}) {
+    const Inspection result = inspect_command({"env", program}, list);
+    EXPECT_EQ(result.verdict, Verdict::allowed) << list;
+    EXPECT_NE(result.reason.find("statically linked"), std::string::npos) << result.reason;
+  }
+  // What nothing can start is not helped by a list.
+  const std::string broken = file("broken", std::string(ELFMAG) + std::string(100, '\2'));
+  EXPECT_EQ(inspect_command({broken}).verdict, Verdict::refused);
+  EXPECT_EQ(inspect_command({file("loop", "#!" + folder_ + "/loop\n")}, "*").verdict,
+            Verdict::refused);
+}
+
 }  // namespace
 }  // namespace mw

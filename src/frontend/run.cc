@@ -450,7 +450,10 @@ std::optional<Failure> missing_program(const Programs& programs) {
 }
 
 int refuse_command(const Inspection& inspection) {
-  log_line(kWho, "%s", inspection.reason.c_str());
+  std::string text = inspection.reason;
+  if (!inspection.to_allow.empty())
+    text += ". It was not started; --allow-uncovered=" + inspection.to_allow + " would let it run.";
+  log_line(kWho, "%s", text.c_str());
   return inspection.verdict == Inspection::Verdict::not_found ? kExitNotFound : kExitNotExecutable;
 }
 
@@ -469,8 +472,11 @@ int run_session(const RunRequest& request) {
          "by the INS",
          "let the server listen by itself, and publish its port with -p"});
   }
-  const Inspection inspection = inspect_command(request.command);
-  if (inspection.verdict != Inspection::Verdict::coverable) return refuse_command(inspection);
+  const Inspection inspection = inspect_command(request.command, request.uncovered);
+  if (inspection.verdict == Inspection::Verdict::allowed)
+    log_line(kWho, "%s. It runs uncovered, as --allow-uncovered says.", inspection.reason.c_str());
+  else if (inspection.verdict != Inspection::Verdict::coverable)
+    return refuse_command(inspection);
   if (auto missing = missing_program(request.programs)) return fail(*missing);
   if (auto done = check_preload(request.programs.shim, "true"); !done) return fail(done.failure());
   const HeldSignals signals;
@@ -484,6 +490,9 @@ int run_session(const RunRequest& request) {
   config.application.netns = session.app_network();
   config.application.environment = {"LD_PRELOAD=" + preloaded(request.programs.shim),
                                     "MWCOMMS_SESSION=" + d.attach_name + ":" + d.token};
+  // Not what our caller has there: it is ours to say.
+  if (!request.uncovered.empty() || std::getenv("MWCOMMS_UNCOVERED") != nullptr)
+    config.application.environment.push_back("MWCOMMS_UNCOVERED=" + request.uncovered);
   if (request.verbose) {
     config.serving = [&session] { say_serving(session.base(), session.record()); };
   }

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/unique_fd.h"
+#include "coverage/coverage.h"
 #include "frontend/failure.h"
 #include "frontend/plan.h"
 #include "frontend/process.h"
@@ -20,6 +21,8 @@ constexpr int kExitUnreachable = 3;      // what was asked for is not there
 constexpr int kExitOwnFailure = 125;     // we failed, the command never ran
 constexpr int kExitNotExecutable = 126;  // also: refused, because the shim cannot cover it
 constexpr int kExitNotFound = 127;
+
+constexpr size_t kMaxUncovered = kMaxAllowedBytes;  // bytes of RunRequest::uncovered
 
 enum class NetMode : uint8_t { isolated, host };
 
@@ -47,6 +50,9 @@ struct RunRequest {
   NetMode net = NetMode::isolated;
   std::string why_net;  // completes "because ..."
   unsigned workers = 1;
+  // Programs that may run although the shim does not reach them; is_allowed() of
+  // coverage/coverage.h says how they are named.
+  std::string uncovered;
   bool verbose = false;
   std::vector<std::string> driver_options;  // passed on to mwcommsd as they are
   std::string base;

@@ -24,8 +24,9 @@ class Reader : private TomlReader {
  public:
   ConfigReading read(const std::string& text) {
     if (const auto root = parse(text)) {
-      only(*root, "", {"network", "netflow", "exports"});
+      only(*root, "", {"network", "application", "netflow", "exports"});
       if (const toml::table* t = table(*root, "network")) network(*t);
+      if (const toml::table* t = table(*root, "application")) application(*t);
       if (const toml::table* t = table(*root, "netflow")) netflow(*t);
       if (const toml::table* t = table(*root, "exports")) exports(*t);
     }
@@ -97,6 +98,31 @@ class Reader : private TomlReader {
       take(*node);
     }
     if (is_right) out = ConfigText{joined, node->source().begin.line, node->source().begin.column};
+  }
+
+  void application(const toml::table& t) {
+    constexpr const char* kName = "allow_uncovered";
+    only(t, "application.", {kName});
+    const toml::node* const given = t.get(kName);
+    if (given == nullptr) return;
+    std::vector<std::string>& allowed = out_.config.application.allow_uncovered;
+    if (const auto all = given->value_exact<bool>()) {
+      if (*all) allowed = {"*"};
+      return;
+    }
+    const toml::array* const list = given->as_array();
+    if (list == nullptr)
+      return fault(*given, "allow_uncovered has to be true, or a list of names and paths");
+    for (const toml::node& entry : *list) {
+      const auto program = entry.value_exact<std::string>();
+      if (!program) {
+        fault(entry, "allow_uncovered holds names and paths of programs");
+      } else if (const char* why = fault_of_uncovered(*program)) {
+        fault(entry, "allow_uncovered: " + *program + why);
+      } else {
+        allowed.push_back(*program);
+      }
+    }
   }
 
   void netflow(const toml::table& t) {
@@ -188,6 +214,15 @@ class Reader : private TomlReader {
 
 ConfigReading parse_config(const std::string& text) {
   return Reader().read(text);
+}
+
+const char* fault_of_uncovered(const std::string& program) {
+  if (program.empty()) return "an empty name is no program's";
+  // The list goes from program to program as one text.
+  if (program.find(',') != std::string::npos) return " has a comma in it";
+  if (program[0] != '/' && program.find('/') != std::string::npos)
+    return " has to be a name or an absolute path";
+  return nullptr;
 }
 
 Result<std::string> read_text_file(const std::string& path) {

@@ -1,5 +1,5 @@
-// config.h - the configuration file of a session, of its NetFlow interface and of the exports: TOML,
-// described in mwcomms.toml(5).
+// config.h - the configuration file of a session: its network and its application, the NetFlow interface
+// and the exports. TOML, described in mwcomms.toml(5).
 //
 // TRUST       The file is its owner's. What it says is checked completely all the same, so that a
 //             mistake is found before a session runs with less protection than was meant.
@@ -35,8 +35,17 @@ struct NetworkConfig {
   std::optional<ConfigText> to_host;
 };
 
+// Of the front end; the driver reads past it.
+struct ApplicationConfig {
+  // Names and absolute paths of programs that may run although the shim does not reach them, or "*".
+  std::vector<std::string> allow_uncovered;
+};
+// Is this one of them? If not, why: the end of a sentence that begins with its name.
+const char* fault_of_uncovered(const std::string& program);
+
 struct Config {
   NetworkConfig network;
+  ApplicationConfig application;
   ListenConfig listen;
   ExportOptions exports;
 };

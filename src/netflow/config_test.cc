@@ -180,5 +180,23 @@ TEST_F(ConfigFile, AnyBytesAreARefusalOrAReading) {
   }
 }
 
+TEST_F(ConfigFile, ProgramsThatMayRunUncovered) {
+  const auto allowed = [](const std::string& value) {
+    const ConfigReading r = parse_config("[application]\nallow_uncovered = " + value + "\n");
+    EXPECT_EQ(faults(r), "") << value;
+    return r.config.application.allow_uncovered;
+  };
+  using List = std::vector<std::string>;
+  EXPECT_EQ(allowed("[\"ldconfig\", \"/usr/bin/etcd\"]"), (List{"ldconfig", "/usr/bin/etcd"}));
+  EXPECT_EQ(allowed("true"), (List{"*"}));
+  EXPECT_EQ(allowed("false"), List{});
+  EXPECT_EQ(allowed("[]"), List{});
+  EXPECT_EQ(parse_config("").config.application.allow_uncovered, List{});
+  for (const char* wrong : {"\"ldconfig\"", "1", "[1]", "[\"\"]", "[\"a,b\"]", "[\"bin/x\"]"})
+    EXPECT_NE(faults(parse_config("[application]\nallow_uncovered = " + std::string(wrong))), "")
+        << wrong;
+  EXPECT_NE(faults(parse_config("[application]\nallow = true\n")), "");
+}
+
 }  // namespace
 }  // namespace mw::netflow

@@ -1,9 +1,11 @@
-// interpose_exec.cc - the exported functions that start programs: they take the shim with them.
+// interpose_exec.cc - the exported functions that start programs: they take the shim with them, or
+// start nothing.
 #include <alloca.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "shim/epoll_group.h"
@@ -12,9 +14,18 @@
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 
+namespace {
+// Says it as functions do that give -1.
+bool is_refused(int error) {
+  if (error != 0) errno = error;
+  return error != 0;
+}
+}  // namespace
+
 #define MW_OUR_ENVIRONMENT(env) environment_with_us(env, alloca(environment_room(env)))
 
 MW_EXPORT int execve(const char* path, char* const* argv, char* const* env) noexcept {
+  if (is_refused(refusal_of({AT_FDCWD, path, 0}, argv))) return -1;
   epoll_before_exec();
   return libc.execve(path, argv, MW_OUR_ENVIRONMENT(env));
 }
@@ -22,6 +33,7 @@ MW_EXPORT int execv(const char* path, char* const* argv) noexcept {
   return execve(path, argv, environ);
 }
 MW_EXPORT int execvpe(const char* file, char* const* argv, char* const* env) noexcept {
+  if (is_refused(refusal_in_path(file, argv))) return -1;
   epoll_before_exec();
   return libc.execvpe(file, argv, MW_OUR_ENVIRONMENT(env));
 }
@@ -29,11 +41,13 @@ MW_EXPORT int execvp(const char* file, char* const* argv) noexcept {
   return execvpe(file, argv, environ);
 }
 MW_EXPORT int fexecve(int fd, char* const* argv, char* const* env) noexcept {
+  if (is_refused(refusal_of({fd, "", AT_EMPTY_PATH}, argv))) return -1;
   epoll_before_exec();
   return libc.fexecve(fd, argv, MW_OUR_ENVIRONMENT(env));
 }
 MW_EXPORT int execveat(int fd, const char* path, char* const* argv, char* const* env,
                        int flags) noexcept {
+  if (is_refused(refusal_of({fd, path, flags}, argv))) return -1;
   epoll_before_exec();
   return libc.execveat(fd, path, argv, MW_OUR_ENVIRONMENT(env), flags);
 }
@@ -78,6 +92,8 @@ MW_EXPORT int execle(const char* path, const char* first, ...) noexcept {
 MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_actions_t* actions,
                           const posix_spawnattr_t* attributes, char* const* argv,
                           char* const* env) {
+  if (const int error = refusal_of({path, false, actions, attributes}, argv); error != 0)
+    return error;
   epoll_before_exec();
   const Copying copying;
   return libc.posix_spawn(pid, path, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
@@ -85,6 +101,8 @@ MW_EXPORT int posix_spawn(pid_t* pid, const char* path, const posix_spawn_file_a
 MW_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_file_actions_t* actions,
                            const posix_spawnattr_t* attributes, char* const* argv,
                            char* const* env) {
+  if (const int error = refusal_of({file, true, actions, attributes}, argv); error != 0)
+    return error;
   epoll_before_exec();
   const Copying copying;
   return libc.posix_spawnp(pid, file, actions, attributes, argv, MW_OUR_ENVIRONMENT(env));
@@ -100,6 +118,8 @@ void find_libc_calls() {
 
 MW_EXPORT int system(const char* command) {
   find_libc_calls();
+  // As if the shell could not be executed.
+  if (refusal_of_shell() != 0) return command == nullptr ? 0 : W_EXITCODE(127, 0);
   keep_own_environment();
   epoll_before_exec();
   const Copying copying;
@@ -107,6 +127,7 @@ MW_EXPORT int system(const char* command) {
 }
 MW_EXPORT FILE* popen(const char* command, const char* type) {
   find_libc_calls();
+  if (is_refused(refusal_of_shell())) return nullptr;
   keep_own_environment();
   epoll_before_exec();
   const Copying copying;

@@ -51,6 +51,7 @@ int highest_epoll = -1;
 
 char own_library_name[4096];
 char session_env[256];
+char uncovered_env[kMaxAllowedBytes + 32] = "MWCOMMS_UNCOVERED=";
 char session_name[160];
 uint8_t session_token[16];
 bool complained = false;
@@ -276,36 +277,64 @@ bool attach_locked() {
   return true;
 }
 
-// Asks the kernel object what it is.
-Entry probe(int fd) {
-  const Entry ordinary{Kind::kernel, 0, 0};
-  if (session_name[0] == 0) return ordinary;
+// What stands in a placeholder.
+struct Identity {
+  uint32_t slot = 0;
+  uint64_t gen = 0;
+  bool is_listener = false;
+};
+
+// 0: it is one. Else errno; ENOENT: it is another socket.
+int read_identity(int fd, Identity& id) {
   timeval t{};
   socklen_t len = sizeof t;
   // The raw call: `fd` may be anything, and this must not recurse into our own getsockopt.
-  if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &t, &len) < 0) {
-    if (errno == EBADF) return Entry{};
-    return errno == ENOTSOCK && epoll_is_instance(fd) ? epoll_find(fd) : ordinary;
-  }
-  const auto slot = static_cast<uint32_t>(t.tv_sec & ((1 << kIdentitySlotBits) - 1));
-  const auto gen = static_cast<uint64_t>(t.tv_sec) >> kIdentitySlotBits;
-  const bool listener = t.tv_usec == kListenerMark;
-  if ((t.tv_usec != kIdentityMark && !listener) || gen == 0 || gen > UINT32_MAX) return ordinary;
+  if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_SNDTIMEO, &t, &len) < 0) return errno;
+  id.slot = static_cast<uint32_t>(t.tv_sec & ((1 << kIdentitySlotBits) - 1));
+  id.gen = static_cast<uint64_t>(t.tv_sec) >> kIdentitySlotBits;
+  id.is_listener = t.tv_usec == kListenerMark;
+  if ((t.tv_usec != kIdentityMark && !id.is_listener) || id.gen == 0 || id.gen > UINT32_MAX)
+    return ENOENT;
   int domain = 0;
   len = sizeof domain;
   if (libc.syscall(SYS_getsockopt, fd, SOL_SOCKET, SO_DOMAIN, &domain, &len) < 0 ||
       domain != AF_UNIX)
-    return ordinary;
-  const Entry lost{Kind::lost, listener ? 1u : 0u, 0};
+    return ENOENT;
+  return 0;
+}
+
+// Asks the kernel object what it is.
+Entry probe(int fd) {
+  const Entry ordinary{Kind::kernel, 0, 0};
+  if (session_name[0] == 0) return ordinary;
+  Identity id;
+  switch (read_identity(fd, id)) {
+    case 0:
+      break;
+    case EBADF:
+      return Entry{};
+    case ENOTSOCK:
+      return epoll_is_instance(fd) ? epoll_find(fd) : ordinary;
+    default:
+      return ordinary;
+  }
+  const Entry lost{Kind::lost, id.is_listener ? 1u : 0u, 0};
   if (!attach()) return lost;
-  if (slot >= process.channel.geometry().slots) return ordinary;
-  if (!has_slot(slot)) return lost;
-  note_origin(slot, 0);
+  if (id.slot >= process.channel.geometry().slots) return ordinary;
+  if (!has_slot(id.slot)) return lost;
+  note_origin(id.slot, 0);
   // Where this program does not know the socket yet, our first thread cannot be waiting for it: it
   // was when it became this program by exec, and has kept its number.
-  if (references(slot, static_cast<uint32_t>(gen)) == 0)
-    end_turn_of(process.session.slot(slot).taker, process.pid);
-  return {Kind::socket, slot, static_cast<uint32_t>(gen)};
+  if (references(id.slot, static_cast<uint32_t>(id.gen)) == 0)
+    end_turn_of(process.session.slot(id.slot).taker, process.pid);
+  return {Kind::socket, id.slot, static_cast<uint32_t>(id.gen)};
+}
+
+// A list that is too long for its place allows nothing.
+void keep_uncovered_list() {
+  const char* const list = ::getenv("MWCOMMS_UNCOVERED");
+  const size_t n = strlen(uncovered_env);
+  if (list != nullptr && strlen(list) < sizeof uncovered_env - n) ::strcpy(uncovered_env + n, list);
 }
 
 [[gnu::constructor(101)]] void start() {
@@ -322,6 +351,7 @@ Entry probe(int fd) {
   slot_use = reinterpret_cast<SlotUse*>(static_cast<char*>(memory) + table_bytes);
   if (const char* s = ::getenv("MWCOMMS_SESSION"); s != nullptr && parse_session(s))
     snprintf(session_env, sizeof session_env, "MWCOMMS_SESSION=%s", s);
+  keep_uncovered_list();
   if (const char* p = ::getenv("LD_PRELOAD"))
     if (const PreloadWord own = find_own_library(p); own.length < sizeof own_library_name)
       memcpy(own_library_name, own.text, own.length);
@@ -635,6 +665,16 @@ const char* own_library() {
 }
 const char* session_setting() {
   return session_env[0] != 0 ? session_env : nullptr;
+}
+const char* uncovered_setting() {
+  return uncovered_env;
+}
+bool is_placeholder(int fd) {
+  const int saved = errno;
+  Identity id;
+  const bool is_one = read_identity(fd, id) == 0;
+  errno = saved;
+  return is_one;
 }
 
 void poison(const char* where) {

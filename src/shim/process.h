@@ -178,6 +178,8 @@ bool say_whose_placeholder(int fd, const mw_drop_record& record);
 
 // Writes the identity of a socket into its placeholder. 0 or -errno.
 int identify(int fd, uint32_t slot, uint32_t gen, bool listener = false);
+// Asks the kernel object alone, whatever the table says: bytes written to it reach nobody.
+bool is_placeholder(int fd);
 // The result of a call about a lost socket: -1 with errno. A program that is told of readiness by an
 // epoll instance which came along, and calls again at once, does not take a processor.
 int lost_call();
@@ -188,6 +190,9 @@ void become_confined();
 // it, and the entry of the session. Null before the constructor ran, or where there is none.
 const char* own_library();
 const char* session_setting();
+// The entry of what may run although the shim does not reach it (coverage/coverage.h: is_allowed()),
+// as it was when this program began; with an empty list if there was none.
+const char* uncovered_setting();
 
 // Marks the channel as broken by its other end: says so once, to the user and to the driver, which
 // ends that INS. Every protected socket of this process fails until another INS serves.
