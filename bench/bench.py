@@ -462,16 +462,16 @@ def distant_targets(unit: str, rate: str, distance: str) -> dict:
 
 
 def network_apache(stage: Stage, quick: bool) -> list:
-    count, seconds = (2000, 3) if quick else (20000, 15)  # whichever comes first
+    count, seconds = 2000 if quick else 20000, 15  # whichever comes first
     percentiles = stage.directory / "percentiles.csv"
 
     def read(text: str) -> tuple:
-        assert re.search(r"Failed requests:\s+0\n", text), text
+        complete = int(re.search(r"Complete requests:\s+(\d+)", text)[1])
+        assert complete > 0 and re.search(r"Failed requests:\s+0\n", text), text
         taken = dict(line.split(",") for line in percentiles.read_text().splitlines()[1:])
         return {"ms/request": float(re.search(r"Time per request:\s+([\d.]+) \[ms\] \(mean\)", text)[1]),
                 "requests/s": float(re.search(r"Requests per second:\s+([\d.]+)", text)[1]),
-                "p50 ms": float(taken["50"]), "p99 ms": float(taken["99"])}, int(
-                    re.search(r"Complete requests:\s+(\d+)", text)[1])
+                "p50 ms": float(taken["50"]), "p99 ms": float(taken["99"])}, complete
 
     def ab(clients: int):
         return lambda address, port: ["ab", "-q", "-t", seconds, "-n", count, "-c", clients, "-e", percentiles,
