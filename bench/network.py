@@ -118,24 +118,26 @@ class Meter:
         self._wire, self._family = wire, family
 
     def __enter__(self) -> "Meter":
-        self._before = self._read()
+        # Our own work, which is that of looking through processes above all, stays outside.
+        parts = split_seconds(self._family())
+        self._before = {**parts, **self._totals()}
         return self
 
     def __exit__(self, *_) -> None:
-        after = self._read()
+        after = self._totals()
+        after.update(split_seconds(self._family()))
         used = {what: value - self._before[what] for what, value in after.items()}
         self.total, self.parts = account(used)
         self.late_us = used["late"] / used["delivered"] * 1e6 if used["delivered"] else 0.0
 
-    def _read(self) -> dict:
+    def _totals(self) -> dict:
         counters = self._wire.counters()
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         return {"machine": busy_seconds(), "client": children.ru_utime + children.ru_stime,
                 "wire": counters["cpu_ns"] / 1e9, "kernel receives": counters["to_first"]["deliver_cpu_ns"] / 1e9,
                 "client's kernel receives": counters["to_second"]["deliver_cpu_ns"] / 1e9,
                 "late": sum(counters[way]["late_ns"] for way in DIRECTIONS) / 1e9,
-                "delivered": sum(counters[way]["delivered"] for way in DIRECTIONS),
-                **split_seconds(self._family())}
+                "delivered": sum(counters[way]["delivered"] for way in DIRECTIONS)}
 
 
 def account(used: dict) -> tuple:

@@ -9,8 +9,9 @@
 // INVARIANTS  No packet is early, and none overtakes another of its direction. A packet that finds
 //             QUEUE others under way in its direction is dropped and counted:
 //             taken = delivered + refused + dropped, but for those under way.
-// COST        A device tells the wire of a packet by waking it. While many come it is not woken: it
-//             looks every kSlice, as a network card that moderates its interrupts. What the kernel
+// COST        A device tells the wire of a packet by waking it, at the sender's expense. While there
+//             is traffic it is not woken: it looks every kSlice, as a network card that moderates
+//             its interrupts, so that no sender pays for more than a card asks. What the kernel
 //             does with a packet at its other end is done within our write(). That is the work of
 //             the receiver, not of a wire: deliver_cpu_ns counts it for itself.
 // THREADS     One for each direction, as two hosts receive at the same time, and one that answers.
@@ -47,8 +48,8 @@
 namespace {
 
 constexpr std::size_t kMtu = 1500;
-constexpr std::uint64_t kSlice = 50'000;   // ns
-constexpr std::uint64_t kDense = 100'000;  // ns between packets: as many that none shall wake us
+constexpr std::uint64_t kSlice = 50'000;     // ns
+constexpr std::uint64_t kQuiet = 2'000'000;  // ns without a packet, after which one may wake us
 constexpr std::uint64_t kNever = UINT64_MAX;
 constexpr std::uint64_t kSecond = 1'000'000'000;
 constexpr int kBatch = 256;  // packets that are taken before those that are due have their turn
@@ -213,7 +214,8 @@ class Direction {
   void run() {
     for (;;) {
       deliver(time_of(CLOCK_MONOTONIC));
-      sleep(take());
+      take();
+      sleep();
     }
   }
 
@@ -235,14 +237,11 @@ class Direction {
     std::size_t size;
   };
 
-  // Takes what was sent, a batch at most. Returns whether packets come so densely that it is better
-  // to look for more than to be woken.
-  bool take() {
-    const std::uint64_t last = last_taken_;
-    int number = 0;
-    for (; number < kBatch; ++number) {
+  // Takes what was sent, a batch at most.
+  void take() {
+    for (int i = 0; i < kBatch; ++i) {
       const ssize_t size = ::read(from_.device, spare_, kMtu);
-      if (size < 0 && errno == EAGAIN) break;
+      if (size < 0 && errno == EAGAIN) return;
       if (size < 0) fail("read a packet");
       taken_.add(1);
       // The time after the packet was read, as it may have been sent only just before.
@@ -255,7 +254,6 @@ class Direction {
                                                    static_cast<std::size_t>(size)};
       spare_ = buffers_.take();
     }
-    return number > 0 && last_taken_ - last < kDense;
   }
 
   // Hands out what has been under way for long enough by `now`.
@@ -279,15 +277,16 @@ class Direction {
   // When the next packet is to be delivered; kNever: none is under way.
   std::uint64_t next_due() const { return count_ == 0 ? kNever : line_[first_].due; }
 
-  // Until the next packet is due or one has been sent; with dense packets for a slice.
-  void sleep(bool dense) {
+  // For a slice while there is traffic, else until a packet is due or one has been sent.
+  void sleep() {
     const std::uint64_t now = time_of(CLOCK_MONOTONIC);
-    const std::uint64_t until = dense ? now + kSlice : next_due();
+    const bool traffic = last_taken_ != 0 && now - last_taken_ < kQuiet;
+    const std::uint64_t until = traffic ? now + kSlice : next_due();
     const std::uint64_t left = until > now ? until - now : 0;
     const timespec timeout{static_cast<time_t>(left / kSecond), static_cast<long>(left % kSecond)};
     pollfd watched{from_.device, POLLIN, 0};
     const bool timed = until != kNever;
-    const int ready = ::ppoll(&watched, dense ? 0 : 1, timed ? &timeout : nullptr, nullptr);
+    const int ready = ::ppoll(&watched, traffic ? 0 : 1, timed ? &timeout : nullptr, nullptr);
     if (ready < 0 && errno != EINTR) fail("ppoll");  // EINTR: it was stopped and goes on
   }
 

@@ -227,6 +227,17 @@ def test_the_work_of_a_server_is_found_and_that_of_its_client_is_not(ends, tmp_p
     assert meter.total >= meter.parts["server"] - 0.1
 
 
+@pytest.mark.parametrize(("rest", "met", "verdict"), [
+    (24.0, True, "met"), (26.0, None, "not decided: 26% of it is no part's: the machine did something else")])
+def test_work_of_other_programs_decides_nothing(rest, met, verdict):
+    values = {bench.DISTANT_COST: {"native": [100.0], "ours": [100.0], "host": [100.0]},
+              "part rest": {"native": [1.0], "ours": [rest], "host": [1.0]}}
+    isolated, host = bench.distant_rows("w", values, {bench.DISTANT_COST: bench.at_most(1.25)})
+    assert (isolated.met, isolated.document()["met"], isolated.verdict()) == (met, met, verdict)
+    assert isolated.document().get("disturbed") == (isolated.disturbed or None)
+    assert host.met is True and host.parts == {"rest": {"native": 1.0, "ours": 1.0}}
+
+
 def test_rows_of_clients_at_a_distance():
     with bench.Stage() as stage:
         rows = bench.network_churn(stage, True)
@@ -240,6 +251,7 @@ def test_rows_of_clients_at_a_distance():
         assert document["native"] > 0 and document["ours"] > 0 and set(document["relays"]) == {"haproxy", "socat"}
         if one.metric == bench.DISTANT_COST:
             assert document["target"] == "<= 1.25 x native"
+            assert (one.met is None) == bool(one.disturbed)
             assert document["parts"]["INS"]["native"] == 0 < document["parts"]["INS"]["ours"]
         if one.metric == "p50 ms":  # a connection and its end are two round trips
             distance = next(us for name, us in bench.DISTANCES.items() if name in one.workload) / 1000
