@@ -81,9 +81,10 @@ def share(requests: list, begin: float, end: float) -> float:
 
 
 def cuts(requests: list, begin: float) -> tuple:
-    """(connections that the other side ended unfinished, connections) that were opened since."""
-    all_of_them = {one["connection"] for one in requests if one["t"] >= begin and one["connected"]}
-    cut = {one["connection"] for one in requests if one["t"] >= begin and one["fate"] == "cut" and one["connected"]}
+    """(connections that the other side ended unfinished, connections) with a request that ended since."""
+    since = [one for one in requests if one["end"] >= begin and one["connected"]]
+    all_of_them = {one["connection"] for one in since}
+    cut = {one["connection"] for one in since if one["fate"] == "cut"}
     return len(cut), len(all_of_them)
 
 

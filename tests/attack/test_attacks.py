@@ -63,14 +63,16 @@ def test_attack(place, attack):
         reports = [event for event in under_attack.events() if event["kind"] == "attack"]
         return reports and reports[-1]["opened"] >= CONNECTIONS and len(load.probes()) >= probes + 20
 
-    if attack in HARMLESS:
-        proc.wait_for(answered, SECONDS, "the attack goes on while the probe is served")
-        assert sum(event["fate"] == "served" for event in load.honest()) > served
-    else:
-        proc.wait_for(denied, SECONDS, "the attack denies the service")
-        held = max(event["open"] for event in under_attack.events() if event["kind"] == "attack")
-        assert held >= WORKERS, "as many connections as workers are held"
-    under_attack.stop()
+    try:
+        if attack in HARMLESS:
+            proc.wait_for(answered, SECONDS, "the attack goes on while the probe is served")
+            assert sum(event["fate"] == "served" for event in load.honest()) > served
+        else:
+            proc.wait_for(denied, SECONDS, "the attack denies the service")
+            proc.wait_for(lambda: max(event["open"] for event in under_attack.events() if event["kind"] == "attack")
+                          >= WORKERS, SECONDS, "as many connections as workers are held")
+    finally:
+        under_attack.stop()  # or it would be one of the next test too
     if not under_attack.shared:
         with one.attacker.entered():
             assert generators.established(one.port) == 0, "the generator's connections ended with it"

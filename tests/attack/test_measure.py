@@ -128,6 +128,12 @@ def test_cut_connections_are_counted_once_and_only_during_the_attack():
     assert measure.verdict(found) is False
 
 
+def test_a_stream_from_before_the_attack_counts_when_it_is_cut_in_it():
+    honest = [{**request(8, "cut", "events", 1), "end": 12.0}, request(8, "cut", "poll", 2)]
+    found = measure.figures(run(probes(0, 40), honest), True)
+    assert found["honest_cut_by_kind"] == {"events": [1, 1], "poll": [0, 0]}
+
+
 def test_cuts_are_told_by_kind_of_client():
     honest = [request(15, "cut", "browser", 1), request(16, "served", "browser", 2), request(17, "cut", "events", 3),
               request(18, "served", "poll", 4), request(19, "served", "fast", 5), request(20, "timeout", "browser", 6)]
