@@ -67,8 +67,8 @@ Result<SessionConfig> read_session_config(const std::string& path) {
     if (parsed)
       to = *parsed;
     else
-      out.faults.push_back({said->line, said->column,
-                            parsed.failure().cause + "; " + parsed.failure().remedy});
+      out.faults.push_back(
+          {said->line, said->column, parsed.failure().cause + "; " + parsed.failure().remedy});
   };
   const netflow::NetworkConfig& network = reading->config.network;
   take(network.egress, parse_egress, out.egress);

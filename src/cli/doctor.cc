@@ -334,16 +334,18 @@ void Examiner::network() {
     plan.ins4 = "192.0.2.2";
     Reach reach;
     reach.to_host = {{53, Protocol::udp}};
-    return cause_of(run_tool("publish ports with nftables", {"nft", "-f", "-"},
-                             ruleset(record.table(), plan, {{"", 80, 80, Protocol::tcp}}, reach, {})));
+    return cause_of(
+        run_tool("publish ports with nftables", {"nft", "-f", "-"},
+                 ruleset(record.table(), plan, {{"", 80, 80, Protocol::tcp}}, reach, {})));
   });
   if (filtered.cause.empty()) {
     ok("nftables", "the rules of a session are taken, in one transaction");
   } else {
-    fail("nftables", filtered.cause,
-         "install nftables; use a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_CT, "
-         "CONFIG_NFT_FIB_INET, CONFIG_NFT_REJECT_INET and CONFIG_NFT_QUOTA",
-         filtered.not_permitted);
+    fail(
+        "nftables", filtered.cause,
+        "install nftables; use a kernel with CONFIG_NF_TABLES_INET, CONFIG_NFT_NAT, CONFIG_NFT_CT, "
+        "CONFIG_NFT_FIB_INET, CONFIG_NFT_REJECT_INET and CONFIG_NFT_QUOTA",
+        filtered.not_permitted);
   }
 }
 

@@ -186,9 +186,10 @@ CLI::App* add_run(CLI::App* app, RunArguments* args) {
   const auto list_option = [run](const char* name, std::vector<std::string>& to, const char* help) {
     return run->add_option(name, to, help)->expected(1)->take_all()->trigger_on_parse(false);
   };
-  list_option("--egress", args->egress,
-              "What the INS may reach by itself: any (but the host's own services, other sessions and "
-              "metadata addresses), none, or a list of dns and networks")
+  list_option(
+      "--egress", args->egress,
+      "What the INS may reach by itself: any (but the host's own services, other sessions and "
+      "metadata addresses), none, or a list of dns and networks")
       ->type_name("POLICY");
   list_option("--to-host", args->to_host,
               "Ports of the host's 127.0.0.1 that the program reaches under 127.0.0.1")
@@ -320,9 +321,10 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
   }
   if (request.net == mw::NetMode::host) {
     if (!args.egress.empty() || config.egress)
-      return usage_error(run,
-                         "--egress needs --net isolated: on the host's network nothing tells the "
-                         "packets of the INS from those of other programs, so it reaches what they do");
+      return usage_error(
+          run,
+          "--egress needs --net isolated: on the host's network nothing tells the "
+          "packets of the INS from those of other programs, so it reaches what they do");
     if (!args.to_host.empty() || config.to_host)
       return usage_error(run,
                          "--to-host needs --net isolated: on the host's network 127.0.0.1 is the "

@@ -45,7 +45,8 @@ json described(const std::string& base, const SessionRecord& r) {
     session["egress"] = to_string(r.reach.egress);
     auto to_host = json::array();
     for (const HostPort& p : r.reach.to_host)
-      to_host.push_back({{"port", p.port}, {"protocol", p.protocol == Protocol::udp ? "udp" : "tcp"}});
+      to_host.push_back(
+          {{"port", p.port}, {"protocol", p.protocol == Protocol::udp ? "udp" : "tcp"}});
     session["to_host"] = std::move(to_host);
   }
   return session;

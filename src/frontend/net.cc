@@ -436,9 +436,10 @@ std::vector<std::string> obstacles(const SessionRecord& r) {
   std::vector<std::string> out;
   for (const std::string& server : unreachable_name_servers(r.reach)) {
     if (r.reach.egress.kind == Egress::Kind::none) break;
-    out.push_back("the name server " + server +
-                  " is out of the INS's reach: only those of the host's IPv4 loopback can be led to it, "
-                  "and none of a single link");
+    out.push_back(
+        "the name server " + server +
+        " is out of the INS's reach: only those of the host's IPv4 loopback can be led to it, "
+        "and none of a single link");
   }
   auto rules = run_tool("read the host's rules", {"nft", "list", "ruleset"});
   if (!rules) return out;
@@ -493,8 +494,8 @@ Outcome<Done> restore_passages(const SessionRecord& r, int netns) {
 
 Outcome<std::string> read_refusals(const SessionRecord& r) {
   // In this order: what comes in between is told once more.
-  auto reset = run_tool("hear of refused packets",
-                        {"nft", "reset", "quota", "inet", r.table(), kRefusals});
+  auto reset =
+      run_tool("hear of refused packets", {"nft", "reset", "quota", "inet", r.table(), kRefusals});
   if (!reset) return reset;
   return run_tool("read which packets were refused",
                   {"nft", "-n", "list", "table", "inet", r.table()});

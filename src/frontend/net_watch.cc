@@ -86,11 +86,13 @@ void set_timer(int fd, int milliseconds) {
   (void)::timerfd_settime(fd, 0, &when, nullptr);
 }
 
-// Other interfaces than loopback and the INSs' own.
-std::set<std::string> host_links() {
-  std::set<std::string> out;
+// Other interfaces than loopback and the INSs' own, with their indexes: one that went may have come again
+// under its name.
+std::map<std::string, unsigned> host_links() {
+  std::map<std::string, unsigned> out;
   for (const std::string& name : link_names())
-    if (name != "lo" && name.compare(0, 3, kLinkPrefix) != 0) out.insert(name);
+    if (name != "lo" && name.compare(0, 3, kLinkPrefix) != 0)
+      out[name] = ::if_nametoindex(name.c_str());
   return out;
 }
 
@@ -108,7 +110,7 @@ std::vector<std::string> link_names() {
 Outcome<NetWatch> NetWatch::open(const std::string& table) {
   NetWatch w;
   w.table_ = table;
-  w.names_ = host_links();
+  w.host_links_ = host_links();
   w.epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
   w.rules_ = subscribe(NETLINK_NETFILTER, NFNLGRP_NFTABLES);
   w.links_ = subscribe(NETLINK_ROUTE, RTNLGRP_LINK);
@@ -138,9 +140,9 @@ bool NetWatch::links_changed() {
   bool any = false;
   const bool whole = each_message(links_.get(), [&](const nlmsghdr*) { any = true; });
   if (!any && whole) return false;
-  std::set<std::string> now = host_links();
-  now.swap(names_);
-  return now != names_;
+  std::map<std::string, unsigned> now = host_links();
+  now.swap(host_links_);
+  return now != host_links_;
 }
 
 NetWatch::News NetWatch::take() {

@@ -8,7 +8,7 @@
 // THREADS     One.
 #pragma once
 
-#include <set>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,8 +23,8 @@ std::vector<std::string> link_names();
 class NetWatch {
  public:
   struct News {
-    bool rules = false;  // something of the session's table was deleted
-    bool links = false;  // the host's interfaces are others than before
+    bool rules = false;     // something of the session's table was deleted
+    bool links = false;     // the host's interfaces are others than before
     bool refusals = false;  // something that the INS sent was refused, for the first time since the
                             // quota that counts it was reset
   };
@@ -52,7 +52,7 @@ class NetWatch {
   UniqueFd timer_;
   UniqueFd refusals_timer_;
   bool refusals_ = false;
-  std::set<std::string> names_;
+  std::map<std::string, unsigned> host_links_;
 };
 
 }  // namespace mw

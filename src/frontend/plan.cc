@@ -327,8 +327,7 @@ std::string ruleset(const std::string& table, const AddressPlan& plan,
       // What comes out of the INS carries the INS's address, and never names the host's loopback
       // (route_localnet would let it): what may reach it is led there later.
       << "  chain early {\n    type filter hook prerouting priority raw; policy accept;\n"
-      << "    iifname " << link
-      << " ip daddr 127.0.0.0/8 drop\n"
+      << "    iifname " << link << " ip daddr 127.0.0.0/8 drop\n"
       << "    iifname " << link << " ip saddr != " << plan.ins4 << " drop\n";
   if (!plan.ins6.empty())
     out << "    iifname " << link << " ip6 saddr != { ::, fe80::/10, " << plan.ins6 << " } drop\n";
@@ -395,8 +394,7 @@ std::string commands_to_pass(const DroppingChain& chain) {
     return "firewall-cmd --permanent --zone=trusted --add-interface=" + std::string(kLinkPrefix) +
            "+ && firewall-cmd --reload";
   const bool forwards = chain.hook == "forward";
-  const std::string into =
-      chain.manager == "docker" && forwards ? "DOCKER-USER" : chain.chain;
+  const std::string into = chain.manager == "docker" && forwards ? "DOCKER-USER" : chain.chain;
   const std::string insert = "nft insert rule " + chain.family + " " + chain.table + " " + into;
   // Only what a session was led to: what else an INS sends to the host is none of its business.
   if (!forwards) return insert + " iifname '\"" + links + "\"' ct status dnat accept";

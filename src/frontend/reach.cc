@@ -9,8 +9,9 @@
 namespace mw {
 namespace {
 
-constexpr const char* kEgressForm = "say any, none, or a list of dns and networks such as "
-                                    "dns,192.0.2.0/24,2001:db8::/32";
+constexpr const char* kEgressForm =
+    "say any, none, or a list of dns and networks such as "
+    "dns,192.0.2.0/24,2001:db8::/32";
 constexpr const char* kToHostForm = "for example --to-host 3306 or --to-host 25,53/udp";
 constexpr const char* kOnLinks = "247";  // for 127: class E, which is assigned to no network
 constexpr unsigned kDns = 53;
@@ -87,9 +88,10 @@ Outcome<Prefix> parse_destination(const std::string& whole_text, const std::stri
   if (slash == std::string::npos) return p;
   unsigned bits = 0;
   if (!parse_number(text.substr(slash + 1), p.bits, &bits))
-    return Failure{step, "'" + text + "' has no number from 0 to " + std::to_string(p.bits) +
-                             " behind its slash",
-                   kEgressForm};
+    return Failure{
+        step,
+        "'" + text + "' has no number from 0 to " + std::to_string(p.bits) + " behind its slash",
+        kEgressForm};
   p.bits = bits;
   const Prefix network = masked(p);
   if (::memcmp(network.address, p.address, sizeof p.address) != 0)
@@ -200,19 +202,21 @@ void egress_chain(std::ostringstream& out, const std::vector<Publish>& published
                   const std::vector<Passage>& led, const Reach& reach, const std::string& link) {
   // Before destinations are translated: what counts is whom the INS named.
   out << "  chain egress {\n    type filter hook prerouting priority dstnat - 10; policy accept;\n"
-      << "    iifname != " << link << " accept\n"
+      << "    iifname != " << link
+      << " accept\n"
       // Without neighbours there is no IPv6. They are never forwarded.
       << "    icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } accept\n"
       // A reset in answer to what belongs to no connection could end one that is well.
       << "    ct state invalid drop\n"
       // Not `established`: what was begun while the rules were gone would be for ever.
-      << "    ct direction reply accept\n    ct state related accept\n    ct status expected accept\n";
+      << "    ct direction reply accept\n    ct state related accept\n    ct status expected "
+         "accept\n";
   for (const Passage& p : led)
     out << "    ip daddr " << address_on_links(p.address) << " " << name_of(p.protocol) << " dport "
         << p.port << " accept\n";
   if (asks_name_servers(reach))
     add_rules(out, distant_name_servers(reach),
-        " meta l4proto { tcp, udp } th dport " + std::to_string(kDns) + " accept");
+              " meta l4proto { tcp, udp } th dport " + std::to_string(kDns) + " accept");
   if (reach.egress.kind == Egress::Kind::none) {
     out << "    goto refuse\n  }\n";
     return;
@@ -349,7 +353,8 @@ std::string reach_rules(const AddressPlan& plan, const std::vector<Publish>& pub
   std::ostringstream out;
   for (const char* v : {"4", "6"})
     out << "  set refused" << v << " {\n    type inet_proto . ipv" << v
-        << "_addr . inet_service; size " << kMostRefused << "; flags dynamic,timeout; timeout 10m;\n  }\n";
+        << "_addr . inet_service; size " << kMostRefused
+        << "; flags dynamic,timeout; timeout 10m;\n  }\n";
   out << "  quota " << kRefusals << " { until 1 bytes }\n  chain refuse {\n";
   for (const bool v6 : {false, true})
     out << "    meta l4proto { tcp, udp, udplite } update @" << (v6 ? kRefused6 : kRefused4)

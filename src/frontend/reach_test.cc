@@ -42,12 +42,34 @@ TEST(ParseEgress, ReadsWhatItPrints) {
 }
 
 TEST(ParseEgress, RefusesWhatIsNoPolicy) {
-  for (const char* text :
-       {"", ",", "dns,", "all", "Any", "any,dns", "dns,any", "none,192.0.2.0/24", "192.0.2.0/24,none",
-        "any,any", "192.0.2.0/33", "192.0.2.0/", "192.0.2.0/x", "192.0.2.0/-1", "192.0.2.0/24/8",
-        "192.0.2.1/24", "2001:db8::1/64", "2001:db8::/129", "192.0.2", "example.org", "[2001:db8::1]",
-        "fe80::1%eth0", "::ffff:192.0.2.1", "192.0.2.1:80", " dns", "dns 192.0.2.0/24",
-        "192.0.2.0/0x8", "192.0.2.0/000000024"})
+  for (const char* text : {"",
+                           ",",
+                           "dns,",
+                           "all",
+                           "Any",
+                           "any,dns",
+                           "dns,any",
+                           "none,192.0.2.0/24",
+                           "192.0.2.0/24,none",
+                           "any,any",
+                           "192.0.2.0/33",
+                           "192.0.2.0/",
+                           "192.0.2.0/x",
+                           "192.0.2.0/-1",
+                           "192.0.2.0/24/8",
+                           "192.0.2.1/24",
+                           "2001:db8::1/64",
+                           "2001:db8::/129",
+                           "192.0.2",
+                           "example.org",
+                           "[2001:db8::1]",
+                           "fe80::1%eth0",
+                           "::ffff:192.0.2.1",
+                           "192.0.2.1:80",
+                           " dns",
+                           "dns 192.0.2.0/24",
+                           "192.0.2.0/0x8",
+                           "192.0.2.0/000000024"})
     EXPECT_FALSE(parse_egress(text)) << text;
   // A wrong network names the right one.
   auto wrong = parse_egress("10.1.2.3/8");
@@ -111,8 +133,9 @@ TEST(Passages, LeadFromTheInsToTheHostUnderAnAddressOfNobody) {
 TEST(Passages, OfAStubLeadToTheServersBehindIt) {
   Reach reach = reach_of("192.0.2.0/24", "", {"2001:db8::1", "198.51.100.1"});
   reach.stubs = {"127.0.0.53"};
-  EXPECT_TRUE(has(passage_chains({}, reach),
-                  "ip daddr 127.0.0.53 meta l4proto { tcp, udp } th dport 53 dnat ip to 198.51.100.1\n"));
+  EXPECT_TRUE(
+      has(passage_chains({}, reach),
+          "ip daddr 127.0.0.53 meta l4proto { tcp, udp } th dport 53 dnat ip to 198.51.100.1\n"));
   EXPECT_TRUE(has(reach_rules(a_plan(), {}, reach), "ip daddr { 198.51.100.1 } meta l4proto"));
   reach.egress = *parse_egress("none");
   EXPECT_EQ(passage_chains({}, reach), "");
@@ -122,11 +145,13 @@ TEST(ReachRules, JudgeByTheDestinationAndRefuseTheRest) {
   const AddressPlan plan = a_plan();
   auto own = parse_publish("8080:80");
   ASSERT_TRUE(own);
-  const std::string any = reach_rules(plan, {*own}, reach_of("any", "", {"192.0.2.1", "127.0.0.1"}));
+  const std::string any =
+      reach_rules(plan, {*own}, reach_of("any", "", {"192.0.2.1", "127.0.0.1"}));
   EXPECT_TRUE(has(any, "ip daddr { 192.0.2.1 } meta l4proto { tcp, udp } th dport 53 accept\n"));
   // Its own port, and then none of the host's.
   const size_t hairpin = any.find("fib daddr type local tcp dport 8080 accept\n");
-  const size_t local = any.find("fib daddr type { local, anycast, broadcast, multicast } goto refuse");
+  const size_t local =
+      any.find("fib daddr type { local, anycast, broadcast, multicast } goto refuse");
   ASSERT_NE(hairpin, std::string::npos);
   EXPECT_LT(hairpin, local);
   EXPECT_LT(any.find("169.254.0.0/16"), local);
@@ -141,8 +166,9 @@ TEST(ReachRules, JudgeByTheDestinationAndRefuseTheRest) {
 }
 
 TEST(ReachRules, ARangeOpensNeitherTheHostNorItsClouds) {
-  const std::string text = reach_rules(
-      a_plan(), {}, reach_of("10.0.0.0/8,10.1.0.0/16,192.0.2.10,169.254.169.254,::/0,fd00:ec2::/64"));
+  const std::string text =
+      reach_rules(a_plan(), {},
+                  reach_of("10.0.0.0/8,10.1.0.0/16,192.0.2.10,169.254.169.254,::/0,fd00:ec2::/64"));
   const size_t local = text.find("fib daddr type {");
   ASSERT_NE(local, std::string::npos);
   EXPECT_LT(text.find("ip daddr { 192.0.2.10, 169.254.169.254 } accept\n"), local);

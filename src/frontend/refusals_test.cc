@@ -13,7 +13,8 @@ std::string table(const std::string& v4, const std::string& v6 = "") {
   };
   return "table inet mw_a_0 {\n\tquota refusals {\n\t\t1 bytes used 1 bytes\n\t}\n" +
          set("refused4", v4) + set("refused6", v6) +
-         "\tchain refuse {\n\t\tmeta l4proto { 6, 17, 136 } update @refused4 { meta l4proto . ip daddr "
+         "\tchain refuse {\n\t\tmeta l4proto { 6, 17, 136 } update @refused4 { meta l4proto . ip "
+         "daddr "
          ". th dport counter }\n\t}\n}\n";
 }
 
@@ -56,8 +57,7 @@ TEST(Refusals, OfManyDestinationsAreAFewLines) {
   ASSERT_EQ(lines.size(), Refusals::kMostLines + 1);
   EXPECT_EQ(lines.back(), "egress refused: other destinations (480 times)");
   for (int i = 1; i <= 6; ++i) all += ", " + element("6 . 10.1.2.4 . " + std::to_string(i), 1);
-  EXPECT_EQ(refusals.news(table(all)).back(),
-            "egress refused: more destinations than are counted");
+  EXPECT_EQ(refusals.news(table(all)).back(), "egress refused: more destinations than are counted");
 }
 
 }  // namespace

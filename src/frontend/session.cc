@@ -135,8 +135,8 @@ std::string encode(const SessionRecord& r) {
         << "\ntable_handle=" << r.table_handle << "\nguard4=" << joined(r.guarded.v4)
         << "\nguard6=" << joined(r.guarded.v6) << "\nguard6_all=" << r.guarded.all_v6
         << "\negress=" << to_string(r.reach.egress) << "\nto_host=" << to_string(r.reach.to_host)
-        << "\nname_servers=" << joined(r.reach.name_servers)
-        << "\nstubs=" << joined(r.reach.stubs) << "\n";
+        << "\nname_servers=" << joined(r.reach.name_servers) << "\nstubs=" << joined(r.reach.stubs)
+        << "\n";
   }
   for (const Publish& p : r.published) {
     out << "publish=" << (p.protocol == Protocol::udp ? "udp " : "tcp ") << p.port << " "

@@ -57,7 +57,8 @@ void LoopbackHint::refused(bool is_udp, const LoopbackTarget& target) {
   if (target.v4 != 0) ::inet_ntop(AF_INET, &v4, address, sizeof address);
   // "mwins: hint:" is what the front end knows it by, so that a successor does not say it again.
   log_line("mwins",
-           "hint: a connection to %s port %u is refused: %s is the INS's own; --to-host %u%s lets the program "
+           "hint: a connection to %s port %u is refused: %s is the INS's own; --to-host %u%s lets "
+           "the program "
            "reach the host's port%s",
            address, port, address, port, is_udp ? "/udp" : "", usual ? "" : ", under 127.0.0.1");
 }

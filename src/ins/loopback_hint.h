@@ -19,7 +19,7 @@ namespace mw {
 
 // An address of this namespace's loopback that a socket connects to.
 struct LoopbackTarget {
-  in_addr_t v4 = 0;   // 0: ::1
+  in_addr_t v4 = 0;    // 0: ::1
   in_port_t port = 0;  // 0: it is no address of loopback
 };
 LoopbackTarget loopback_target(const sockaddr* address, socklen_t len);

@@ -32,14 +32,16 @@ TEST(LoopbackHint, NamesTheOptionOnce) {
   LoopbackHint hint;
   ASSERT_TRUE(hint.init("none"));
   EXPECT_EQ(said(hint, false, target("127.0.0.1", 3306)),
-            "mwins: hint: a connection to 127.0.0.1 port 3306 is refused: 127.0.0.1 is the INS's own; --to-host "
+            "mwins: hint: a connection to 127.0.0.1 port 3306 is refused: 127.0.0.1 is the INS's "
+            "own; --to-host "
             "3306 lets the program reach the host's port\n");
   EXPECT_EQ(said(hint, false, target("127.0.0.1", 25)), "");
 }
 
 TEST(LoopbackHint, OfDatagramsAndOtherLoopbackAddresses) {
   for (const auto& [address, is_udp, part] :
-       {std::tuple{"127.0.0.53", true, "--to-host 53/udp"}, std::tuple{"::1", false, "::1 is the INS's own"},
+       {std::tuple{"127.0.0.53", true, "--to-host 53/udp"},
+        std::tuple{"::1", false, "::1 is the INS's own"},
         std::tuple{"::ffff:127.0.0.1", false, " 127.0.0.1 is the INS's own"},
         std::tuple{"0.0.0.0", false, " 127.0.0.1 is the INS's own"}}) {
     LoopbackHint hint;

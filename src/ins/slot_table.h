@@ -146,7 +146,7 @@ struct alignas(64) Sock {
   uint32_t beat_tx_tail = 0;  // as the last beat saw them
   uint32_t beat_rx_head = 0;
   LoopbackTarget loopback;  // a stream that connects
-  uint32_t untold = 0;  // MW_ST_* bits that wait for the bytes before them (Worker::tell_end)
+  uint32_t untold = 0;      // MW_ST_* bits that wait for the bytes before them (Worker::tell_end)
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;
   SampledState sampled;

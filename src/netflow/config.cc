@@ -86,8 +86,9 @@ class Reader : private TomlReader {
       const auto number = one.value_exact<int64_t>();
       if (!text && !(numbers && number)) {
         is_right = false;
-        fault(one, std::string(name) + " has to be " +
-                       (numbers ? "a port, a text or a list of those" : "a text or a list of texts"));
+        fault(one,
+              std::string(name) + " has to be " +
+                  (numbers ? "a port, a text or a list of those" : "a text or a list of texts"));
         return;
       }
       joined += (joined.empty() ? "" : ",") + (text ? *text : std::to_string(*number));

@@ -76,7 +76,8 @@ TEST_F(ConfigFile, EverythingIsTaken) {
 
 TEST_F(ConfigFile, WhatASessionReachesIsATextOrAList) {
   const ConfigReading r = parse_config(
-      "[network]\negress = [\"dns\", \"192.0.2.0/24,2001:db8::/32\"]\nto_host = [3306, \"53/udp\"]\n");
+      "[network]\negress = [\"dns\", \"192.0.2.0/24,2001:db8::/32\"]\nto_host = [3306, "
+      "\"53/udp\"]\n");
   EXPECT_EQ(faults(r), "");
   ASSERT_TRUE(r.config.network.egress);
   EXPECT_EQ(r.config.network.egress->text, "dns,192.0.2.0/24,2001:db8::/32");
@@ -116,8 +117,9 @@ TEST_F(ConfigFile, EachFaultIsToldWithItsLine) {
       "file = \"/no/such/folder/x\"\n"
       "rotate_bytes = 1\n");
   for (const char* fault :
-       {"1: netflo is unknown; there are: network, netflow, exports\n", "3: listen has to be an address",
-        "4: role has to be", "5: token_file has to be an absolute path", "2: a token is shown",
+       {"1: netflo is unknown; there are: network, netflow, exports\n",
+        "3: listen has to be an address", "4: role has to be",
+        "5: token_file has to be an absolute path", "2: a token is shown",
         "7: active_timeout_s has to be 1 to 86400", "8: idle_timeout_s has to be a whole number",
         "9: exports.ipfix needs a collector", "10: transport has to be",
         "11: domain has to be 0 to", "13: 0.0.0.0:9464 is reached from elsewhere",
