@@ -117,7 +117,7 @@ TEST_F(ConfigFile, EachFaultIsToldWithItsLine) {
       "file = \"/no/such/folder/x\"\n"
       "rotate_bytes = 1\n");
   for (const char* fault :
-       {"1: netflo is unknown; there are: network, netflow, exports\n",
+       {"1: netflo is unknown; there are: network, application, netflow, exports\n",
         "3: listen has to be an address", "4: role has to be",
         "5: token_file has to be an absolute path", "2: a token is shown",
         "7: active_timeout_s has to be 1 to 86400", "8: idle_timeout_s has to be a whole number",
