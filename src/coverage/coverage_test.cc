@@ -525,6 +525,44 @@ TEST_F(SecureExecution, WhatTheDynamicLinkerMapsGivesNoPrivileges) {
   EXPECT_EQ(judged(static_program(), options).coverage, Coverage::static_program);
 }
 
+// ---- binfmt_misc: kernels since 6.7 have one for each user namespace ----
+
+TEST_F(CoverageTest, WhatBinfmtMiscStartsIsTheProgram) {
+  const std::string program = static_program();
+  const std::string magic = file("magic", "MWT_EST and more");
+  const std::string other = file("other", "MWT_ESX and more");
+  const std::string extension = file("file.mwtest", "text");
+  constexpr int kNotHere = 99;
+  const auto become = [&] {
+    const auto tell = [](const char* name, const std::string& text) {
+      const int fd = ::open(name, O_WRONLY | O_CLOEXEC);
+      if (fd < 0 || ::write(fd, text.data(), text.size()) < 0) ::_exit(kNotHere);
+      ::close(fd);
+    };
+    constexpr const char* kPlace = "/proc/sys/fs/binfmt_misc";
+    // As they are before the namespace.
+    const std::string user = "0 " + std::to_string(::getuid()) + " 1";
+    const std::string group = "0 " + std::to_string(::getgid()) + " 1";
+    if (::unshare(CLONE_NEWUSER | CLONE_NEWNS) != 0) ::_exit(kNotHere);
+    tell("/proc/self/uid_map", user);
+    tell("/proc/self/setgroups", "deny");
+    tell("/proc/self/gid_map", group);
+    if (::mount("none", kPlace, "binfmt_misc", 0, nullptr) != 0) ::_exit(kNotHere);
+    const std::string registry = std::string(kPlace) + "/register";
+    tell(registry.c_str(), ":mwmagic:M:4:EST:\\xff\\xff\\xff:" + program + ":");
+    tell(registry.c_str(), ":mwextension:E::mwtest::" + program + ":");
+  };
+  const auto seen = [&](const std::string& name) {
+    return elsewhere(become, [&] { return judged(name).coverage; });
+  };
+  const Coverage first = seen(magic);
+  if (static_cast<int>(first) == kNotHere) GTEST_SKIP() << "no binfmt_misc in user namespaces";
+  EXPECT_EQ(first, Coverage::static_program);
+  EXPECT_EQ(seen(extension), Coverage::static_program);
+  EXPECT_EQ(seen(other), Coverage::no_format);
+  EXPECT_EQ(judged(magic).coverage, Coverage::no_format);
+}
+
 // ---- the dynamic linker as a program, and the list of what is allowed ----
 
 TEST_F(CoverageTest, TheDynamicLinkerStartsAnotherProgram) {
