@@ -81,6 +81,7 @@ def test_rules_of_others_are_not_ours_to_restore(mw, unchanged, start, server, f
     # What comes after it is seen after it.
     output("nft", "delete", "table", "inet", table_of(session))
     proc.wait_for(lambda: session.refresh()["table_handle"] not in (handle, str((1 << 64) - 1)), SECONDS, "the rules")
+    proc.wait_for(lambda: "in force again" in session.background.tail(100), SECONDS, "a line")
     assert session.background.tail(100).count("in force again") == 1
 
 
