@@ -39,7 +39,8 @@ bool AddressBlocks::on_answer() {
   if (!m && m.error().fault == Fault::would_block) return true;
   const bool there = m && m->bytes == sizeof answer;
   if (!there) {
-    log_line("mwcommsd", "NetFlow: the process that changes blocks is gone: none is changed any more");
+    log_line("mwcommsd",
+             "NetFlow: the process that changes blocks is gone: none is changed any more");
     keeper_ = -1;
   } else if (answer.status != 0) {
     log_line("mwcommsd", "NetFlow: nft in the INS's namespace failed (status %d)", answer.status);

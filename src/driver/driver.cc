@@ -460,9 +460,8 @@ void Driver::start_serving(InsLink& ins) {
 Status Driver::start_netflow() {
   netflow::ServerOptions o = options_.netflow;
   if (o.address.empty() && o.unix_path.empty() && !options_.exports.any()) return Ok{};
-  auto service =
-      NetflowService::start(o, options_.exports, memory_, options_.session_fd, options_.bell_fds,
-                            options_.blocks_keeper);
+  auto service = NetflowService::start(o, options_.exports, memory_, options_.session_fd,
+                                       options_.bell_fds, options_.blocks_keeper);
   if (!service) return service.error();
   netflow_ = std::move(*service);
   publish("netflow", netflow_->address());

@@ -103,15 +103,16 @@ BlockAnswer run_nft(int netns, const std::string& rules) {
 }
 
 BlockAnswer change_block(const BlockRequest& request, const ReceivedMessage& m) {
-  const bool known = request.op == BlockOp::block || request.op == BlockOp::let_in ||
-                     request.op == BlockOp::clear;
-  const bool fits = request.op == BlockOp::clear || request.address.af == 4 ||
-                    request.address.af == 6;
+  const bool known =
+      request.op == BlockOp::block || request.op == BlockOp::let_in || request.op == BlockOp::clear;
+  const bool fits =
+      request.op == BlockOp::clear || request.address.af == 4 || request.address.af == 6;
   if (m.bytes != sizeof request || m.fd_count != 1 || !known || !fits) return {EINVAL, 0};
   if (!is_foreign_network(m.fds[0].get())) return {EPERM, 0};
-  return run_nft(m.fds[0].get(), request.op == BlockOp::clear
-                                     ? clear_ruleset()
-                                     : block_ruleset(request.address, request.op == BlockOp::block));
+  return run_nft(m.fds[0].get(),
+                 request.op == BlockOp::clear
+                     ? clear_ruleset()
+                     : block_ruleset(request.address, request.op == BlockOp::block));
 }
 
 void serve_blocks(int end, const DriverOptions&) {
@@ -126,7 +127,8 @@ void serve_blocks(int end, const DriverOptions&) {
 
 // In the child.
 [[noreturn]] void be_keeper(const char* name, UniqueFd end, int argc, char** argv,
-                            void (*serve)(int, const DriverOptions&), const DriverOptions& options) {
+                            void (*serve)(int, const DriverOptions&),
+                            const DriverOptions& options) {
   (void)::prctl(PR_SET_NAME, name, 0, 0, 0);
   for (int i = 0; i < argc; ++i) std::memset(argv[i], 0, std::strlen(argv[i]));
   // The driver has its own use for signals; we end with it.
@@ -193,7 +195,8 @@ Result<pid_t> ask_for_front_end(int keeper) {
   if (::send(keeper, &request, sizeof request, MSG_NOSIGNAL) < 0)
     return Error{Fault::sys, errno, "keeper of the front end"};
   const ssize_t n = ::recv(keeper, &answer, sizeof answer, 0);
-  if (n != sizeof answer) return Error{Fault::sys, n < 0 ? errno : EPIPE, "keeper of the front end"};
+  if (n != sizeof answer)
+    return Error{Fault::sys, n < 0 ? errno : EPIPE, "keeper of the front end"};
   if (answer.pid <= 0) return Error{Fault::sys, answer.err, "start of a front end"};
   return pid_t{answer.pid};
 }

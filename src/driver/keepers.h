@@ -37,7 +37,7 @@ struct BlockRequest {  // with the network namespace's descriptor
   netflow::Address address;  // not for clear
 };
 struct BlockAnswer {
-  uint32_t err;     // 0: in force
+  uint32_t err;    // 0: in force
   int32_t status;  // of nft, if that failed
 };
 

@@ -59,8 +59,8 @@ Result<std::unique_ptr<NetflowService>> NetflowService::start(const netflow::Ser
                                                               int blocks_keeper) {
   auto server = netflow::Server::make(options);
   if (!server) return server.error();
-  std::unique_ptr<NetflowService> s{
-      new NetflowService(std::move(*server), memory, session_fd, std::move(worker_bells), blocks_keeper)};
+  std::unique_ptr<NetflowService> s{new NetflowService(std::move(*server), memory, session_fd,
+                                                       std::move(worker_bells), blocks_keeper)};
   s->epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
   s->notes_bell_ = UniqueFd{::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
   if (!s->epoll_ || !s->notes_bell_ || !s->watch(s->notes_bell_.get(), kTagNotes) ||
