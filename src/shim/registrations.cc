@@ -117,8 +117,8 @@ void Registrations::after_fork() {
   if (!process.confined) pieces_.forget();
 }
 
-InRegistrations::InRegistrations(Registrations& all)
-    : all_(all), open_((A::fetch_add(all.users_, 1u) & Registrations::kOpen) != 0) {}
+InRegistrations::InRegistrations(Registrations& of)
+    : all_(of), open_((A::fetch_add(of.users_, 1u) & Registrations::kOpen) != 0) {}
 
 InRegistrations::~InRegistrations() {
   // The last one out of what was closed meanwhile.

@@ -52,7 +52,7 @@ class Registrations {
 // The calling thread is in the memory of an instance.
 class InRegistrations {
  public:
-  explicit InRegistrations(Registrations& all);
+  explicit InRegistrations(Registrations& of);
   ~InRegistrations();
   InRegistrations(const InRegistrations&) = delete;
   InRegistrations& operator=(const InRegistrations&) = delete;
