@@ -39,6 +39,13 @@ bool parse_number(const std::string& text, unsigned most, unsigned* out) {
   return *out <= most;
 }
 
+// The bytes of a Prefix need not stand as an in6_addr has to.
+in6_addr address6(const Prefix& p) {
+  in6_addr out;
+  ::memcpy(&out, p.address, sizeof out);
+  return out;
+}
+
 bool parse_address(const std::string& text, Prefix* out) {
   *out = Prefix{};
   out->bits = 32;
@@ -81,8 +88,8 @@ Outcome<Prefix> parse_destination(const std::string& whole_text, const std::stri
   const size_t slash = text.find('/');
   if (!parse_address(text.substr(0, slash), &p))
     return Failure{step, "'" + text + "' is neither a network nor any, none or dns", kEgressForm};
-  const in6_addr* v6 = reinterpret_cast<const in6_addr*>(p.address);
-  if (p.v6 && IN6_IS_ADDR_V4MAPPED(v6))
+  const in6_addr v6 = address6(p);
+  if (p.v6 && IN6_IS_ADDR_V4MAPPED(&v6))
     return Failure{step, "'" + text + "' is an IPv4 address in IPv6 clothes",
                    "write the IPv4 address itself"};
   if (slash == std::string::npos) return p;
@@ -314,8 +321,8 @@ std::vector<std::string> unreachable_name_servers(const Reach& reach) {
   for (const std::string& text : reach.name_servers) {
     Prefix p;
     const bool of_a_link = !parse_address(text, &p);  // with the name of an interface
-    const in6_addr* v6 = reinterpret_cast<const in6_addr*>(p.address);
-    if (of_a_link || (p.v6 && (IN6_IS_ADDR_LOOPBACK(v6) || IN6_IS_ADDR_LINKLOCAL(v6))))
+    const in6_addr v6 = address6(p);
+    if (of_a_link || (p.v6 && (IN6_IS_ADDR_LOOPBACK(&v6) || IN6_IS_ADDR_LINKLOCAL(&v6))))
       out.push_back(text);
   }
   return out;

@@ -49,7 +49,7 @@ while True:
             end = peer.recv(1)
         except OSError as error:
             end = type(error).__name__
-        print(how.decode(), written, end, flush=True)
+        print(f"{how.decode()} {written} {end}\\n", end="", flush=True)  # at once, others write there too
     peer.close()
 """
 
