@@ -16,11 +16,9 @@ import os
 import platform
 import re
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +26,8 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "clients/python"), str(HERE)]
 
-import mwnetflow  # noqa: E402  (needs the path above)
+import janitor  # noqa: E402  (needs the path above)
+import mwnetflow  # noqa: E402
 import network  # noqa: E402
 from mwtest import build, netns, proc, repairs  # noqa: E402
 
@@ -130,15 +129,11 @@ class Stage:
     A janitor removes them if we are killed."""
 
     def __init__(self) -> None:
-        self._namespaces = []
         self._running = []
 
     def __enter__(self) -> "Stage":
-        self.directory = Path(tempfile.mkdtemp(prefix="mwbench"))
-        self.directory.chmod(0o755)
-        self._janitor = subprocess.Popen(
-            [sys.executable, str(HERE / "attack/janitor.py"), str(self.directory), str(build.program("mw"))],
-            stdin=subprocess.PIPE, start_new_session=True, text=True, bufsize=1)
+        self._place = janitor.Place("mwbench")
+        self.directory = self._place.directory
         try:
             self.namespace = self.add_namespace()
         except BaseException:
@@ -149,18 +144,10 @@ class Stage:
     def __exit__(self, *_) -> None:
         for one in reversed(self._running):
             one.stop()
-        for one in reversed(self._namespaces):
-            one.__exit__()
-        shutil.rmtree(self.directory)
-        self._janitor.stdin.write("done\n")
-        self._janitor.stdin.close()
-        self._janitor.wait(20)
+        self._place.close()
 
     def add_namespace(self) -> netns.Namespace:
-        one = netns.Namespace()
-        self._janitor.stdin.write(f"namespace {one.name}\n")
-        self._namespaces.append(one)
-        one.__enter__()
+        one = self._place.add_namespace()
         with one.entered():
             Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("1024 65000")
         return one
@@ -172,7 +159,7 @@ class Stage:
                               self.directory / f"{name}-{mode}.log", cwd=self.directory,
                               env=None if env is None else {**os.environ, **env})
         if mode != "native":
-            self._janitor.stdin.write(f"session {one.pid}\n")
+            self._place.add_session(one.pid)
         self._running.append(one)
         return one
 

@@ -11,16 +11,15 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "tests")]
+sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "tests")]
 
 import generators  # noqa: E402  (needs the path above)
+import janitor  # noqa: E402
 import measure  # noqa: E402
 from mwtest import build, netns, proc, session  # noqa: E402
 
@@ -123,11 +122,8 @@ class Stage:
         self._mw = None
 
     def __enter__(self) -> "Stage":
-        self.directory = Path(tempfile.mkdtemp(prefix="mwattack"))
-        self.directory.chmod(0o755)  # servers drop to users of their own
-        self._janitor = subprocess.Popen([PYTHON, HERE / "janitor.py", self.directory, build.program("mw")],
-                                         stdin=subprocess.PIPE, start_new_session=True, text=True, bufsize=1)
-        self._namespaces = []
+        self._place = janitor.Place("mwattack")
+        self.directory = self._place.directory
         try:
             self._make_network()
             self._make_documents()
@@ -142,23 +138,12 @@ class Stage:
         # The namespaces go last: `mw run` still removes its session from within.
         for one in reversed(self._running):
             one.stop(20)
-        for one in reversed(self._namespaces):
-            one.__exit__()
-        shutil.rmtree(self.directory)
-        self._janitor.stdin.write("done\n")
-        self._janitor.stdin.close()
-        self._janitor.wait(20)
+        self._place.close()
 
     # -- making the place
 
-    def _namespace(self) -> netns.Namespace:
-        one = netns.Namespace()
-        self._janitor.stdin.write(f"namespace {one.name}\n")
-        self._namespaces.append(one)
-        return one.__enter__()
-
     def _make_network(self) -> None:
-        self.server, self.honest, self.attacker = (self._namespace() for _ in range(3))
+        self.server, self.honest, self.attacker = (self._place.add_namespace() for _ in range(3))
         for name, other, here, there in (("honest", self.honest, SERVER_FOR_HONEST, [*HONEST, SHARED]),
                                          ("attack", self.attacker, SERVER_FOR_ATTACKER, [ATTACKER])):
             netns.ip("link", "add", name, "netns", self.server.name, "type", "veth", "peer", "name", "eth0",
@@ -201,7 +186,7 @@ class Stage:
         command, env = (self._apache if server == "apache" else self._nginx)(defence, workers)
         self._mw = self.start(server, self.server,
                               [build.program("mw"), "run", "-p", f"{self.published}:80", "--", *command], env)
-        self._janitor.stdin.write(f"session {self._mw.pid}\n")
+        self._place.add_session(self._mw.pid)
         self.session = session.Session(self._mw).name
         self._wait_for_page(self.published, self._mw)
         defence.start(self)

@@ -73,6 +73,7 @@ Result<SessionConfig> read_session_config(const std::string& path) {
   const netflow::NetworkConfig& network = reading->config.network;
   take(network.egress, parse_egress, out.egress);
   take(network.to_host, parse_to_host, out.to_host);
+  out.uncovered = std::move(reading->config.application.allow_uncovered);
   std::stable_sort(out.faults.begin(), out.faults.end(), [](const auto& a, const auto& b) {
     return std::pair(a.line, a.column) < std::pair(b.line, b.column);
   });

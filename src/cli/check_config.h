@@ -23,6 +23,7 @@ struct SessionConfig {
   std::vector<netflow::ConfigFault> faults;  // of the whole file
   std::optional<Egress> egress;
   std::optional<std::vector<HostPort>> to_host;
+  std::vector<std::string> uncovered;  // ApplicationConfig's
 };
 // Errors: sys (the file cannot be read).
 Result<SessionConfig> read_session_config(const std::string& path);

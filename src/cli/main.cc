@@ -260,17 +260,14 @@ Outcome<mw::Done> take_reach(const RunArguments& args, const mw::SessionConfig& 
 }
 
 // What --allow-uncovered says, or else the configuration file, as the shim takes it.
-Outcome<std::string> uncovered_programs(const RunArguments& args) {
-  std::vector<std::string> programs;
+Outcome<std::string> uncovered_programs(const RunArguments& args, const mw::SessionConfig& config) {
+  std::vector<std::string> programs = config.uncovered;
   if (!args.uncovered.empty()) {
+    programs.clear();
     // A flag of CLI11 that has no value is "true".
     std::istringstream list(args.uncovered);
     for (std::string one; std::getline(list, one, ',');)
       programs.push_back(one == "true" ? "*" : one);
-  } else if (!args.config.empty()) {
-    auto reading = mw::netflow::read_config(args.config);
-    if (!reading) return Failure{"read " + args.config, mw::errno_text(reading.error().err), ""};
-    programs = reading->config.application.allow_uncovered;
   }
   std::string text;
   for (const std::string& program : programs) {
@@ -337,7 +334,7 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
     if (!address || address->family() == AF_UNIX)
       return usage_error(run, "--netflow: not ADDRESS:PORT, and not none: " + args.netflow);
   }
-  auto uncovered = uncovered_programs(args);
+  auto uncovered = uncovered_programs(args, config);
   if (!uncovered) return usage_error(run, uncovered.failure().text());
   request.uncovered = *uncovered;
   request.command = std::move(command);

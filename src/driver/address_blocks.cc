@@ -23,14 +23,14 @@ void AddressBlocks::start_next() {
     if (keeper_ >= 0 &&
         send_message(keeper_, bytes_of(jobs_.front().request), fds, MSG_DONTWAIT | MSG_NOSIGNAL))
       return;
-    finish(EIO);
+    take_first()(EIO);
   }
 }
 
-void AddressBlocks::finish(uint32_t err) {
-  const Done done = std::move(jobs_.front().done);
+AddressBlocks::Done AddressBlocks::take_first() {
+  Done done = std::move(jobs_.front().done);
   jobs_.pop_front();
-  done(err);
+  return done;
 }
 
 bool AddressBlocks::on_answer() {
@@ -46,8 +46,7 @@ bool AddressBlocks::on_answer() {
     log_line("mwcommsd", "NetFlow: nft in the INS's namespace failed (status %d)", answer.status);
   }
   if (!jobs_.empty()) {
-    const Done done = std::move(jobs_.front().done);
-    jobs_.pop_front();
+    const Done done = take_first();
     start_next();
     done(there ? answer.err : EIO);
   }

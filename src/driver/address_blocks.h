@@ -44,7 +44,7 @@ class AddressBlocks {
   };
   void ask(int netns, const BlockRequest& request, Done done);
   void start_next();
-  void finish(uint32_t err);
+  Done take_first();
 
   int keeper_;
   std::deque<Job> jobs_;  // the first one is under way

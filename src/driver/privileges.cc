@@ -1,31 +1,25 @@
 #include "driver/privileges.h"
 
 #include <errno.h>
-#include <linux/capability.h>
 #include <sched.h>
 #include <seccomp.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 
-#include <algorithm>
-#include <iterator>
-
+#include "base/capabilities.h"
 #include "base/sanitized.h"
 
 namespace mw {
 namespace {
 
-constexpr int kKept[] = {
-    CAP_KILL,              // an INS that hangs, the owner of a socket
-    CAP_SYS_PTRACE,        // to look at processes of other users in /proc
-    CAP_NET_ADMIN,         // options of sockets (privileged_options.h)
-    CAP_NET_RAW,           // the same
-    CAP_NET_BIND_SERVICE,  // NetFlow and the exporters at a port of the administrator's choice
-    CAP_DAC_READ_SEARCH,   // the INS's folder in the registry
-    CAP_SYS_RESOURCE,  // descriptors on their way (fd_store.h), more than the limit of open files
-};
+constexpr uint64_t kKept =
+    capability_bit(CAP_KILL)                // an INS that hangs, the owner of a socket
+    | capability_bit(CAP_SYS_PTRACE)        // to look at processes of other users in /proc
+    | capability_bit(CAP_NET_ADMIN)         // options of sockets (privileged_options.h)
+    | capability_bit(CAP_NET_RAW)           // the same
+    | capability_bit(CAP_NET_BIND_SERVICE)  // NetFlow and exporters at any port
+    | capability_bit(CAP_DAC_READ_SEARCH)   // the INS's folder in the registry
+    | capability_bit(CAP_SYS_RESOURCE);     // descriptors on their way (fd_store.h)
 
 // No thread of a driver makes these; each is a way to the host, or into another process.
 constexpr int kRefused[] = {
@@ -101,30 +95,6 @@ Status failed(const char* what, int err) {
   return Error{Fault::sys, err, what};
 }
 
-bool is_kept(int cap) {
-  return std::find(std::begin(kKept), std::end(kKept), cap) != std::end(kKept);
-}
-
-Status bound_capabilities() {
-  for (int cap = 0; ::prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; ++cap)
-    if (!is_kept(cap) && ::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-      return failed("capability bound", errno);
-  if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
-    return failed("ambient capabilities", errno);
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct sets[2] = {};
-  if (::syscall(SYS_capget, &header, sets) < 0) return failed("capget", errno);
-  uint32_t kept[2] = {};
-  for (const int cap : kKept) kept[cap / 32] |= 1u << cap % 32;
-  for (int i = 0; i < 2; ++i) {
-    sets[i].permitted &= kept[i];
-    sets[i].effective = sets[i].permitted;
-    sets[i].inheritable = 0;
-  }
-  if (::syscall(SYS_capset, &header, sets) < 0) return failed("capset", errno);
-  return Ok{};
-}
-
 Status refuse_calls() {
   scmp_filter_ctx filter = ::seccomp_init(SCMP_ACT_ALLOW);
   if (filter == nullptr) return failed("system call filter", ENOMEM);
@@ -156,7 +126,7 @@ Status give_up_privileges() {
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return failed("no new privileges", errno);
   const rlimit none{0, 0};
   if (::setrlimit(RLIMIT_CORE, &none) < 0) return failed("limit of core files", errno);
-  if (auto bounded = bound_capabilities(); !bounded) return bounded;
+  if (auto kept = keep_capabilities(kKept); !kept) return kept;
   return refuse_calls();
 }
 

@@ -1,7 +1,6 @@
 #include "frontend/app_network.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <net/if.h>
 #include <sched.h>
 #include <string.h>
@@ -9,10 +8,8 @@
 #include <sys/socket.h>
 
 #include <cstdio>
-#include <cstdlib>
-#include <utility>
 
-#include "base/log.h"
+#include "frontend/in_network.h"
 #include "frontend/net.h"
 #include "frontend/process.h"
 
@@ -22,12 +19,6 @@ namespace {
 constexpr const char* kStep = "make the network namespace of the application";
 constexpr const char* kRemedy =
     "run as root on a host that allows network namespaces, or use --net host";
-
-Outcome<UniqueFd> current_network() {
-  UniqueFd fd{::open("/proc/self/ns/net", O_RDONLY | O_CLOEXEC)};
-  if (!fd) return Failure{kStep, "open /proc/self/ns/net: " + errno_text(errno), kRemedy};
-  return fd;
-}
 
 struct Interface {
   unsigned index = 0;
@@ -58,21 +49,6 @@ Outcome<Interface> ins_interface(int ins_network) {
 }
 
 }  // namespace
-
-Outcome<InNetwork> InNetwork::enter(int netns) {
-  auto home = current_network();
-  if (!home) return home.failure();
-  if (::setns(netns, CLONE_NEWNET) < 0)
-    return Failure{kStep, "enter: " + errno_text(errno), kRemedy};
-  return InNetwork(std::move(*home));
-}
-
-InNetwork::~InNetwork() {
-  if (!home_ || ::setns(home_.get(), CLONE_NEWNET) == 0) return;
-  // Whatever we did next would be done to the wrong network.
-  log_line("mw", "cannot leave a network namespace again: %s", errno_text(errno).c_str());
-  std::abort();
-}
 
 Outcome<UniqueFd> make_app_network() {
   auto home = current_network();

@@ -16,19 +16,6 @@
 
 namespace mw {
 
-// The calling process is in that network namespace while this lives.
-class InNetwork {
- public:
-  static Outcome<InNetwork> enter(int netns);
-  InNetwork(InNetwork&&) = default;
-  InNetwork& operator=(InNetwork&&) = delete;
-  ~InNetwork();
-
- private:
-  explicit InNetwork(UniqueFd home) : home_(std::move(home)) {}
-  UniqueFd home_;
-};
-
 // A new network namespace with nothing in it.
 Outcome<UniqueFd> make_app_network();
 

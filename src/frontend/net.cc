@@ -26,6 +26,7 @@
 #include "base/log.h"
 #include "frontend/conntrack.h"
 #include "frontend/forwarding.h"
+#include "frontend/in_network.h"
 #include "frontend/net_watch.h"
 #include "frontend/process.h"
 
@@ -84,28 +85,16 @@ std::vector<Setting> inherited_settings() {
 
 // Writes the namespace's settings from inside it: /proc/sys/net shows the namespace of who looks.
 Outcome<Done> write_settings(int netns, const std::vector<Setting>& settings) {
-  const std::string step = "set up the network namespace";
-  const pid_t pid = ::fork();
-  if (pid < 0) return Failure{step, "fork: " + errno_text(errno), ""};
-  if (pid == 0) {
-    if (::setns(netns, CLONE_NEWNET) < 0) ::_exit(255);
-    for (size_t i = 0; i < settings.size(); ++i) {
-      const UniqueFd fd{::open(settings[i].path.c_str(), O_WRONLY | O_CLOEXEC)};
-      if (!fd && errno == ENOENT && !settings[i].is_needed) continue;
-      if (::write(fd.get(), settings[i].value.data(), settings[i].value.size()) < 0) {
-        ::_exit(static_cast<int>(i) + 1);
-      }
-    }
-    ::_exit(0);
+  auto there = InNetwork::enter(netns);
+  if (!there) return there.failure();
+  for (const Setting& setting : settings) {
+    const UniqueFd fd{::open(setting.path.c_str(), O_WRONLY | O_CLOEXEC)};
+    if (!fd && errno == ENOENT && !setting.is_needed) continue;
+    if (!fd || ::write(fd.get(), setting.value.data(), setting.value.size()) < 0)
+      return Failure{"set up the network namespace",
+                     "write " + setting.path + ": " + errno_text(errno), kRootRemedy};
   }
-  int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return Done{};
-  const size_t failed = WIFEXITED(status) ? static_cast<size_t>(WEXITSTATUS(status)) : 255;
-  const bool known = failed > 0 && failed <= settings.size();
-  return Failure{step, "writing " + (known ? settings[failed - 1].path : "in it") + " failed",
-                 kRootRemedy};
+  return Done{};
 }
 
 // The namespace's own number, of the file that stands for it; 0: there is none.
@@ -485,8 +474,9 @@ Outcome<Done> restore_passages(const SessionRecord& r, int netns) {
   const std::string table = std::string("table inet ") + kPassageTable;
   const std::string rules = table + " {}\ndelete " + table + "\n" + table + " {\n" +
                             passage_chains(r.published, r.reach) + "}\n";
-  if (auto done = run_tool("lead ports of 127.0.0.1 to the host", {"nft", "-f", "-"}, rules, netns);
-      !done)
+  auto there = InNetwork::enter(netns);
+  if (!there) return there.failure();
+  if (auto done = run_tool("lead ports of 127.0.0.1 to the host", {"nft", "-f", "-"}, rules); !done)
     return done.failure();
   // What goes to 127.0.0.1 leaves through eth0, and its answers come back there.
   return write_settings(netns, {{"/proc/sys/net/ipv4/conf/eth0/route_localnet", "1", true}});

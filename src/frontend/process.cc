@@ -473,7 +473,7 @@ void converse(UniqueFd to, const std::string& input, const UniqueFd& out, const 
 }  // namespace
 
 Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
-                              const std::string& input, int netns) {
+                              const std::string& input) {
   int in[2];
   int out[2];
   int err[2];
@@ -494,10 +494,6 @@ Outcome<std::string> run_tool(const std::string& step, const std::vector<std::st
     // Its own group: a Ctrl-C must not cut a transaction in half.
     ::setpgid(0, 0);
     ::signal(SIGPIPE, SIG_DFL);
-    if (netns >= 0 && ::setns(netns, CLONE_NEWNET) < 0) {
-      ::dprintf(err_write.get(), "setns: %s", errno_text(errno).c_str());
-      ::_exit(126);
-    }
     if (::dup2(in_read.get(), 0) < 0 || ::dup2(out_write.get(), 1) < 0 ||
         ::dup2(err_write.get(), 2) < 0 || !close_on_exec_from(STDERR_FILENO + 1)) {
       ::_exit(126);

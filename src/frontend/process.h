@@ -85,10 +85,10 @@ class InheritedDescriptors {
 // a warning, and the program would run without. `program` is one that says nothing and succeeds.
 Outcome<Done> check_preload(const std::string& library, const std::string& program);
 
-// Runs a well-known tool (base/helper.h) to its end with `input` on stdin, in network namespace `netns`
-// unless that is -1. The outcome is its stdout; a status other than 0 is a Failure that quotes its stderr.
+// Runs a well-known tool (base/helper.h) to its end with `input` on stdin. The outcome is its stdout;
+// a status other than 0 is a Failure that quotes its stderr.
 Outcome<std::string> run_tool(const std::string& step, const std::vector<std::string>& argv,
-                              const std::string& input = {}, int netns = -1);
+                              const std::string& input = {});
 
 // The file, at most so much of it, or an empty string if it cannot be read.
 std::string read_text(const std::string& path, size_t most = SIZE_MAX);

@@ -16,6 +16,7 @@
 #include "base/log.h"
 #include "frontend/app_network.h"
 #include "frontend/forwarding.h"
+#include "frontend/in_network.h"
 #include "frontend/inspect.h"
 #include "frontend/net.h"
 #include "frontend/net_watch.h"

@@ -2,7 +2,6 @@
 
 #include <fcntl.h>
 #include <grp.h>
-#include <linux/capability.h>
 #include <linux/futex.h>
 #include <linux/sockios.h>
 #include <netinet/in.h>
@@ -25,6 +24,7 @@
 #include <initializer_list>
 #include <string>
 
+#include "base/capabilities.h"
 #include "base/sanitized.h"
 #include "base/unique_fd.h"
 
@@ -95,18 +95,6 @@ Status limit_resources() {
 #ifndef MW_SANITIZED
   if (const Status s = lower_limit(RLIMIT_DATA, kMaxDataBytes, "limit of memory"); !s) return s;
 #endif
-  return Ok{};
-}
-
-Status drop_capabilities() {
-  for (int cap = 0; ::prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; ++cap)
-    if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-      return failed("capability bound");
-  if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) < 0)
-    return failed("ambient capabilities");
-  __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
-  __user_cap_data_struct none[2] = {};
-  if (::syscall(SYS_capset, &header, none) < 0) return failed("capset");
   return Ok{};
 }
 
@@ -319,9 +307,7 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
     if (::setgroups(0, nullptr) < 0) return failed("setgroups");
     // The bounding set can only shrink while there are capabilities; the others go with the uid.
     if (::setresgid(gid, gid, gid) < 0) return failed("setresgid");
-    for (int cap = 0; ::prctl(PR_CAPBSET_READ, cap, 0, 0, 0) >= 0; ++cap)
-      if (::prctl(PR_CAPBSET_DROP, cap, 0, 0, 0) < 0 && errno != EPERM)
-        return failed("capability bound");
+    if (const Status bounded = bound_capabilities(0); !bounded) return bounded.error();
     if (::setresuid(uid, uid, uid) < 0) return failed("setresuid");
   } else {
     const auto own_uid = std::to_string(::geteuid());
@@ -337,7 +323,7 @@ Result<SandboxNotes> drop_privileges(uint32_t uid, uint32_t gid) {
       notes.empty_root = static_cast<bool>(empty_root());
     }
   }
-  if (const Status dropped = drop_capabilities(); !dropped) return dropped.error();
+  if (const Status dropped = keep_capabilities(0); !dropped) return dropped.error();
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) return failed("no_new_privs");
   if (::prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0) return failed("dumpable");
   if (const Status limited = limit_resources(); !limited) return limited.error();

@@ -187,8 +187,8 @@ bool is_open(const Sock& s) {
   return true;
 }
 
+// Its records are voided before, whatever the session region says of them.
 void remove_watches(const Sock& s) {
-  forget_registrations(s.index, s.gen);
   for (SessionWatch& w : watches_of(s)) w = SessionWatch{};
   publish_watches(s);
   A::store_relaxed(s.mine.watch_end, uint16_t{0});
@@ -214,6 +214,7 @@ bool each_ready(uint32_t group, uint32_t index, Visit&& visit) {
     const uint32_t events = events_of(s, r->events);
     if (events == 0) continue;
     if (!is_open(s)) {
+      forget_registrations(s.index, s.gen);
       remove_watches(s);
       return true;
     }
@@ -550,10 +551,7 @@ void epoll_add_news(const Sock& s) {
 void epoll_last_close(int fd, const Entry& e) {
   const Sock s = sock_of(fd, e);
   if (A::load_relaxed(s.mine.gen) != e.gen) return;
-  const bool nobody_elses = is_nobody_elses(s.index);
   SharedLock lock(s.mine.watch_lock);
-  // Whatever the session region says: it is over.
-  if (nobody_elses) forget_registrations(s.index, s.gen);
   bool any = false;
   bool used_here = false;
   for (const SessionWatch& w : watches_of(s)) {
@@ -562,9 +560,10 @@ void epoll_last_close(int fd, const Entry& e) {
     any = true;
     used_here |= instances[group].used_here;
   }
-  if (!any) return;
-  if (!nobody_elses && (!used_here || leave_witness(fd, s.index, s.gen))) return;
-  remove_watches(s);
+  if (!is_nobody_elses(s.index) && (!any || !used_here || leave_witness(fd, s.index, s.gen)))
+    return;
+  forget_registrations(s.index, s.gen);
+  if (any) remove_watches(s);
 }
 
 void epoll_closed(int epfd, const Entry& e) {

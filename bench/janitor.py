@@ -1,4 +1,6 @@
-"""janitor.py DIRECTORY MW - removes what a bench made, when the bench has ended in whichever way.
+"""What a bench makes, and who removes it.
+
+janitor.py DIRECTORY MW - removes what a bench made, when the bench has ended in whichever way.
 
 Standard input is a pipe from the bench: a line "namespace NAME" or "session PID" for each thing made, "done" if it
 removed them itself. The end of the pipe without "done" means that the bench was killed.
@@ -9,12 +11,43 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
-from mwtest import netns  # noqa: E402  (needs the path above)
+from mwtest import build, netns  # noqa: E402  (needs the path above)
+
+
+class Place:
+    """A folder and network namespaces. They are gone after close(), and soon after we were killed."""
+
+    def __init__(self, prefix: str) -> None:
+        self.directory = Path(tempfile.mkdtemp(prefix=prefix))
+        self.directory.chmod(0o755)  # servers drop to users of their own
+        self._namespaces = []
+        self._janitor = subprocess.Popen([sys.executable, __file__, self.directory, build.program("mw")],
+                                         stdin=subprocess.PIPE, start_new_session=True, text=True, bufsize=1)
+
+    def add_namespace(self) -> netns.Namespace:
+        one = netns.Namespace()
+        self._janitor.stdin.write(f"namespace {one.name}\n")
+        self._namespaces.append(one)
+        return one.__enter__()
+
+    def add_session(self, pid: int) -> None:
+        """A `mw run`, which must be told to end before its namespace goes."""
+        self._janitor.stdin.write(f"session {pid}\n")
+
+    def close(self) -> None:
+        """What runs in it has ended."""
+        for one in reversed(self._namespaces):
+            one.__exit__()
+        shutil.rmtree(self.directory)
+        self._janitor.stdin.write("done\n")
+        self._janitor.stdin.close()
+        self._janitor.wait(20)
 
 
 def children_ended(pids: list, seconds: float) -> None:
