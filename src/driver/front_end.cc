@@ -177,6 +177,8 @@ void FrontEnd::on_connect() {
     if (!watch(who->pid)) {
       pid_ = who->pid;
       on_death();
+    } else {
+      on_successor();
     }
   }
 }

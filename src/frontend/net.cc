@@ -575,19 +575,4 @@ Swept sweep(const std::string& base, const SessionRecord* ending) {
   return out;
 }
 
-std::string resolv_conf_for_ins() {
-  static constexpr const char* kUpstream = "/run/systemd/resolve/resolv.conf";
-  std::istringstream in(read_text("/etc/resolv.conf"));
-  bool reachable = false;
-  for (std::string line; std::getline(in, line);) {
-    std::istringstream words(line);
-    std::string key;
-    std::string server;
-    words >> key >> server;
-    if (key != "nameserver") continue;
-    reachable = reachable || (server.compare(0, 4, "127.") != 0 && server != "::1");
-  }
-  return !reachable && ::access(kUpstream, R_OK) == 0 ? kUpstream : "";
-}
-
 }  // namespace mw

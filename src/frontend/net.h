@@ -62,8 +62,4 @@ struct Swept {
 // `ending`: a session of our own that is over, whatever its record says.
 Swept sweep(const std::string& base, const SessionRecord* ending = nullptr);
 
-// The file that an INS in its own namespace should see as /etc/resolv.conf; empty if the host's
-// will do. (A resolver on the host's loopback cannot be reached from there.)
-std::string resolv_conf_for_ins();
-
 }  // namespace mw

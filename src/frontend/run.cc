@@ -1,6 +1,7 @@
 #include "frontend/run.h"
 
 #include <errno.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -14,6 +15,7 @@
 #include "base/log.h"
 #include "frontend/forwarding.h"
 #include "frontend/inspect.h"
+#include "frontend/names.h"
 #include "frontend/net.h"
 #include "frontend/net_watch.h"
 #include "frontend/relay.h"
@@ -155,6 +157,8 @@ class Session {
   const std::string& base() const { return base_; }
   const SessionDescriptors& descriptors() const { return descriptors_; }
   int netns() const { return netns_ ? netns_.get() : -1; }
+  // A pidfd of this process, which is the session's front end.
+  int self() const { return self_.get(); }
   std::string folder() const { return session_folder(base_, record_.name); }
 
  private:
@@ -176,6 +180,7 @@ class Session {
   SessionRecord record_;
   SessionDescriptors descriptors_;
   UniqueFd netns_;
+  const UniqueFd self_{static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0))};
   bool ours_ = false;
 };
 
@@ -243,14 +248,20 @@ SpawnRequest ins_request(Session* session, unsigned id, int ready_fd) {
                 std::to_string(id),
                 "--workers",
                 std::to_string(session->descriptors().workers),
+                "--names",
+                Names::folder(session->folder()),
                 "--ready-fd",
                 std::to_string(ready_fd)};
+  if (session->self() >= 0) {
+    spawn.argv.insert(spawn.argv.end(), {"--front-end-fd", std::to_string(session->self())});
+    spawn.keep.push_back(session->self());
+  }
   if (::geteuid() == 0) {
     const std::string uid = std::to_string(session->record().plan.ins_uid);
     spawn.argv.insert(spawn.argv.end(), {"--uid", uid, "--gid", uid});
   }
   spawn.netns = session->netns();
-  if (spawn.netns >= 0) spawn.resolv_conf = resolv_conf_for_ins();
+  spawn.own_pids = true;
   return spawn;
 }
 
@@ -323,8 +334,16 @@ void keep_rules(Session* session, SupervisorConfig* config) {
     return;
   }
   auto keeper = std::make_shared<RulesKeeper>(session, std::move(*watch));
-  config->watch_fd = keeper->fd();
-  config->on_watch = [keeper] { keeper->on_watch(); };
+  config->watched.push_back({keeper->fd(), [keeper] { keeper->on_watch(); }});
+}
+
+// From here on the INS's names are the host's.
+Outcome<Done> follow_names(Session* session, SupervisorConfig* config) {
+  auto started = Names::start(session->folder(), session->record().isolated);
+  if (!started) return started.failure();
+  std::shared_ptr<Names> names = std::move(*started);
+  config->watched.push_back({names->fd(), [names] { names->on_event(); }});
+  return Done{};
 }
 
 SupervisorConfig supervision(Session* session, const Supervisor* const* supervisor) {
@@ -401,6 +420,7 @@ int run_session(const RunRequest& request) {
   announce(request, session.record());
   const Supervisor* self = nullptr;
   SupervisorConfig config = supervision(&session, &self);
+  if (auto done = follow_names(&session, &config); !done) return fail(done.failure());
   const SessionDescriptors& d = session.descriptors();
   config.application.argv = request.command;
   config.application.environment = {"LD_PRELOAD=" + preloaded(request.programs.shim),
@@ -433,7 +453,10 @@ int adopt_session(const AdoptRequest& request) {
   const SessionRecord& r = session.record();
   const Adopted found{r.application, r.driver, r.ins, r.ins_id};
   const Supervisor* self = nullptr;
-  Supervisor supervisor(supervision(&session, &self), signals);
+  SupervisorConfig config = supervision(&session, &self);
+  // What the copies say still holds.
+  if (auto done = follow_names(&session, &config); !done) fail(done.failure());
+  Supervisor supervisor(std::move(config), signals);
   self = &supervisor;
   log_line(kWho, "session %s: adopted by pid %d; end it with `kill %d`", r.name.c_str(), ::getpid(),
            ::getpid());
