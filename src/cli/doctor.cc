@@ -1,6 +1,7 @@
 #include "cli/doctor.h"
 
 #include <linux/capability.h>
+#include <linux/close_range.h>
 #include <linux/seccomp.h>
 #include <sched.h>
 #include <sys/eventfd.h>
@@ -109,6 +110,16 @@ void Examiner::kernel() {
     fail("process descriptors", "pidfd_open: " + errno_text(errno),
          "use Linux 5.3 or newer, and allow pidfd_open in the container's seccomp profile",
          is_permission(errno));
+  }
+  // Of no descriptor at all.
+  if (::syscall(SYS_close_range, ~0u, ~0u, CLOSE_RANGE_CLOEXEC) == 0) {
+    ok("open descriptors", "close_range works");
+  } else {
+    fail(
+        "open descriptors", "close_range: " + errno_text(errno),
+        "use Linux 5.11 or newer, and allow close_range in the container's seccomp profile: "
+        "without it no session starts, because its processes would keep what their caller has open",
+        is_permission(errno));
   }
   uint32_t action = SECCOMP_RET_KILL_PROCESS;
   if (::syscall(SYS_seccomp, SECCOMP_GET_ACTION_AVAIL, 0, &action) == 0) {

@@ -1,5 +1,6 @@
 #include "driver/driver.h"
 
+#include <fcntl.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
 
@@ -7,12 +8,13 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "base/name_files.h"
 #include "transport/local/namespace.h"
 
 namespace mw {
 namespace {
 
-constexpr uint32_t kFeatures = kFeatureTelemetry;
+constexpr uint32_t kFeatures = kFeatureTelemetry | kFeatureNames | kFeatureFrontEnd;
 constexpr int kRetryMs = 20;
 constexpr int kRetries = 500;        // ten seconds from the last sign of life in its folder
 constexpr int kGreetingTicks = 500;  // ten seconds for hello and replay
@@ -65,6 +67,8 @@ Status Driver::start() {
   if (auto s = poller_.add(retry_timer_.get(), EPOLLIN, Source::retry_timer); !s) return s;
   if (auto s = poller_.add(registry_.event_fd(), EPOLLIN, Source::registry); !s) return s;
   if (auto s = registry_.watch("mw"); !s) return s;
+  // A session without the folder has no front end that follows the files.
+  if (auto s = registry_.watch(kNamesFolder); !s && s.error().fault != Fault::shutdown) return s;
   if (auto s = release_.open_timer(); !s) return s;
   if (auto s = poller_.add(release_.timer_fd(), EPOLLIN, Source::release_timer); !s) return s;
   if (auto s = restore(); !s) return s;
@@ -87,6 +91,7 @@ Status Driver::start() {
   };
   processes_.on_group_open = [this](uint32_t g) { tell_group(ControlType::group_open, g); };
   if (auto s = processes_.listen(); !s) return s;
+  front_end_.on_successor = [this] { tell_front_end(); };
   if (auto s = front_end_.open(registry_); !s) return s;
   publish("id", options_.session);
   if (auto s = heartbeat_.open(registry_); !s) return s;
@@ -199,6 +204,9 @@ void Driver::on_registry() {
   }
   // A sign of life in its folder: it may listen by now.
   for (const std::string& path : *changes) {
+    if (path.empty()) tell_all_names();  // some changes were lost
+    for (uint32_t k = 0; k < kNameFileCount; ++k)
+      if (path == std::string(kNamesFolder) + "/" + kNameFiles[k]) tell_names(k);
     if (!path.starts_with("mw/")) continue;
     const auto id = parse_registry_number(path.substr(3, path.find('/', 3) - 3));
     const auto it = id ? candidates_.find(static_cast<uint32_t>(*id)) : candidates_.end();
@@ -303,6 +311,34 @@ void Driver::tell_group(ControlType type, uint32_t group) {
   if (type == ControlType::group_close) return send_to_ins(bytes_of(s), {});
   const int bell[] = {groups_.all().at(group).bell.get()};
   send_to_ins(bytes_of(s), bell);
+}
+
+// The INS reads the file itself: what stands there is for its sandbox.
+void Driver::tell_names(uint32_t file) {
+  if (!ins_ || ins_->phase() != InsLink::Phase::serving || (ins_->features & kFeatureNames) == 0)
+    return;
+  auto folder = registry_.open_folder(kNamesFolder);
+  if (!folder) return;
+  const UniqueFd text{::openat(folder->get(), kNameFiles[file],
+                               O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)};
+  if (!text) return;
+  const ControlSlot message{ControlType::names, file, 0, 0};
+  const int fds[] = {text.get()};
+  send_to_ins(bytes_of(message), fds);
+}
+
+void Driver::tell_all_names() {
+  for (uint32_t k = 0; k < kNameFileCount; ++k) tell_names(k);
+}
+
+// It ends by itself once both of us are dead.
+void Driver::tell_front_end() {
+  if (!ins_ || ins_->phase() != InsLink::Phase::serving ||
+      (ins_->features & kFeatureFrontEnd) == 0 || front_end_.pidfd() < 0)
+    return;
+  const ControlSlot message{ControlType::front_end, 0, 0, 0};
+  const int fds[] = {front_end_.pidfd()};
+  send_to_ins(bytes_of(message), fds);
 }
 
 void Driver::sweep_groups() {
@@ -431,6 +467,8 @@ void Driver::start_serving(InsLink& ins) {
   ins.set_phase(InsLink::Phase::serving);
   for (const auto& [id, group] : groups_.all()) tell_group(ControlType::group_open, id);
   start_telemetry(ins);
+  tell_all_names();  // they may have changed since it read them, or while there was no driver
+  tell_front_end();
   if (ins.phase() != InsLink::Phase::serving) return;
   const bool again = memory_.state() == kSessionUp;
   if (!again) memory_.ins_begins(memory_.first_gen() != 0 ? memory_.first_gen() : 1);

@@ -74,6 +74,9 @@ class Driver {
   void on_violation(const ProcessInfo& who, uint32_t epoch);
   void send_to_ins(std::span<const std::byte> data, std::span<const int> fds);
   void tell_group(ControlType type, uint32_t group);
+  void tell_names(uint32_t file);
+  void tell_all_names();
+  void tell_front_end();
   void sweep_groups();
   void publish(const char* name, const std::string& value);
   void arm_retry(bool on);

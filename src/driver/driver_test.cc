@@ -23,6 +23,7 @@
 #include <functional>
 #include <thread>
 
+#include "base/name_files.h"
 #include "driver/test_session.h"
 #include "transport/local/mapping.h"
 #include "transport/local/session_fds.h"
@@ -281,6 +282,59 @@ class DriverTest : public ::testing::Test {
   std::unique_ptr<Driver> driver_;
   UniqueFd ready_;
 };
+
+// ---- names ----
+
+TEST_F(DriverTest, GivesAnInsTheFilesAboutNamesAndWhatReplacesThem) {
+  const auto text_of = [](const UniqueFd& fd) {
+    char text[64] = {};
+    return std::string(
+        text, static_cast<size_t>(std::max<ssize_t>(::pread(fd.get(), text, sizeof text, 0), 0)));
+  };
+  const auto path = [](uint32_t file) {
+    return std::string(kNamesFolder) + "/" + kNameFiles[file];
+  };
+  for (uint32_t k = 0; k < kNameFileCount; ++k)
+    ASSERT_TRUE(registry_->write(path(k), "first " + std::to_string(k)));
+  start_driver();
+  const UniqueFd listener = listen_as_ins(1);
+  Peer ins = accept_driver(listener);
+  auto hello = next<ControlHello>(ins);
+  ASSERT_TRUE(hello);
+  EXPECT_NE(hello->features & kFeatureNames, 0u);
+  ASSERT_TRUE(ins.send(ack_to(*hello)));
+  std::vector<UniqueFd> fds;
+  for (uint32_t k = 0; k < kNameFileCount; ++k) {
+    auto s = next<ControlSlot>(ins, &fds);
+    ASSERT_TRUE(s && s->type == ControlType::names && fds.size() == 1);
+    EXPECT_EQ(s->slot, k);
+    EXPECT_EQ(text_of(fds[0]), "first " + std::to_string(k));
+  }
+  auto start = next<ControlSlot>(ins);
+  ASSERT_TRUE(start && start->type == ControlType::start);
+  ASSERT_TRUE(registry_->write(std::string(kNamesFolder) + "/other", "nobody's"));
+  ASSERT_TRUE(registry_->write(path(1), "second"));
+  auto s = next<ControlSlot>(ins, &fds);
+  ASSERT_TRUE(s && s->type == ControlType::names && fds.size() == 1);
+  EXPECT_EQ(s->slot, 1u);
+  EXPECT_EQ(text_of(fds[0]), "second");
+  settle();
+  EXPECT_FALSE(ins.receive<ControlSlot>());
+}
+
+TEST_F(DriverTest, AnInsThatDoesNotKnowNamesIsToldNone) {
+  ASSERT_TRUE(registry_->write(std::string(kNamesFolder) + "/hosts", "first"));
+  start_driver();
+  const UniqueFd listener = listen_as_ins(1);
+  Peer ins = accept_driver(listener);
+  auto hello = next<ControlHello>(ins);
+  ASSERT_TRUE(hello);
+  ControlHello ack = ack_to(*hello);
+  ack.features = kFeatureTelemetry;
+  ASSERT_TRUE(ins.send(ack));
+  auto start = next<ControlSlot>(ins);
+  EXPECT_TRUE(start && start->type == ControlType::start);
+}
 
 // ---- attaching ----
 

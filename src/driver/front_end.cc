@@ -152,6 +152,8 @@ void FrontEnd::on_connect() {
     if (!watch(who->pid)) {
       pid_ = who->pid;
       on_death();
+    } else {
+      on_successor();
     }
   }
 }

@@ -14,6 +14,7 @@
 #include <sys/types.h>
 
 #include <chrono>
+#include <functional>
 
 #include "base/line_limit.h"
 #include "base/result.h"
@@ -34,6 +35,10 @@ class FrontEnd {
   void on_death();
   void on_adopter_end();
   void on_timer();
+  // A pidfd of the one that there is, or -1.
+  int pidfd() const { return death_ ? death_.get() : -1; }
+  // Another one has the session now.
+  std::function<void()> on_successor = [] {};
 
   static constexpr unsigned kMostFailures = 5;
 

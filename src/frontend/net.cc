@@ -623,27 +623,4 @@ Swept sweep(const std::string& base, const SessionRecord* ending) {
   return out;
 }
 
-InsResolver resolver_for_ins() {
-  static constexpr const char* kUpstream = "/run/systemd/resolve/resolv.conf";
-  // systemd-resolved's, which take nothing that comes from another interface than loopback.
-  const auto is_stub = [](const std::string& server) {
-    return server == "127.0.0.53" || server == "127.0.0.54";
-  };
-  const auto is_here = [](const std::string& server) {
-    return is_loopback4(server) || server == "::1";
-  };
-  InsResolver out;
-  out.name_servers = parse_name_servers(read_text("/etc/resolv.conf"));
-  const std::vector<std::string>& servers = out.name_servers;
-  if (!std::all_of(servers.begin(), servers.end(), is_here) ||
-      std::none_of(servers.begin(), servers.end(), is_stub))
-    return out;
-  std::vector<std::string> upstream = parse_name_servers(read_text(kUpstream));
-  if (std::all_of(upstream.begin(), upstream.end(), is_here)) return out;
-  std::copy_if(servers.begin(), servers.end(), std::back_inserter(out.stubs), is_stub);
-  out.name_servers = std::move(upstream);
-  out.file = kUpstream;
-  return out;
-}
-
 }  // namespace mw

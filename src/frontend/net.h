@@ -72,12 +72,4 @@ struct Swept {
 // `ending`: a session of our own that is over, whatever its record says.
 Swept sweep(const std::string& base, const SessionRecord* ending = nullptr);
 
-// How an INS in its own namespace looks names up.
-struct InsResolver {
-  std::string file;  // what it sees as /etc/resolv.conf; empty if the host's will do
-  std::vector<std::string> name_servers;
-  std::vector<std::string> stubs;
-};
-InsResolver resolver_for_ins();
-
 }  // namespace mw

@@ -8,10 +8,10 @@
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -22,6 +22,7 @@
 #include <sstream>
 
 #include "base/helper.h"
+#include "base/raw_syscall.h"
 #include "base/socket_option.h"
 #include "base/unique_fd.h"
 
@@ -127,20 +128,6 @@ void enter_background(const SpawnRequest& request, int report_fd) {
   if (::setrlimit(RLIMIT_NOFILE, &wanted) < 0) give_up(report_fd, "setrlimit NOFILE");
 }
 
-void enter_namespaces(const SpawnRequest& request, int report_fd) {
-  if (request.netns >= 0 && ::setns(request.netns, CLONE_NEWNET) < 0) {
-    give_up(report_fd, "enter the network namespace");
-  }
-  if (request.resolv_conf.empty()) return;
-  if (::unshare(CLONE_NEWNS) < 0) give_up(report_fd, "unshare the mount namespace");
-  if (::mount("", "/", nullptr, MS_SLAVE | MS_REC, nullptr) < 0) {
-    give_up(report_fd, "detach the mount namespace");
-  }
-  if (::mount(request.resolv_conf.c_str(), "/etc/resolv.conf", nullptr, MS_BIND, nullptr) < 0) {
-    give_up(report_fd, "bind /etc/resolv.conf");
-  }
-}
-
 // The application gets our environment, and what `request` adds to it.
 void exec_application(const SpawnRequest& request) {
   std::vector<std::string> added = request.environment;
@@ -160,7 +147,8 @@ void exec_application(const SpawnRequest& request) {
     if (now.sa_handler != SIG_IGN && now.sa_handler != SIG_DFL) ::signal(sig, SIG_DFL);
   }
   if (request.background) enter_background(request, report_fd);
-  enter_namespaces(request, report_fd);
+  if (request.netns >= 0 && ::setns(request.netns, CLONE_NEWNET) < 0)
+    give_up(report_fd, "enter the network namespace");
   if (request.background && !close_on_exec_from(STDERR_FILENO + 1))
     give_up(report_fd, "close the caller's descriptors");
   for (const int fd : request.keep) {
@@ -175,6 +163,15 @@ void exec_application(const SpawnRequest& request) {
   else
     exec_application(request);
   give_up(report_fd, "execute the program");
+}
+
+// As fork(). Containers do not have the right to a namespace, or no more room for one.
+pid_t fork_for(const SpawnRequest& request) {
+  if (request.own_pids) {
+    const auto pid = static_cast<pid_t>(raw_syscall(SYS_clone, CLONE_NEWPID | SIGCHLD, 0, 0, 0, 0));
+    if (pid >= 0) return pid;
+  }
+  return ::fork();
 }
 
 }  // namespace
@@ -314,7 +311,7 @@ Outcome<pid_t> spawn(const SpawnRequest& request) {
   }
   UniqueFd report_in{report[0]};
   UniqueFd report_out{report[1]};
-  const pid_t pid = ::fork();
+  const pid_t pid = fork_for(request);
   if (pid < 0) {
     return Failure{step, "fork: " + errno_text(errno),
                    "raise the limit of processes or free memory"};

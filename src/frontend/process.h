@@ -53,9 +53,12 @@ pid_t parent_of(pid_t pid);
 struct SpawnRequest {
   std::vector<std::string> argv;         // argv[0] is a path, or looked up in PATH
   std::vector<std::string> environment;  // added; NAME=VALUE replaces an older NAME
-  std::vector<int> keep;    // descriptors that the program inherits under their numbers
-  int netns = -1;           // network namespace to enter first
-  std::string resolv_conf;  // shown to it as /etc/resolv.conf in its own mount namespace
+  std::vector<int> keep;  // descriptors that the program inherits under their numbers
+  int netns = -1;         // network namespace to enter first
+  // It is the first process of a pid namespace of its own, if we may make one: it names no process of
+  // ours, and those that it leaves end with it. A signal for which it has no handler and that it does not
+  // block is lost to it, but for SIGKILL.
+  bool own_pids = false;
   // A helper: own process group, no stdin, stdout to stderr, many fds; of our environment and
   // descriptors it has what base/helper.h and `keep` say. Else it has all of ours.
   bool background = false;

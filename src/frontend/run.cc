@@ -1,6 +1,7 @@
 #include "frontend/run.h"
 
 #include <errno.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +19,7 @@
 #include "frontend/forwarding.h"
 #include "frontend/in_network.h"
 #include "frontend/inspect.h"
+#include "frontend/names.h"
 #include "frontend/net.h"
 #include "frontend/net_watch.h"
 #include "frontend/refusals.h"
@@ -97,7 +99,7 @@ class Session {
     record_.published = request.published;
     record_.reach = request.reach;
     if (record_.isolated) {
-      InsResolver resolver = resolver_for_ins();
+      InsResolver resolver = current_resolver(true);
       record_.reach.name_servers = std::move(resolver.name_servers);
       record_.reach.stubs = std::move(resolver.stubs);
     }
@@ -165,6 +167,8 @@ class Session {
   const SessionDescriptors& descriptors() const { return descriptors_; }
   int netns() const { return netns_ ? netns_.get() : -1; }
   int app_network() const { return app_network_ ? app_network_.get() : -1; }
+  // A pidfd of this process, which is the session's front end.
+  int self() const { return self_.get(); }
   std::string folder() const { return session_folder(base_, record_.name); }
 
  private:
@@ -205,6 +209,7 @@ class Session {
   SessionDescriptors descriptors_;
   UniqueFd netns_;
   UniqueFd app_network_;  // until the application holds it
+  const UniqueFd self_{static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0))};
   bool ours_ = false;
 };
 
@@ -276,17 +281,24 @@ SpawnRequest ins_request(Session* session, unsigned id, int ready_fd) {
                 std::to_string(id),
                 "--workers",
                 std::to_string(session->descriptors().workers),
+                "--names",
+                Names::folder(session->folder()),
                 "--ready-fd",
                 std::to_string(ready_fd)};
+  if (session->self() >= 0) {
+    spawn.argv.insert(spawn.argv.end(), {"--front-end-fd", std::to_string(session->self())});
+    spawn.keep.push_back(session->self());
+  }
   if (::geteuid() == 0) {
     const std::string uid = std::to_string(session->record().plan.ins_uid);
     spawn.argv.insert(spawn.argv.end(), {"--uid", uid, "--gid", uid});
   }
   spawn.netns = session->netns();
-  if (spawn.netns < 0) return spawn;
-  spawn.resolv_conf = resolver_for_ins().file;
-  const std::string led = to_string(session->record().reach.to_host);
-  spawn.argv.insert(spawn.argv.end(), {"--to-host", led.empty() ? "none" : led});
+  if (spawn.netns >= 0) {
+    const std::string led = to_string(session->record().reach.to_host);
+    spawn.argv.insert(spawn.argv.end(), {"--to-host", led.empty() ? "none" : led});
+  }
+  spawn.own_pids = true;
   return spawn;
 }
 
@@ -310,13 +322,12 @@ class RulesKeeper {
     if (news.rules || news.links) restore(news.rules);
     if (news.refusals) report_refusals();
   }
-  // For an INS that starts: it asks the name servers that the host has now.
-  void follow_name_servers() {
+  // The INS asks these name servers from now on.
+  void follow_name_servers(const InsResolver& now) {
     Reach& reach = session_->record().reach;
-    InsResolver now = resolver_for_ins();
     if (now.name_servers == reach.name_servers && now.stubs == reach.stubs) return;
-    reach.name_servers = std::move(now.name_servers);
-    reach.stubs = std::move(now.stubs);
+    reach.name_servers = now.name_servers;
+    reach.stubs = now.stubs;
     passages_differ_ = true;
     restore(false);
   }
@@ -390,20 +401,31 @@ class RulesKeeper {
   bool complained_ = false;
 };
 
-void keep_rules(Session* session, SupervisorConfig* config) {
-  if (!session->record().isolated) return;
+// Null: there are none to keep, or, as was said, they cannot be.
+std::shared_ptr<RulesKeeper> keep_rules(Session* session, SupervisorConfig* config) {
+  if (!session->record().isolated) return nullptr;
   auto watch = NetWatch::open(session->record().table());
   if (!watch) {
     fail(watch.failure());
-    return;
+    return nullptr;
   }
   auto keeper = std::make_shared<RulesKeeper>(session, std::move(*watch));
-  config->watch_fd = keeper->fd();
-  config->ins = [session, keeper](unsigned id, int ready_fd) {
-    keeper->follow_name_servers();
-    return ins_request(session, id, ready_fd);
-  };
-  config->on_watch = [keeper] { keeper->on_watch(); };
+  config->watched.push_back({keeper->fd(), [keeper] { keeper->on_watch(); }});
+  return keeper;
+}
+
+// From here on the session's rules and the INS's names follow the host.
+Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
+  const std::shared_ptr<RulesKeeper> keeper = keep_rules(session, config);
+  auto started = Names::start(session->folder(), session->record().isolated);
+  if (!started) return started.failure();
+  std::shared_ptr<Names> names = std::move(*started);
+  if (keeper) {
+    names->on_resolver = [keeper](const InsResolver& now) { keeper->follow_name_servers(now); };
+    keeper->follow_name_servers(current_resolver(true));  // it may have changed since the rules were made
+  }
+  config->watched.push_back({names->fd(), [names] { names->on_event(); }});
+  return Done{};
 }
 
 SupervisorConfig supervision(Session* session, const Supervisor* const* supervisor) {
@@ -434,7 +456,6 @@ SupervisorConfig supervision(Session* session, const Supervisor* const* supervis
   config.driver_heartbeat = [session] {
     return published(session->base(), session->record().name, "pvm", "heartbeat");
   };
-  keep_rules(session, &config);
   config.session_processes = [session] { return processes_of(session->record()); };
   config.serving = [] {};
   config.running = [] {};
@@ -486,6 +507,7 @@ int run_session(const RunRequest& request) {
   announce(request, session.record());
   const Supervisor* self = nullptr;
   SupervisorConfig config = supervision(&session, &self);
+  if (auto done = follow_host(&session, &config); !done) return fail(done.failure());
   const SessionDescriptors& d = session.descriptors();
   config.application.argv = request.command;
   config.application.netns = session.app_network();
@@ -522,7 +544,10 @@ int adopt_session(const AdoptRequest& request) {
   const SessionRecord& r = session.record();
   const Adopted found{r.application, r.driver, r.ins, r.ins_id};
   const Supervisor* self = nullptr;
-  Supervisor supervisor(supervision(&session, &self), signals);
+  SupervisorConfig config = supervision(&session, &self);
+  // What the copies say still holds.
+  if (auto done = follow_host(&session, &config); !done) fail(done.failure());
+  Supervisor supervisor(std::move(config), signals);
   self = &supervisor;
   log_line(kWho, "session %s: adopted by pid %d; end it with `kill %d`", r.name.c_str(), ::getpid(),
            ::getpid());

@@ -156,6 +156,8 @@ Outcome<Done> Supervisor::start(Helper* helper) {
     request.messages = messages.get();
   }
   request.mask = held_.previous();
+  // The first process of a pid namespace gets what comes before it takes signals only if it waits.
+  if (request.own_pids) ::sigaddset(&request.mask, SIGTERM);
   auto pid = spawn(request);
   helper->started = Clock::now();
   if (!pid) {
@@ -219,15 +221,20 @@ int Supervisor::next_timeout_ms() const {
 
 void Supervisor::wait_for_event(int timeout_ms) {
   Helper* const helpers[2] = {&driver_, &ins_};
-  pollfd fds[8] = {{signals_.get(), POLLIN, 0}, {witness_ ? witness_.get() : -1, POLLIN, 0}};
+  constexpr size_t kOwn = 7;
+  std::vector<pollfd> fds(kOwn + config_.watched.size());
+  fds[0] = {signals_.get(), POLLIN, 0};
+  fds[1] = {witness_ ? witness_.get() : -1, POLLIN, 0};
   for (int i = 0; i < 2; ++i) {
     fds[2 + i] = {helpers[i]->ready_pipe ? helpers[i]->ready_pipe.get() : -1, POLLIN, 0};
     fds[4 + i] = {helpers[i]->death ? helpers[i]->death.get() : -1, POLLIN, 0};
   }
   fds[6] = {ins_says_.fd(), POLLIN, 0};
-  fds[7] = {config_.watch_fd, POLLIN, 0};
-  if (::poll(fds, 8, timeout_ms) <= 0) return;
-  if (fds[7].revents != 0) config_.on_watch();
+  for (size_t i = 0; i < config_.watched.size(); ++i)
+    fds[kOwn + i] = {config_.watched[i].fd, POLLIN, 0};
+  if (::poll(fds.data(), fds.size(), timeout_ms) <= 0) return;
+  for (size_t i = 0; i < config_.watched.size(); ++i)
+    if (fds[kOwn + i].revents != 0) config_.watched[i].on_event();
   if (fds[6].revents != 0) ins_says_.take();
   for (int i = 0; i < 2; ++i) {
     if (fds[4 + i].revents != 0) helper_ended(helpers[i], "is gone", false);

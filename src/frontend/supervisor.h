@@ -62,9 +62,12 @@ struct SupervisorConfig {
   std::function<std::string()> driver_heartbeat;
   // Whoever belongs to the application of an adopted session; our helpers are never among them.
   std::function<std::vector<pid_t>()> session_processes;
-  // Readable when on_watch() is to be called; -1: never.
-  int watch_fd = -1;
-  std::function<void()> on_watch;
+  // What else to wait for: whenever a descriptor is readable its function is called.
+  struct Watched {
+    int fd;
+    std::function<void()> on_event;
+  };
+  std::vector<Watched> watched;
   // Called once, when the channel serves and before the application starts.
   std::function<void()> serving;
   // Called once, when the application has started.

@@ -14,8 +14,8 @@
 #include <cstring>
 #include <vector>
 
-#include "codec/refused_options.h"
 #include "codec/socket_ioctl.h"
+#include "codec/socket_options.h"
 #include "ins/options.h"
 #include "ins/worker.h"
 #include "ring/atomics.h"
@@ -350,7 +350,7 @@ void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
 void Worker::call_getsockopt(Sock& s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
-  if (option_is_refused(level, name, false)) return failure(a, ENOPROTOOPT);
+  if (option_is_hidden(level, name)) return failure(a, ENOPROTOOPT);
   if (r.arg[2] < 0) return failure(a, EINVAL);
   socklen_t len = std::min<uint32_t>(static_cast<uint32_t>(r.arg[2]), MW_CALL_PAYLOAD);
   // Some options read what they then answer. What the PVM did not send is no memory of ours.
@@ -379,7 +379,9 @@ void Worker::call_getsockopt(Sock& s, const Request& r, Answer& a) {
 void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
-  if (option_is_refused(level, name, true)) return failure(a, ENOPROTOOPT);
+  if (!option_is_settable(level, name))
+    return failure(a, errno_of_unsettable(s.kind == SockKind::stream, s.domain == AF_INET6, level,
+                                          name, r.in_len));
   if (s.kind == SockKind::stream && level == SOL_SOCKET && wants_stream_stamps(name, r))
     return failure(a, ENOPROTOOPT);
   result(a, ::setsockopt(s.fd, level, name, r.payload, r.in_len));

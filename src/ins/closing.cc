@@ -109,6 +109,15 @@ void Worker::cut_off(uint32_t i, Sock& s) {
     abort_socket(i, s);
 }
 
+// Before an INS that nobody supervises ends: the application comes to know of its connections, and so
+// do their peers. Whoever waits at a listener sees the end of its placeholder.
+void Worker::reset_all() {
+  each_socket([&](uint32_t i, Sock& s) {
+    if (s.listener == nullptr) cut_off(i, s);
+  });
+  ring_groups();
+}
+
 void Worker::reset_at_close(int fd) {
   const linger now{1, 0};
   ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);

@@ -88,6 +88,7 @@ struct WorkerNote {
     looked,
     lend,
     option_set,
+    reset_all,
     stop
   };
   explicit WorkerNote(Kind k, uint32_t about = 0, UniqueFd doorbell = UniqueFd{})

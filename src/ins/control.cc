@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 #include <sys/timerfd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
@@ -23,7 +24,7 @@ namespace {
 using A = StdAtomics;
 
 constexpr size_t kMaxQueued = 4096;
-constexpr uint32_t kFeatures = kFeatureTelemetry;
+constexpr uint32_t kFeatures = kFeatureTelemetry | kFeatureNames | kFeatureFrontEnd;
 
 enum : uint64_t {
   kTagListener = 1,
@@ -32,6 +33,7 @@ enum : uint64_t {
   kTagTimer,
   kTagSignals,
   kTagRequests,
+  kTagFrontEnd,
   kTagLookup = uint64_t{1} << 32
 };
 
@@ -92,13 +94,15 @@ void WorkerThreads::run(uint32_t index) {
 }
 
 Control::Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
-                 UniqueFd listener, UniqueFd signals, uint32_t driver_uid)
+                 UniqueFd listener, UniqueFd signals, UniqueFd front_end, uint32_t driver_uid)
     : ins_(ins),
       workers_(workers),
       publisher_(publisher),
       resolver_(resolver),
       listener_(std::move(listener)),
       signals_(std::move(signals)),
+      front_end_(std::move(front_end)),
+      has_front_end_(front_end_),
       driver_uid_(driver_uid),
       in_{} {}
 
@@ -115,7 +119,8 @@ Status Control::prepare() {
     return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, fd, &e) == 0;
   };
   if (!add(listener_.get(), kTagListener) || !add(timer_.get(), kTagTimer) ||
-      !add(ins_.to_control.bell(), kTagNotes) || (signals_ && !add(signals_.get(), kTagSignals)))
+      !add(ins_.to_control.bell(), kTagNotes) || (signals_ && !add(signals_.get(), kTagSignals)) ||
+      (front_end_ && !add(front_end_.get(), kTagFrontEnd)))
     return Error{Fault::sys, errno, "control loop"};
   resolver_.attach(epoll_.get(), kTagLookup, &ins_.calls);
   return Ok{};
@@ -145,6 +150,9 @@ int Control::serve() {
           break;
         case kTagRequests:
           on_requests();
+          break;
+        case kTagFrontEnd:
+          forget_front_end();
           break;
         default:
           resolver_.on_event(static_cast<int>(events[k].data.u64 & 0xffffffff), events[k].events);
@@ -254,6 +262,10 @@ bool Control::on_message(ReceivedMessage& m) {
     }
     case ControlType::telemetry:
       return m.bytes == sizeof(ControlSlot) && on_telemetry(m);
+    case ControlType::names:
+      return m.bytes == sizeof(ControlSlot) && on_names(in_.slot, m);
+    case ControlType::front_end:
+      return m.bytes == sizeof(ControlSlot) && on_front_end(m);
     default:
       return false;
   }
@@ -382,6 +394,62 @@ bool Control::on_group(const ControlSlot& c, ReceivedMessage& m) {
                            c.slot, std::move(bell)));
   }
   return true;
+}
+
+// Lookups that are under way end as they began.
+bool Control::on_names(const ControlSlot& c, ReceivedMessage& m) {
+  struct stat st {};
+  if (c.slot >= kNameFileCount || m.fd_count != 1 || raw_fstat(m.fds[0].get(), st) < 0 ||
+      !S_ISREG(st.st_mode))
+    return false;
+  std::string text(std::min(static_cast<size_t>(st.st_size), kMaxNameFileBytes), '\0');
+  const ssize_t n = ::pread(m.fds[0].get(), text.data(), text.size(), 0);
+  const NameFile which{c.slot};
+  if (n < 0) {
+    log_line("mwins", "cannot read the new %s: %s", kNameFiles[c.slot], std::strerror(errno));
+    return true;
+  }
+  text.resize(static_cast<size_t>(n));
+  if (const Status taken = resolver_.update(which, text); !taken)
+    log_line("mwins", "the new %s is not heeded: %s", kNameFiles[c.slot], taken.error().where);
+  return true;
+}
+
+// ---- whether anybody is left ----
+
+bool Control::on_front_end(ReceivedMessage& m) {
+  return m.fd_count == 1 && watch_front_end(std::move(m.fds[0]));
+}
+
+// The driver has the same open file: our epoll set would go on with it.
+void Control::forget_front_end() {
+  if (front_end_) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, front_end_.get(), nullptr);
+  front_end_.reset();
+}
+
+bool Control::watch_front_end(UniqueFd pidfd) {
+  forget_front_end();
+  has_front_end_ = true;
+  front_end_ = std::move(pidfd);
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = kTagFrontEnd;
+  return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, front_end_.get(), &e) == 0;
+}
+
+void Control::look_who_is_left() {
+  const auto now = std::chrono::steady_clock::now();
+  if (driver_ || front_end_ || !has_front_end_) {
+    alone_since_ = {};
+    return;
+  }
+  if (alone_since_ == std::chrono::steady_clock::time_point{}) alone_since_ = now;
+  if (now - alone_since_ < kLongestAlone) return;
+  log_line("mwins", "mwcommsd and mw run are gone, and no others came: this INS ends");
+  resolver_.give_up();
+  if (workers_.started())
+    for (const auto& queue : ins_.to_worker) queue->post(WorkerNote(WorkerNote::Kind::reset_all));
+  stop_ = true;
 }
 
 // ---- telemetry ----
@@ -577,6 +645,7 @@ void Control::on_tick() {
   if (workers_.started())
     for (const auto& s : ins_.stats) beat = std::min(beat, s->beat.load(std::memory_order_relaxed));
   publisher_.heartbeat(beat);
+  look_who_is_left();
   if (!adopted_) return;
   uint64_t received = 0;
   uint64_t sent = 0;

@@ -5,12 +5,14 @@
 //             workers go on.
 // INVARIANTS  The driver's death disturbs nobody: messages to it wait in a bounded queue or are
 //             dropped with the connection, and a driver that connects anew is told all listeners
-//             again.
+//             again. Where the front end is dead as well nobody would replace or end us: with neither
+//             of them for kLongestAlone the INS resets its connections and ends.
 // THREADS     Everything here runs in the control thread; workers are reached by notes.
 #pragma once
 
 #include <sys/uio.h>
 
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <map>
@@ -52,11 +54,15 @@ class WorkerThreads {
 
 class Control {
  public:
+  // With the beat in which the loss is seen, and the one in which this is over: less than ten seconds.
+  static constexpr std::chrono::milliseconds kLongestAlone{8500};
+
   Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
-          UniqueFd listener, UniqueFd signals, uint32_t driver_uid);
+          UniqueFd listener, UniqueFd signals, UniqueFd front_end, uint32_t driver_uid);
   // Makes what serve() needs. Errors: sys.
   Status prepare();
-  // Serves until a signal (0) or until the session is poisoned (kExitPoisoned).
+  // Serves until a signal, or until nobody is left (0), or until the session is poisoned
+  // (kExitPoisoned).
   int serve();
 
  private:
@@ -75,6 +81,11 @@ class Control {
   uint32_t adopt_session(const ControlHello& hello, ReceivedMessage& m);
   uint32_t replay(const ControlListener& l, UniqueFd placeholder);
   bool on_group(const ControlSlot& c, ReceivedMessage& m);
+  bool on_names(const ControlSlot& c, ReceivedMessage& m);
+  bool on_front_end(ReceivedMessage& m);
+  bool watch_front_end(UniqueFd pidfd);
+  void forget_front_end();
+  void look_who_is_left();
   bool on_telemetry(ReceivedMessage& m);
   void on_requests();
   void ask_workers(const InsRequest& r);
@@ -97,6 +108,9 @@ class Control {
   UniqueFd epoll_;
   UniqueFd timer_;
   UniqueFd driver_;
+  UniqueFd front_end_;                                   // a pidfd; none: it has died
+  bool has_front_end_;                                   // it once was told
+  std::chrono::steady_clock::time_point alone_since_{};  // 0: not alone
   uint32_t driver_uid_;
   bool adopted_ = false;  // the region is ours
   bool greeted_ = false;  // this driver said hello

@@ -139,13 +139,13 @@ class FakePvm {
     if (!publisher) std::abort();
     publisher_ = std::make_unique<Publisher>(std::move(*publisher));
     resolver_ = std::make_unique<Resolver>();
-    if (!resolver_->init({})) std::abort();
+    if (!resolver_->init({}, "/etc")) std::abort();
     auto listener = publisher_->listen_channel();
     if (!listener) std::abort();
     stop_ = UniqueFd{::eventfd(0, EFD_CLOEXEC)};
     control_ =
         std::make_unique<Control>(*ins, *threads_, *publisher_, *resolver_, std::move(*listener),
-                                  UniqueFd{::dup(stop_.get())}, ::getuid());
+                                  UniqueFd{::dup(stop_.get())}, UniqueFd{}, ::getuid());
     if (!control_->prepare()) std::abort();
     serving_ = std::thread([this] { exit_code = control_->serve(); });
     connect_driver(first_gen);

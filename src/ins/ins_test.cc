@@ -1,9 +1,12 @@
+#include <arpa/inet.h>
+#include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netdb.h>
 #include <sched.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 
 #include <chrono>
@@ -21,6 +24,7 @@ namespace mw {
 namespace {
 
 using A = StdAtomics;
+using namespace std::string_view_literals;
 
 std::string pattern(size_t n) {
   std::string s(n, '\0');
@@ -1263,6 +1267,43 @@ TEST(Ins, LooksNamesUpWithoutANetwork) {
   EXPECT_EQ(look_up(99, std::string_view("localhost\0", 10)).err, EAI_FAMILY);
 }
 
+// Through the program: see above.
+TEST(InsProgram, ANewTextAboutNamesHoldsForTheNextLookup) {
+  FakePvm pvm(kTestGeometry, MWINS_PROGRAM);
+  pvm.begin();
+  const auto tell = [&](NameFile which, std::string_view text) {
+    const UniqueFd file{::memfd_create("text", MFD_CLOEXEC)};
+    EXPECT_EQ(::write(file.get(), text.data(), text.size()), static_cast<ssize_t>(text.size()));
+    const int fds[] = {file.get()};
+    const ControlSlot message{ControlType::names, static_cast<uint32_t>(which), 0, 0};
+    EXPECT_TRUE(send_message(pvm.driver.get(), bytes_of(message), fds, 0));
+  };
+  const auto look_up = [&] {
+    const auto r = pvm.call(MW_OP_RESOLVE, FakeSock{}, {AF_INET, 0}, std::string_view("mine\0", 5));
+    return r.ret == 1 ? std::string(r.out).substr(8, 4) : std::to_string(r.err);
+  };
+  tell(NameFile::resolv_conf, "nameserver 192.0.2.1\nnameserver 2001:db8::1\n");
+  tell(NameFile::nsswitch, "hosts: files\n");
+  tell(NameFile::hosts, "192.0.2.50 mine\n");
+  EXPECT_TRUE(eventually([&] { return look_up() == "\xc0\x00\x02\x32"sv; }));
+  tell(NameFile::hosts, std::string(1 << 20, '#') + "\n192.0.2.51 mine\n");
+  EXPECT_TRUE(eventually([&] { return look_up() == "\xc0\x00\x02\x33"sv; }));
+  tell(NameFile::hosts, "");
+  EXPECT_TRUE(eventually([&] { return look_up() == std::to_string(EAI_NONAME); }));
+  // No file: the driver is not believed any more. (The test's deadline is eventually()'s.)
+  int pipe[2];
+  ASSERT_EQ(::pipe(pipe), 0);
+  const int ends[] = {pipe[0]};
+  const ControlSlot message{ControlType::names, 0, 0, 0};
+  EXPECT_TRUE(send_message(pvm.driver.get(), bytes_of(message), ends, 0));
+  ::close(pipe[0]);
+  ::close(pipe[1]);
+  EXPECT_TRUE(eventually([&] {
+    pollfd p{pvm.driver.get(), 0, 0};
+    return ::poll(&p, 1, 0) == 1 && (p.revents & POLLHUP) != 0;
+  }));
+}
+
 TEST(Ins, CutsADnsMessageBehindItsQuestion) {
   const auto message = [](std::string_view question) {
     std::string m("\x12\x34\x81\x80\0\1\0\7\0\7\0\7", 12);
@@ -1398,6 +1439,38 @@ TEST(ResolvConf, OptionsAreCappedAndTheEnvironmentGoesOver) {
   EXPECT_EQ(parse_resolv_conf("", nullptr, nullptr, "host.home.test").search,
             std::vector<std::string>{"home.test"});
   EXPECT_TRUE(parse_resolv_conf("", nullptr, nullptr, "host").search.empty());
+}
+
+TEST(ResolvConf, TheFirstThreeServersAreAsked) {
+  const auto servers = [](const std::string& text) {
+    std::string out;
+    for (const NameServer& s : parse_resolv_conf(text, nullptr, nullptr, "h").servers) {
+      char name[INET6_ADDRSTRLEN];
+      const void* const address = s.family == AF_INET ? static_cast<const void*>(&s.v4) : &s.v6;
+      out += ::inet_ntop(s.family, address, name, sizeof name) + std::string(" ");
+    }
+    return out;
+  };
+  EXPECT_EQ(servers(""), "127.0.0.1 ");
+  EXPECT_EQ(servers("nameserver\nnameserver name.test\nnameservers 192.0.2.1\n"), "127.0.0.1 ");
+  EXPECT_EQ(servers("nameserver 192.0.2.1 x\n nameserver 192.0.2.2\nnameserver\t2001:db8::3\n"
+                    "nameserver ::1\nnameserver 192.0.2.5"),
+            "192.0.2.1 2001:db8::3 ::1 ");
+}
+
+// c-ares must not draw the numbers of its questions from the C library's generator, which nobody seeds.
+TEST(Resolver, RandomNumbersAreTheKernels) {
+  void* const found = ::dlsym(RTLD_DEFAULT, "rand");
+  EXPECT_EQ(found, reinterpret_cast<void*>(&::rand));
+  void* const libc = ::dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD);
+  ASSERT_NE(libc, nullptr);
+  EXPECT_NE(found, ::dlsym(libc, "rand"));
+  ::dlclose(libc);
+  ::srand(1);
+  const int first = ::rand();
+  const int second = ::rand();
+  ::srand(1);
+  EXPECT_FALSE(first == ::rand() && second == ::rand());
 }
 
 TEST(ResolvConf, NamesAreSearchedAsTheCLibraryDoes) {

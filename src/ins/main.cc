@@ -23,19 +23,21 @@ constexpr uint32_t kNobody = 65534;
 
 struct Arguments {
   std::string registry;
+  std::string names = "/etc";
   uint32_t id = 0;
   uint32_t workers = 1;
   uint32_t uid = kNobody;
   uint32_t gid = kNobody;
   int ready_fd = -1;
   std::string to_host;  // empty: 127.0.0.1 is the host's
+  int front_end_fd = -1;
 };
 
 int usage() {
   std::fputs(
-      "usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N] [--mark "
-      "W]\n"
-      "             [--to-host PORT[/udp],..|none]\n",
+      "usage: mwins --registry DIR --id N [--workers N] [--uid N --gid N] [--ready-fd N] "
+      "[--front-end-fd N]\n"
+      "             [--names DIR] [--mark W] [--to-host PORT[/udp],..|none]\n",
       stderr);
   return 2;
 }
@@ -55,6 +57,8 @@ bool parse(int argc, char** argv, Arguments& out) {
     uint32_t n = 0;
     if (name == "--registry") {
       out.registry = value;
+    } else if (name == "--names") {
+      out.names = value;
     } else if (name == "--mark") {
       // For whoever looks for us among the processes.
     } else if (name == "--to-host") {
@@ -72,6 +76,9 @@ bool parse(int argc, char** argv, Arguments& out) {
     } else if (name == "--ready-fd") {
       if (!number(value, 0, INT32_MAX, n)) return false;
       out.ready_fd = static_cast<int>(n);
+    } else if (name == "--front-end-fd") {
+      if (!number(value, 0, INT32_MAX, n)) return false;
+      out.front_end_fd = static_cast<int>(n);
     } else {
       return false;
     }
@@ -87,7 +94,9 @@ int failed(const Error& e) {
 int run(const Arguments& args) {
   const uint32_t started_as = ::getuid();
 
-  if (!close_all_but({args.ready_fd})) return failed({Fault::sys, errno, "close_range"});
+  if (!close_all_but({args.ready_fd, args.front_end_fd}))
+    return failed({Fault::sys, errno, "close_range"});
+  UniqueFd front_end{args.front_end_fd};
 
   // Acquire what needs a file system and privileges.
   raise_descriptor_limit();
@@ -96,7 +105,7 @@ int run(const Arguments& args) {
   const OwnAddresses own = own_addresses();
   publisher->set("ip_addrs", own.text);
   Resolver resolver;
-  if (const Status read = resolver.init(own); !read) return failed(read.error());
+  if (const Status read = resolver.init(own, args.names); !read) return failed(read.error());
   sigset_t mask;
   ::sigemptyset(&mask);
   ::sigaddset(&mask, SIGTERM);
@@ -117,7 +126,7 @@ int run(const Arguments& args) {
   if (!notes) return failed(notes.error());
   WorkerThreads workers(args.workers);
   Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals),
-                  started_as);
+                  std::move(front_end), started_as);
   if (const Status prepared = control.prepare(); !prepared) return failed(prepared.error());
 
   // Beyond this point: no threads, no programs, only the system calls of the table.

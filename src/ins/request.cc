@@ -7,12 +7,18 @@
 #include <algorithm>
 #include <cstring>
 
-#include "codec/refused_options.h"
+#include "codec/socket_options.h"
 #include "ins/options.h"
 #include "ins/worker.h"
 
 namespace mw {
 namespace {
+
+// The driver asks for no others.
+bool may_be_asked(const InsRequest& r) {
+  return r.len <= sizeof r.value &&
+         (r.write != 0 ? option_is_settable(r.level, r.name) : !option_is_hidden(r.level, r.name));
+}
 
 InsReply failed(const InsRequest& r, int err) {
   InsReply reply{};
@@ -86,7 +92,7 @@ void Worker::on_request(const InsRequest& r) {
 }
 
 void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& reply) {
-  if (r.len > sizeof r.value || option_is_refused(r.level, r.name, r.write != 0)) {
+  if (!may_be_asked(r)) {
     reply = failed(r, EINVAL);
     return;
   }
@@ -107,6 +113,10 @@ void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& r
 }
 
 void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
+  if (!may_be_asked(r)) {
+    reply = failed(r, EINVAL);
+    return;
+  }
   int err = 0;
   bool any = false;
   each_socket([&](uint32_t i, Sock& s) {

@@ -1,6 +1,8 @@
 #include "ins/resolv_conf.h"
 
+#include <arpa/inet.h>
 #include <strings.h>
+#include <sys/socket.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -94,6 +96,16 @@ std::vector<std::string> words_of(const std::string& text) {
   return out;
 }
 
+// The address of a server; one with a zone is not asked.
+std::optional<NameServer> server_of(const std::vector<std::string>& words) {
+  if (words.empty()) return std::nullopt;
+  NameServer s;
+  if (::inet_aton(words[0].c_str(), &s.v4) == 1) return s;
+  s.family = AF_INET6;
+  if (::inet_pton(AF_INET6, words[0].c_str(), &s.v6) == 1) return s;
+  return std::nullopt;
+}
+
 }  // namespace
 
 std::vector<NameService> parse_nsswitch(const std::string& text) {
@@ -121,12 +133,15 @@ ResolvConf parse_resolv_conf(const std::string& text, const char* res_options,
     const std::string key = line.substr(0, end);
     const std::string rest = line.substr(end);
     if (key == "options") apply_options(rest, out);
+    if (key == "nameserver" && out.servers.size() < kMaxNameServers)
+      if (const auto server = server_of(words_of(rest))) out.servers.push_back(*server);
     if (key != "search" && key != "domain") continue;
     std::vector<std::string> domains = words_of(rest);
     if (domains.empty()) continue;
     if (key == "domain") domains.resize(1);
     out.search = std::move(domains);
   }
+  if (out.servers.empty()) out.servers.push_back({AF_INET, {htonl(INADDR_LOOPBACK)}, {}});
   if (localdomain != nullptr) out.search = words_of(localdomain);
   if (res_options != nullptr) apply_options(res_options, out);
   return out;

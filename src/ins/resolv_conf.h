@@ -2,6 +2,8 @@
 // two variables of the environment that change it, read as the C library reads them. Pure.
 #pragma once
 
+#include <netinet/in.h>
+
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -25,8 +27,17 @@ struct NameService {
 // actions count, and are never there.
 std::vector<NameService> parse_nsswitch(const std::string& text);
 
+struct NameServer {
+  int family = AF_INET;
+  in_addr v4{};
+  in6_addr v6{};
+};
+// As many as the C library asks; what follows is not read.
+constexpr size_t kMaxNameServers = 3;
+
 struct ResolvConf {
-  int timeout = 5;  // seconds for each server
+  std::vector<NameServer> servers;  // never empty: where none is named it is this system's own
+  int timeout = 5;                  // seconds for each server
   int attempts = 2;
   int ndots = 1;
   bool rotate = false;

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <netdb.h>
 #include <strings.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -16,6 +17,14 @@
 
 #include "base/unique_fd.h"
 #include "ins/context.h"
+
+// c-ares numbers its questions with the help of rand() where it cannot open /dev/urandom, as behind the
+// sandbox. Numbers that can be guessed would let strangers answer.
+extern "C" [[gnu::visibility("default")]] int rand() noexcept {
+  unsigned value = 0;
+  if (::getrandom(&value, sizeof value, 0) != sizeof value) std::abort();
+  return static_cast<int>(value & RAND_MAX);
+}
 
 namespace mw {
 namespace {
@@ -94,6 +103,7 @@ struct Resolver::Lookup {
   uint32_t call;
   uint32_t seq;
   uint32_t op;
+  Configuration by;
   int family = AF_UNSPEC;
   int flags = 0;
   std::string text = {};  // the name, or the message to exchange
@@ -114,11 +124,12 @@ struct Resolver::Lookup {
 
 namespace {
 
-std::string read_file(const char* path) {
+// As much of it as is taken from a file of this kind; one that is not there is empty.
+std::string read_file(const std::string& path) {
   std::ifstream file(path);
-  std::ostringstream text;
-  text << file.rdbuf();
-  return text.str();
+  std::string text(std::istreambuf_iterator<char>(file), {});
+  text.resize(std::min(text.size(), kMaxNameFileBytes));
+  return text;
 }
 
 std::string host_name() {
@@ -273,38 +284,92 @@ size_t cut_message(uint8_t* message, size_t length) {
   return readable ? end : kDnsHeaderBytes;
 }
 
+Resolver::Servers::~Servers() {
+  if (channel != nullptr) ares_destroy(channel);
+}
+
 Resolver::~Resolver() {
-  if (channel_ != nullptr) ares_destroy(channel_);
+  servers_.clear();
   if (library_) ares_library_cleanup();
 }
 
-Status Resolver::init(const OwnAddresses& own) {
+Status Resolver::init(const OwnAddresses& own, const std::string& folder) {
   own_ = own;
-  hosts_ = parse_hosts(read_file("/etc/hosts"));
-  services_ = parse_nsswitch(read_file("/etc/nsswitch.conf"));
-  conf_ = parse_resolv_conf(read_file("/etc/resolv.conf"), std::getenv("RES_OPTIONS"),
-                            std::getenv("LOCALDOMAIN"), host_name());
+  host_name_ = host_name();
   if (ares_library_init(ARES_LIB_INIT_ALL) != ARES_SUCCESS)
     return Error{Fault::sys, ENOMEM, "name lookup library"};
   library_ = true;
+  for (uint32_t k = 0; k < kNameFileCount; ++k)
+    if (const Status taken = update(NameFile{k}, read_file(folder + "/" + kNameFiles[k])); !taken)
+      return taken;
+  return Ok{};
+}
+
+Status Resolver::update(NameFile which, const std::string& text) {
+  switch (which) {
+    case NameFile::hosts:
+      now_.hosts.reset();  // there may be no room for two
+      now_.hosts = std::make_shared<const std::vector<HostEntry>>(parse_hosts(text));
+      break;
+    case NameFile::nsswitch:
+      now_.services = std::make_shared<const std::vector<NameService>>(parse_nsswitch(text));
+      break;
+    case NameFile::resolv_conf: {
+      auto made = make_servers(parse_resolv_conf(text, std::getenv("RES_OPTIONS"),
+                                                 std::getenv("LOCALDOMAIN"), host_name_));
+      if (!made) return made.error();
+      servers_.push_back(std::move(*made));
+      now_.servers = servers_.back().get();
+      drop_unused_servers();
+      break;
+    }
+  }
+  return Ok{};
+}
+
+// Of all that c-ares would read in files nothing is left out, as behind the sandbox there are none.
+Result<std::unique_ptr<Resolver::Servers>> Resolver::make_servers(ResolvConf conf) {
+  auto servers = std::make_unique<Servers>(std::move(conf));
+  const ResolvConf& c = servers->conf;
   ares_options o{};
   char lookups[] = "b";
   o.lookups = lookups;
   o.sock_state_cb = &Resolver::on_sock_state;
   o.sock_state_cb_data = this;
-  o.flags = (conf_.use_vc ? ARES_FLAG_USEVC : 0) | (conf_.edns0 ? ARES_FLAG_EDNS : 0);
+  o.flags = (c.use_vc ? ARES_FLAG_USEVC : 0) | (c.edns0 ? ARES_FLAG_EDNS : 0);
   o.ednspsz = 1200;
-  o.timeout = std::max(conf_.timeout, 1) * 1000;
+  o.timeout = std::max(c.timeout, 1) * 1000;
   o.tries = 1;
   o.ndots = 0;
   o.ndomains = 0;
-  const int got = ares_init_options(&channel_, &o,
-                                    ARES_OPT_LOOKUPS | ARES_OPT_SOCK_STATE_CB | ARES_OPT_FLAGS |
-                                        ARES_OPT_EDNSPSZ | ARES_OPT_TIMEOUTMS | ARES_OPT_TRIES |
-                                        ARES_OPT_NDOTS | ARES_OPT_DOMAINS |
-                                        (conf_.rotate ? ARES_OPT_ROTATE : ARES_OPT_NOROTATE));
+  o.nsort = 0;
+  in_addr none{};  // those of both families follow
+  o.servers = &none;
+  o.nservers = 1;
+  const int got = ares_init_options(
+      &servers->channel, &o,
+      ARES_OPT_LOOKUPS | ARES_OPT_SOCK_STATE_CB | ARES_OPT_FLAGS | ARES_OPT_EDNSPSZ |
+          ARES_OPT_TIMEOUTMS | ARES_OPT_TRIES | ARES_OPT_NDOTS | ARES_OPT_DOMAINS |
+          ARES_OPT_SORTLIST | ARES_OPT_SERVERS | (c.rotate ? ARES_OPT_ROTATE : ARES_OPT_NOROTATE));
   if (got != ARES_SUCCESS) return Error{Fault::sys, ENOMEM, "name lookup configuration"};
-  return Ok{};
+  std::vector<ares_addr_node> nodes(c.servers.size());
+  for (size_t k = 0; k < nodes.size(); ++k) {
+    nodes[k].next = k + 1 < nodes.size() ? &nodes[k + 1] : nullptr;
+    nodes[k].family = c.servers[k].family;
+    if (nodes[k].family == AF_INET)
+      nodes[k].addr.addr4 = c.servers[k].v4;
+    else
+      std::memcpy(&nodes[k].addr.addr6, &c.servers[k].v6, sizeof nodes[k].addr.addr6);
+  }
+  if (ares_set_servers(servers->channel, nodes.data()) != ARES_SUCCESS)
+    return Error{Fault::sys, ENOMEM, "name servers"};
+  return servers;
+}
+
+void Resolver::drop_unused_servers() {
+  std::erase_if(servers_, [this](const std::unique_ptr<Servers>& s) {
+    return s.get() != now_.servers && s->pending == 0;
+  });
 }
 
 void Resolver::attach(int epoll, uint64_t tag, CallTable* calls) {
@@ -325,20 +390,30 @@ void Resolver::on_sock_state(void* arg, ares_socket_t fd, int readable, int writ
 }
 
 void Resolver::on_event(int fd, uint32_t events) {
-  ares_process_fd(channel_, (events & ~EPOLLOUT) != 0 ? fd : ARES_SOCKET_BAD,
-                  (events & EPOLLOUT) != 0 ? fd : ARES_SOCKET_BAD);
+  for (const auto& s : servers_)
+    ares_process_fd(s->channel, (events & ~EPOLLOUT) != 0 ? fd : ARES_SOCKET_BAD,
+                    (events & EPOLLOUT) != 0 ? fd : ARES_SOCKET_BAD);
+  drop_unused_servers();
 }
 
 int Resolver::timeout_ms() {
-  if (pending_ == 0) return -1;
-  timeval room{};
-  const timeval* tv = ares_timeout(channel_, nullptr, &room);
-  if (tv == nullptr) return -1;
-  return static_cast<int>(std::min<long>(tv->tv_sec, 60) * 1000 + tv->tv_usec / 1000 + 1);
+  int least = -1;
+  for (const auto& s : servers_) {
+    if (s->pending == 0) continue;
+    timeval room{};
+    const timeval* tv = ares_timeout(s->channel, nullptr, &room);
+    if (tv == nullptr) continue;
+    const auto ms =
+        static_cast<int>(std::min<long>(tv->tv_sec, 60) * 1000 + tv->tv_usec / 1000 + 1);
+    least = least < 0 ? ms : std::min(least, ms);
+  }
+  return least;
 }
 
 void Resolver::on_timeout() {
-  if (pending_ != 0) ares_process_fd(channel_, ARES_SOCKET_BAD, ARES_SOCKET_BAD);
+  for (const auto& s : servers_)
+    if (s->pending != 0) ares_process_fd(s->channel, ARES_SOCKET_BAD, ARES_SOCKET_BAD);
+  drop_unused_servers();
 }
 
 void Resolver::lookup(uint32_t call, const Request& r) {
@@ -348,6 +423,14 @@ void Resolver::lookup(uint32_t call, const Request& r) {
     lookup_addr(call, r);
   else
     exchange(call, r);
+}
+
+void Resolver::give_up() {
+  for (const auto& s : servers_) ares_cancel(s->channel);
+}
+
+Resolver::LookupPtr Resolver::begin(uint32_t call, uint32_t seq, uint32_t op) {
+  return LookupPtr(new Lookup{this, call, seq, op, now_});
 }
 
 void Resolver::lookup_name(uint32_t call, const Request& r) {
@@ -364,12 +447,12 @@ void Resolver::lookup_name(uint32_t call, const Request& r) {
     return answer_addrs(call, r.seq, 0, {number}, name);
   }
   if ((flags & AI_NUMERICHOST) != 0 || name.empty()) return fail(call, r.seq, EAI_NONAME);
-  LookupPtr lookup(new Lookup{this, call, r.seq, MW_OP_RESOLVE});
+  LookupPtr lookup = begin(call, r.seq, MW_OP_RESOLVE);
   lookup->family = family;
   lookup->flags = flags;
   lookup->text = name;
-  lookup->ndots = conf_.ndots;
-  lookup->search = conf_.search;
+  lookup->ndots = now_.servers->conf.ndots;
+  lookup->search = now_.servers->conf.search;
   if (r.arg[2] > 0) {  // the process has a search list of its own
     lookup->ndots = r.arg[2] - 1;
     lookup->search.clear();
@@ -382,7 +465,7 @@ void Resolver::lookup_name(uint32_t call, const Request& r) {
 }
 
 void Resolver::lookup_addr(uint32_t call, const Request& r) {
-  LookupPtr lookup(new Lookup{this, call, r.seq, MW_OP_RESOLVE_ADDR});
+  LookupPtr lookup = begin(call, r.seq, MW_OP_RESOLVE_ADDR);
   sockaddr_storage ss{};
   std::memcpy(&ss, r.payload, std::min<size_t>(r.in_len, sizeof ss));
   if (ss.ss_family == AF_INET && r.in_len >= sizeof(sockaddr_in))
@@ -396,8 +479,8 @@ void Resolver::lookup_addr(uint32_t call, const Request& r) {
 }
 
 void Resolver::ask_services(LookupPtr lookup) {
-  for (; lookup->service < services_.size(); ++lookup->service) {
-    const NameService& service = services_[lookup->service];
+  for (; lookup->service < lookup->by.services->size(); ++lookup->service) {
+    const NameService& service = (*lookup->by.services)[lookup->service];
     NameStatus status = NameStatus::unavailable;
     if (service.kind == NameService::Kind::dns) return begin_dns(std::move(lookup));
     if (service.kind == NameService::Kind::files) {
@@ -413,7 +496,7 @@ void Resolver::ask_services(LookupPtr lookup) {
 bool Resolver::answer_from_files(const Lookup& l) {
   mw_addr found{};
   if (l.op == MW_OP_RESOLVE_ADDR) {
-    for (const HostEntry& e : hosts_) {
+    for (const HostEntry& e : *l.by.hosts) {
       if (!as_family(e.addr, l.family, found) || found.len != l.addr.len ||
           std::memcmp(found.bytes, l.addr.bytes, found.len) != 0)
         continue;
@@ -426,7 +509,7 @@ bool Resolver::answer_from_files(const Lookup& l) {
   std::string canonical;
   bool listed = false;
   const auto gather = [&](int family) {
-    for (const HostEntry& e : hosts_) {
+    for (const HostEntry& e : *l.by.hosts) {
       const bool named = std::any_of(e.names.begin(), e.names.end(),
                                      [&](const std::string& n) { return same_name(n, l.text); });
       listed = listed || named;
@@ -452,9 +535,10 @@ bool Resolver::answer_from_files(const Lookup& l) {
 void Resolver::begin_dns(LookupPtr lookup) {
   lookup->names = {{lookup->text}, SIZE_MAX};
   if (lookup->op == MW_OP_RESOLVE)
-    lookup->names = search_names(lookup->text, lookup->ndots, conf_.no_tld_query, lookup->search);
+    lookup->names = search_names(lookup->text, lookup->ndots, lookup->by.servers->conf.no_tld_query,
+                                 lookup->search);
   lookup->at = 0;
-  lookup->attempts = std::max(conf_.attempts, 1);
+  lookup->attempts = std::max(lookup->by.servers->conf.attempts, 1);
   lookup->as_it_stands = 0;
   lookup->no_data = lookup->try_again = false;
   ask_dns(std::move(lookup));
@@ -462,10 +546,11 @@ void Resolver::begin_dns(LookupPtr lookup) {
 
 void Resolver::ask_dns(LookupPtr lookup) {
   --lookup->attempts;
-  ++pending_;
+  ++lookup->by.servers->pending;
+  const ares_channel channel = lookup->by.servers->channel;
   Lookup* const l = lookup.release();  // the callback's, which may come before this returns
   if (l->op == MW_OP_QUERY) {
-    ares_send(channel_, reinterpret_cast<const unsigned char*>(l->text.data()),
+    ares_send(channel, reinterpret_cast<const unsigned char*>(l->text.data()),
               static_cast<int>(l->text.size()), &Resolver::on_message, l);
   } else if (l->op == MW_OP_RESOLVE_ADDR) {
     sockaddr_in6 in6{};
@@ -473,7 +558,7 @@ void Resolver::ask_dns(LookupPtr lookup) {
     std::memcpy(&in6, l->addr.bytes, sizeof in6);
     std::memcpy(&in, l->addr.bytes, sizeof in);
     const bool v4 = l->family == AF_INET;
-    ares_gethostbyaddr(channel_, v4 ? static_cast<const void*>(&in.sin_addr) : &in6.sin6_addr,
+    ares_gethostbyaddr(channel, v4 ? static_cast<const void*>(&in.sin_addr) : &in6.sin6_addr,
                        v4 ? sizeof in.sin_addr : sizeof in6.sin6_addr, l->family,
                        &Resolver::on_hostent, l);
   } else {
@@ -482,13 +567,15 @@ void Resolver::ask_dns(LookupPtr lookup) {
     hints.ai_socktype = SOCK_STREAM;
     hints.ai_flags = (l->flags & AI_CANONNAME) != 0 ? ARES_AI_CANONNAME : 0;
     const std::string name = l->names.names[l->at];
-    ares_getaddrinfo(channel_, name.c_str(), nullptr, &hints, &Resolver::on_addrinfo, l);
+    ares_getaddrinfo(channel, name.c_str(), nullptr, &hints, &Resolver::on_addrinfo, l);
   }
 }
 
 void Resolver::dns_failed(LookupPtr lookup, int status) {
-  if (status == ARES_EDESTRUCTION || status == ARES_ECANCELLED) return;
+  if (status == ARES_EDESTRUCTION) return;
   Lookup& l = *lookup;
+  if (status == ARES_ECANCELLED)
+    return fail(l.call, l.seq, l.op == MW_OP_QUERY ? ETIMEDOUT : EAI_AGAIN);
   if (is_worth_another_attempt(status) && l.attempts > 0) return ask_dns(std::move(lookup));
   if (l.op == MW_OP_QUERY)
     return fail(l.call, l.seq, status == ARES_ECONNREFUSED ? ECONNREFUSED : ETIMEDOUT);
@@ -502,7 +589,7 @@ void Resolver::dns_failed(LookupPtr lookup, int status) {
                          status == ARES_EBADNAME || status == ARES_ESERVFAIL;
     if (goes_on && l.at + 1 < l.names.names.size()) {
       ++l.at;
-      l.attempts = std::max(conf_.attempts, 1);
+      l.attempts = std::max(l.by.servers->conf.attempts, 1);
       return ask_dns(std::move(lookup));
     }
     if (l.as_it_stands != 0)
@@ -511,7 +598,8 @@ void Resolver::dns_failed(LookupPtr lookup, int status) {
       status = l.no_data ? ARES_ENODATA : l.try_again ? ARES_ESERVFAIL : status;
   }
   l.eai = eai_of(status);
-  if (services_[l.service].ends_with(name_status_of(status))) return fail(l.call, l.seq, l.eai);
+  if ((*l.by.services)[l.service].ends_with(name_status_of(status)))
+    return fail(l.call, l.seq, l.eai);
   ++l.service;
   ask_services(std::move(lookup));
 }
@@ -519,7 +607,7 @@ void Resolver::dns_failed(LookupPtr lookup, int status) {
 void Resolver::on_addrinfo(void* arg, int status, int, ares_addrinfo* result) {
   LookupPtr l(static_cast<Lookup*>(arg));
   Resolver* const self = l->self;
-  --self->pending_;
+  --l->by.servers->pending;
   if (status != ARES_SUCCESS || result == nullptr) {
     self->dns_failed(std::move(l), status != ARES_SUCCESS ? status : ARES_ENODATA);
   } else {
@@ -540,16 +628,16 @@ void Resolver::on_addrinfo(void* arg, int status, int, ares_addrinfo* result) {
 }
 
 void Resolver::exchange(uint32_t call, const Request& r) {
-  LookupPtr lookup(new Lookup{this, call, r.seq, MW_OP_QUERY});
+  LookupPtr lookup = begin(call, r.seq, MW_OP_QUERY);
   lookup->text.assign(reinterpret_cast<const char*>(r.payload), r.in_len);
-  lookup->attempts = std::max(conf_.attempts, 1);
+  lookup->attempts = std::max(lookup->by.servers->conf.attempts, 1);
   ask_dns(std::move(lookup));
 }
 
 void Resolver::on_message(void* arg, int status, int, unsigned char* message, int length) {
   LookupPtr l(static_cast<Lookup*>(arg));
   Resolver* const self = l->self;
-  --self->pending_;
+  --l->by.servers->pending;
   auto n = static_cast<size_t>(std::max(length, 0));
   if (status != ARES_SUCCESS || message == nullptr || n < kDnsHeaderBytes)
     return self->dns_failed(std::move(l), status != ARES_SUCCESS ? status : ARES_EBADRESP);
@@ -564,7 +652,7 @@ void Resolver::on_message(void* arg, int status, int, unsigned char* message, in
 void Resolver::on_hostent(void* arg, int status, int, hostent* host) {
   LookupPtr l(static_cast<Lookup*>(arg));
   Resolver* const self = l->self;
-  --self->pending_;
+  --l->by.servers->pending;
   if (status != ARES_SUCCESS || host == nullptr || host->h_name == nullptr)
     return self->dns_failed(std::move(l), status != ARES_SUCCESS ? status : ARES_ENODATA);
   self->answer_text(l->call, l->seq, host->h_name);

@@ -27,6 +27,7 @@
 #include "base/capabilities.h"
 #include "base/sanitized.h"
 #include "base/unique_fd.h"
+#include "codec/socket_options.h"
 
 namespace mw {
 namespace {
@@ -129,7 +130,8 @@ const Rule kRules[] = {
     {CALL(poll)},
     {CALL(futex)},
     {CALL(fallocate), 0, 1, kWhole, {kPunch}},
-    // Sockets (calls.cc, listener.cc); add_socket_rules() says which are made. A pair is of streams:
+    // Sockets (calls.cc, listener.cc); add_socket_rules() says which are made, and add_option_rules()
+    // which of their options are set. A pair is of streams:
     // one end of a pair of datagram sockets could be pointed at another program's local socket.
     {CALL(socketpair), 0, 1, kTypeBits, {SOCK_STREAM}},
     {CALL(accept4)},
@@ -138,7 +140,6 @@ const Rule kRules[] = {
     {CALL(connect)},
     {CALL(shutdown)},
     {CALL(getsockopt)},
-    {CALL(setsockopt)},
     {CALL(getsockname)},
     {CALL(getpeername)},
     {CALL(close)},
@@ -254,6 +255,23 @@ int add_socket_rules(scmp_filter_ctx filter) {
   return bad;
 }
 
+// What an application may set, and what the INS and its name lookups set by themselves is among it. The
+// kernel looks at the lower halves of the arguments.
+int add_option_rules(scmp_filter_ctx filter) {
+  constexpr uint64_t kInt = UINT32_MAX;
+  int bad = 0;
+  for (const OptionLevel& l : kSettableOptions) {
+    for (size_t k = 0; k < l.count && bad == 0; ++k) {
+      const scmp_arg_cmp when[] = {
+          {1, SCMP_CMP_MASKED_EQ, kInt, static_cast<uint64_t>(l.level)},
+          {2, SCMP_CMP_MASKED_EQ, kInt, static_cast<uint64_t>(l.names[k])}};
+      bad =
+          ::seccomp_rule_add_array(filter, SCMP_ACT_ALLOW, CALL(setsockopt), std::size(when), when);
+    }
+  }
+  return bad;
+}
+
 int add_rule(scmp_filter_ctx filter, const Rule& r) {
   const uint32_t action = r.error == 0 ? SCMP_ACT_ALLOW : SCMP_ACT_ERRNO(r.error);
   if (r.mask == 0) return ::seccomp_rule_add_array(filter, action, r.call, 0, nullptr);
@@ -343,6 +361,7 @@ Status filter_system_calls() {
   for (const Rule& r : kRules)
     if (bad == 0) bad = add_rule(ctx, r);
   if (bad == 0) bad = add_socket_rules(ctx);
+  if (bad == 0) bad = add_option_rules(ctx);
   // abort() signals its own thread. Without root the INS runs as the user's own uid, which could
   // signal all of the user's processes.
   const Rule own{CALL(tgkill), 0, 0, kWhole, {static_cast<uint64_t>(::getpid())}};

@@ -432,6 +432,9 @@ void Worker::on_notes() {
         for (LateCall& late : late_)
           if (late.call == note.index && late.looks_due != 0) --late.looks_due;
         break;
+      case WorkerNote::Kind::reset_all:
+        reset_all();
+        break;
       case WorkerNote::Kind::stop:
         stop_ = true;
         break;

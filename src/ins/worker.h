@@ -108,6 +108,7 @@ class Worker {
   static void note_end(Sock& s, uint8_t what);
   void note_close(Sock& s);
   void cut_off(uint32_t i, Sock& s);
+  void reset_all();
   void abort_socket(uint32_t i, Sock& s);
   void reset_and_free(uint32_t i, Sock& s);
   void finish_close(uint32_t i, Sock& s);

@@ -9,6 +9,7 @@
 #include "ring/call_cell.h"
 #include "ring/order.h"
 #include "shim/process.h"
+#include "shim/session_end.h"
 #include "transport/local/fd_message.h"
 
 namespace mw::shim {
@@ -152,7 +153,9 @@ bool await(uint32_t at, uint32_t seq, Whose whose, int single = -1) {
         cell_at(at).withdraw();  // it went no further
         break;
       }
-      if (ticks >= kTicksToLiveness && whose != Whose::lookup && !is_session_up()) break;
+      if (ticks < kTicksToLiveness) continue;
+      if (whose != Whose::lookup) see_end_of_ins();
+      if (whose == Whose::lookup ? is_deserted() : !is_session_up() || is_poisoned()) break;
     }
   }
   if (answered && slept && whose != Whose::posted) cell_at(at).forget_waiters();
@@ -212,6 +215,8 @@ bool session_up() {
 }
 
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {
+  if (process.over != 0 && (request.op == MW_OP_SOCKET || mw_is_lookup(request.op)))
+    return {-1, ENETDOWN, 0};
   if (is_poisoned()) return {-1, ECONNRESET, 0};
   if (!session_up()) return {-1, ENETDOWN, 0};
   const bool has_slot = request.placeholder < 0 && request.single_placeholder < 0;

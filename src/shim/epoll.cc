@@ -9,6 +9,7 @@
 #include "shim/epoll_group.h"
 #include "shim/epoll_nesting.h"
 #include "shim/memory.h"
+#include "shim/session_end.h"
 #include "shim/settle.h"
 
 namespace mw::shim {
@@ -345,10 +346,13 @@ void give_ring_back(uint32_t group) {
 
 // Removes the bell from events that the kernel reported.
 int without_bell(epoll_event* events, int n) {
-  return static_cast<int>(
-      std::remove_if(events, events + std::max(n, 0),
-                     [](const epoll_event& e) { return is_bell_data(e.data.u64); }) -
-      events);
+  return static_cast<int>(std::remove_if(events, events + std::max(n, 0),
+                                         [](const epoll_event& e) {
+                                           if (!is_bell_data(e.data.u64)) return false;
+                                           if ((e.events & EPOLLHUP) != 0) note_end_of_life();
+                                           return true;
+                                         }) -
+                          events);
 }
 
 int kernel_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, const sigset_t* mask) {
@@ -481,6 +485,7 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
     }
     const uint32_t group = e.slot - 1;
     instances[group].used_here = true;
+    const int64_t longest = see_desertion();
     refresh_nested(epfd);
     // Ordinary descriptors take turns with protected sockets: whenever these alone filled the room,
     // those come first next time.
@@ -507,7 +512,8 @@ int shim_epoll_wait(int epfd, epoll_event* out, int max, int64_t timeout_ns, con
       if (deadline != 0 && left == 0) return 0;
       continue;
     }
-    const int k = kernel_wait(epfd, out, max, left, mask);
+    const bool in_parts = longest >= 0 && (left < 0 || left > longest);
+    const int k = kernel_wait(epfd, out, max, in_parts ? longest : left, mask);
     epoll_wake(group);
     if (k < 0) return k;
     n = corrected(epfd, out, without_bell(out, k));

@@ -52,6 +52,16 @@ Status open_registrations(uint32_t group, int memory) {
   return registrations_of(group).open(memory, process.channel.geometry().slots);
 }
 
+// Wakes whoever sleeps in the instance when driver and front end, who hold the other end, are gone. It
+// looks like the bell, so that nothing else has to know it.
+void watch_life(int epfd, const Instance& i, uint32_t group) {
+  epoll_event at_the_end{EPOLLET, {.u64 = bell_data(group, i.serial)}};
+  // Without it nobody wakes for that; EEXIST: it is there.
+  const int saved = errno;
+  (void)libc.epoll_ctl(epfd, EPOLL_CTL_ADD, i.life, &at_the_end);
+  errno = saved;
+}
+
 void keep_group(int epfd, uint32_t group) {
   if (instances[group].kept) return;
   SharedLock lock(instances_lock);
@@ -112,6 +122,7 @@ int group_of(int epfd) {
     return group;
   }
   instances[group] = {epfd, bell, life[0], 0, true, false, serial};
+  watch_life(epfd, instances[group], static_cast<uint32_t>(group));
   set_entry(epfd, {Kind::epoll, static_cast<uint32_t>(group) + 1, 0});
   A::fetch_add(process.session.header().groups_made, 1u);
   // Whoever sleeps in the instance, in any process, looks again and finds the group. The ring with
@@ -166,6 +177,7 @@ Entry epoll_find(int epfd) {
     if (!open_registrations(static_cast<uint32_t>(group), got.fds[2].release()))
       return groupless(0, made);
     i = {epfd, hide(got.fds[0].release()), hide(got.fds[1].release()), 0, false, true, serial};
+    watch_life(epfd, i, static_cast<uint32_t>(group));
   }
   return {Kind::epoll, static_cast<uint32_t>(group) + 1, 0};
 }

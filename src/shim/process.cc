@@ -392,6 +392,20 @@ bool is_abroad() {
   return abroad;
 }
 
+bool is_address_free() {
+  sockaddr_un a;
+  const socklen_t len = driver_address(a, 0);
+  const int fd = beyond_limit([] {
+    return static_cast<int>(
+        libc.syscall(SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  });
+  if (fd < 0) return false;
+  // A queue that is full has somebody who holds it.
+  const bool free = connect_to(fd, a, len) < 0 && errno == ECONNREFUSED;
+  libc.syscall(SYS_close, fd);
+  return free;
+}
+
 bool attach_as_this_process() {
   if (!attach()) return false;
   if (process.attach_pid == process.pid) return true;

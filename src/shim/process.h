@@ -56,6 +56,11 @@ struct Process {
   bool attached = false;
   bool poisoned = false;  // by the INS of poisoned_epoch; see is_poisoned()
   uint32_t poisoned_epoch = 0;
+  // See session_end.h.
+  uint32_t over = 0;        // nobody of the session is left
+  uint32_t over_told = 0;   // all sockets of this process have become events
+  uint32_t life_ended = 0;  // a life pipe has no holder any more
+  int64_t life_ended_at = 0;
   // The program has confined itself with a seccomp filter: from now on the shim sleeps with read()
   // and poll() only, which every such filter of a network program allows.
   bool confined = false;
@@ -161,6 +166,9 @@ inline bool is_hidden(int fd) {
 }
 // True in a child of vfork(), which shares our memory but not our descriptors (vfork.S).
 bool in_vfork_child();
+
+// Nobody listens at the address at which the application attaches.
+bool is_address_free();
 
 // One request to the driver about these descriptors, with the session's secret, over attach_fd (for
 // attach itself: over `connection`). Errors: sys (its answer's status), peer, shutdown.

@@ -14,6 +14,7 @@
 #include "shim/calls.h"
 #include "shim/from_stack.h"
 #include "shim/memory.h"
+#include "shim/session_end.h"
 
 namespace mw::shim {
 namespace {
@@ -307,6 +308,7 @@ int Waiting::sleep_as_taker(int64_t left) {
     const ssize_t got = libc.recv(s_.fd, tokens, sizeof tokens, 0);
     if (got > 0) return 0;
     if (got < 0 && errno == EINTR) return -EINTR;
+    if (got == 0) see_end_of_ins();
     // The end (the INS died), or the open file is non-blocking behind our back.
     n = poll_placeholder(s_.fd, got == 0 ? 1'000'000 : -1);
   } else {
@@ -338,6 +340,7 @@ void discard_tokens(const Sock& s) {
     n = libc.recv(s.fd, tokens, sizeof tokens, MSG_DONTWAIT);
   if (is_still_there(s) && process.confined && poll_placeholder(s.fd, 0) > 0)
     n = libc.read(s.fd, tokens, sizeof tokens);
+  if (n == 0) see_end_of_ins();
   // The other end is closed although the driver has not said so yet, or our own: do not spin.
   if (n == 0 || (n < 0 && errno != EAGAIN)) doze(1'000'000);
   errno = saved;

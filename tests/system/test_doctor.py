@@ -1,8 +1,11 @@
 """`mw doctor` where everything is there, and where one thing after the other is missing; `mw ps --json`."""
 
+import ctypes
+import errno
 import json
 import os
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,25 @@ def test_missing_tools_and_small_limits(mw):
     assert check(document, "limits", "RLIMIT_NOFILE")["result"] == "warning"
     status, document, _ = doctor(["prlimit", f"--as={1 << 31}", mw])
     assert (status, failed(document)) == (1, {("memory", "shared region")})
+
+
+def without_close_range() -> None:
+    """In a child: its kernel is one from before Linux 5.11, as far as it can see."""
+    steps = [(0x20, 0, 0, 4), (0x15, 0, 3, 0xC000003E), (0x20, 0, 0, 0), (0x15, 0, 1, 436), (0x06, 0, 0, 0x00050000 | errno.ENOSYS),
+             (0x06, 0, 0, 0x7FFF0000)]
+    program = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    whole = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(steps), ctypes.addressof(program)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) != 0 or libc.prctl(22, 2, whole, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "seccomp filter")
+
+
+def test_a_kernel_without_close_range(mw):
+    assert check(doctor([mw])[1], "kernel", "open descriptors")["result"] == "ok"
+    done = proc.run([mw, "doctor", "--json"], 60, check=False, preexec_fn=without_close_range)
+    one = check(json.loads(done.stdout), "kernel", "open descriptors")
+    assert done.returncode == 1
+    assert one["result"] == "failed" and "5.11" in one["remedy"]
 
 
 def test_ps_is_one_document(mw, start, server, free_port):

@@ -143,6 +143,24 @@ def test_a_session_in_a_session(mw, unchanged, start, treasure):
         assert "libmwshim" not in Path(f"/proc/{pid}/maps").read_text()
 
 
+@pytest.mark.parametrize("net", ["isolated", "host"])
+def test_an_ins_has_pids_of_its_own(mw, unchanged, start, net):
+    """Everybody else sees it under its pid as ever."""
+    session = start("--net", net, "--", "/usr/bin/python3", "-c", SERVES.replace("80", "8076"))
+    for signal_number in (None, signal.SIGTERM, signal.SIGKILL):
+        old = session.pid("ins")
+        if signal_number is not None:
+            os.kill(old, signal_number)
+            proc.wait_for(lambda: session.pid("ins") not in (0, old) and session.alive("ins"), 60, "a successor",
+                          session.background)
+        ins = session.pid("ins")
+        assert os.readlink(f"/proc/{ins}/ns/pid") != os.readlink(f"/proc/{session.pid('driver')}/ns/pid")
+        status = Path(f"/proc/{ins}/status").read_text()
+        assert next(line for line in status.splitlines() if line.startswith("NSpid:")).split()[1:] == [str(ins), "1"]
+        assert int(next(line for line in status.splitlines() if line.startswith("PPid:")).split()[1]) == session.background.pid
+    assert f"INS {int(session.refresh()['ins_id'])}" in proc.run([mw, "ps", session.name], 20).stdout.decode()
+
+
 def children(pid: int) -> list:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 

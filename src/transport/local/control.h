@@ -33,10 +33,18 @@ enum class ControlType : uint32_t {
   lend = 13,        // driver to INS: ControlOption
   lent = 14,        // INS to driver: ControlOption + the real socket; without it `status` says why
   option_set = 15,  // driver to INS: ControlOption
+  // driver to INS, if kFeatureNames was taken: ControlSlot{slot = NameFile} + the file, to be read: this
+  // is what it says now
+  names = 16,
+  // driver to INS, if kFeatureFrontEnd was taken: ControlSlot + a pidfd of the session's front end. An INS
+  // that has lost both, and gets neither back in time, ends
+  front_end = 17,
 };
 
 // ControlHello::features
 constexpr uint32_t kFeatureTelemetry = 1;
+constexpr uint32_t kFeatureNames = 2;
+constexpr uint32_t kFeatureFrontEnd = 4;
 
 struct ControlHello {
   ControlType type;

@@ -5,7 +5,7 @@
 
 #include <cstring>
 
-#include "codec/refused_options.h"
+#include "codec/socket_options.h"
 
 namespace mw {
 namespace {
@@ -18,7 +18,7 @@ bool is_own_address(int domain, const mw_addr& a) {
 }
 
 bool is_replayable(const ReplayOption& o) {
-  return o.len <= sizeof o.value && !option_is_refused(o.level, o.name, true);
+  return o.len <= sizeof o.value && option_is_settable(o.level, o.name);
 }
 
 }  // namespace
