@@ -18,6 +18,7 @@ namespace mw {
 namespace {
 
 constexpr int kAgainMs = 1000;
+constexpr int kSoonMs = 200;
 
 // 0 and the text, or the errno of what is wrong with it; EFBIG: it is longer than is taken.
 int read_bounded(const std::string& path, std::string* text) {
@@ -159,7 +160,10 @@ Outcome<Done> Names::copy(NameFile which) {
     if (asks != std::exchange(asks_stub_, asks)) watch();
     if (asks && !read(&upstream_, &upstream)) return Done{};
     InsResolver resolver = resolver_for_ins(text, upstream, isolated_);
-    on_resolver(resolver);
+    if (!on_resolver(resolver)) {
+      if (watch_) watch_->look_again_in(kSoonMs);
+      return Done{};
+    }
     text = std::move(resolver.text);
   }
   const std::string path = copy_path(which);

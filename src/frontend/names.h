@@ -49,8 +49,9 @@ class Names {
   // Readable when on_event() is to be called; -1: the files are not followed, as was said.
   int fd() const { return watch_ ? watch_->fd() : -1; }
   void on_event();
-  // Called with what resolv.conf says from now on, before the INS hears of it.
-  std::function<void(const InsResolver&)> on_resolver = [](const InsResolver&) {};
+  // Called with what resolv.conf says from now on, before the INS hears of it. False: it must not hear of it
+  // yet; called again soon.
+  std::function<bool(const InsResolver&)> on_resolver = [](const InsResolver&) { return true; };
 
  private:
   // Of a file of the host's.

@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -322,18 +324,50 @@ class RulesKeeper {
     if (news.rules || news.links) restore(news.rules);
     if (news.refusals) report_refusals();
   }
-  // The INS asks these name servers from now on.
-  void follow_name_servers(const InsResolver& now) {
-    Reach& reach = session_->record().reach;
-    if (now.name_servers == reach.name_servers && now.stubs == reach.stubs) return;
-    reach.name_servers = now.name_servers;
-    reach.stubs = now.stubs;
-    passages_differ_ = true;
-    restore(false);
+  // The INS is about to ask these name servers, and no longer those before. The former stay reachable while
+  // lookups that began with them may run. False: the rules do not let it yet; call this again later.
+  bool follow_name_servers(const InsResolver& now) {
+    const Clock::time_point until = Clock::now() + kFormerFor;
+    for (const std::string& server : asked_) former_[server] = until;
+    for (const std::string& server : now.name_servers) former_.erase(server);
+    asked_ = now.name_servers;
+    stubs_ = now.stubs;
+    return admit_name_servers();
+  }
+  // Readable when former name servers are no longer needed.
+  int former_fd() const { return former_timer_.get(); }
+  void on_former() {
+    uint64_t expired = 0;
+    if (::read(former_timer_.get(), &expired, sizeof expired) != sizeof expired) return;
+    const Clock::time_point now = Clock::now();
+    std::erase_if(former_, [now](const auto& one) { return one.second <= now; });
+    (void)admit_name_servers();
   }
 
  private:
   using Clock = std::chrono::steady_clock;
+
+  bool admit_name_servers() {
+    Reach& reach = session_->record().reach;
+    std::vector<std::string> servers = asked_;
+    Clock::time_point next = Clock::time_point::max();
+    for (const auto& [server, until] : former_) {
+      servers.push_back(server);
+      next = std::min(next, until);
+    }
+    if (!former_.empty()) {
+      using namespace std::chrono;
+      const auto left = duration_cast<nanoseconds>(std::max(next - Clock::now(), Clock::duration{1}));
+      const itimerspec when{{0, 0}, {left.count() / 1'000'000'000, left.count() % 1'000'000'000}};
+      (void)::timerfd_settime(former_timer_.get(), 0, &when, nullptr);
+    }
+    if (servers == reach.name_servers && stubs_ == reach.stubs) return !passages_differ_;
+    reach.name_servers = std::move(servers);
+    reach.stubs = stubs_;
+    passages_differ_ = true;
+    restore(false);
+    return !passages_differ_;
+  }
 
   void report_refusals() {
     const Clock::time_point now = Clock::now();
@@ -392,8 +426,14 @@ class RulesKeeper {
   static constexpr int kBusyMs = 50;
   static constexpr int kAgainMs = 1000;
   static constexpr std::chrono::seconds kBetweenReports{5};
+  // Twice what a lookup takes at most with the resolver's defaults: 3 servers, 2 attempts, 5 s each.
+  static constexpr std::chrono::seconds kFormerFor{60};
   Session* const session_;
   NetWatch watch_;
+  std::vector<std::string> asked_ = session_->record().reach.name_servers;  // by the INS
+  std::vector<std::string> stubs_ = session_->record().reach.stubs;
+  std::map<std::string, Clock::time_point> former_;  // until when they are reachable
+  const UniqueFd former_timer_{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
   Refusals refusals_;
   Clock::time_point next_report_{};
   bool helped_ = false;
@@ -421,8 +461,10 @@ Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
   if (!started) return started.failure();
   std::shared_ptr<Names> names = std::move(*started);
   if (keeper) {
-    names->on_resolver = [keeper](const InsResolver& now) { keeper->follow_name_servers(now); };
-    keeper->follow_name_servers(current_resolver(true));  // it may have changed since the rules were made
+    names->on_resolver = [keeper](const InsResolver& now) { return keeper->follow_name_servers(now); };
+    // It may have changed since the rules were made. Not yet admitted: the keeper tries again by itself.
+    (void)keeper->follow_name_servers(current_resolver(true));
+    config->watched.push_back({keeper->former_fd(), [keeper] { keeper->on_former(); }});
   }
   config->watched.push_back({names->fd(), [names] { names->on_event(); }});
   return Done{};
