@@ -39,15 +39,15 @@ class FileWatchTest : public ::testing::Test {
   bool quiet() {
     constexpr int kMostTimes = 100;
     for (int k = 0; k < kMostTimes; ++k) {
-      const UniqueFd mounts{::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC)};
       if (!told(100)) return true;
-      pollfd p{mounts.get(), POLLPRI, 0};
+      pollfd p{mounts_.get(), POLLPRI, 0};
       if (::poll(&p, 1, 0) != 1) return false;
     }
     return false;
   }
 
   fs::path base_;
+  UniqueFd mounts_{::open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC)};
   FileWatch watch_;
 };
 
