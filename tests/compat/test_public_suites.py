@@ -64,8 +64,8 @@ SUITES = {
 }
 
 
-def _apt(*words: str, cwd: Path = None) -> None:
-    """With lists of its own, so that this host's are as they were."""
+def _apt(*words: str, cwd: Path = None, check: bool = True) -> subprocess.CompletedProcess:
+    """apt-WORDS, with lists of its own, so that this host's are as they were."""
     folder = PLACE / "apt"
     for one in ("lists/partial", "cache/archives/partial", "parts"):
         (folder / one).mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,24 @@ def _apt(*words: str, cwd: Path = None) -> None:
     (folder / "parts/suites.list").write_text("\n".join(sorted(set(lists.splitlines()))) + "\n")
     options = {"Dir::Etc::sourcelist": "/dev/null", "Dir::Etc::sourceparts": folder / "parts",
                "Dir::State::lists": folder / "lists", "Dir::Cache": folder / "cache", "APT::Sandbox::User": "root"}
-    proc.run(["apt-get", "-q", *(f"-o{key}={value}" for key, value in options.items()), *words], 300, cwd=cwd)
+    program, *rest = words
+    return proc.run([f"apt-{program}", "-q", *(f"-o{key}={value}" for key, value in options.items()), *rest], 300, check,
+                    cwd=cwd)
+
+
+def _download(package: str, folder: Path) -> None:
+    """From the first archive that has it: one may have dropped what its list still names."""
+    lines = _apt("cache", "madison", package).stdout.decode().splitlines()
+    archives = [line.split("|")[2].split() for line in lines if line.endswith("Sources")]
+    suites = list(dict.fromkeys(place.split("/")[0] for _, place, _ in archives))
+    assert suites, f"no archive has the sources of {package}"
+    for suite in suites:
+        folder.mkdir(parents=True)
+        done = _apt("get", "source", "--download-only", f"{package}/{suite}", cwd=folder, check=False)
+        if done.returncode == 0:
+            return
+        shutil.rmtree(folder)
+    raise AssertionError(f"{package} in {', '.join(suites)}: {done.stderr.decode()[-3000:]}")
 
 
 def _built(name: str) -> Path:
@@ -86,9 +103,8 @@ def _built(name: str) -> Path:
     if (folder / "built").exists():
         return folder
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    _apt("update")
-    _apt("source", "--download-only", suite.package, cwd=folder)
+    _apt("get", "update")
+    _download(suite.package, folder)
     proc.run(["dpkg-source", "-x", *folder.glob("*.dsc"), folder / "source"], 120)
     proc.run(["bash", "-c", suite.build], BUILD_SECONDS, cwd=folder / "source")
     proc.run(["chmod", "-R", "a+rwX", folder / "source"], 60)
