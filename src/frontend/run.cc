@@ -422,7 +422,8 @@ Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
   std::shared_ptr<Names> names = std::move(*started);
   if (keeper) {
     names->on_resolver = [keeper](const InsResolver& now) { keeper->follow_name_servers(now); };
-    keeper->follow_name_servers(current_resolver(true));  // it may have changed since the rules were made
+    // It may have changed since the rules were made.
+    keeper->follow_name_servers(current_resolver(true));
   }
   config->watched.push_back({names->fd(), [names] { names->on_event(); }});
   return Done{};
