@@ -6,6 +6,7 @@ import pathlib
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 ROOT = pathlib.Path(sys.argv.pop(1)).resolve()
 sys.path.insert(0, str(ROOT / "tools"))
@@ -48,6 +49,9 @@ class Files(unittest.TestCase):
 
 class TidyTest(unittest.TestCase):
     def setUp(self):
+        folders = unittest.mock.patch.object(lint, "TIDY_FOLDERS", ("base", "netflow"))
+        folders.start()
+        self.addCleanup(folders.stop)
         self.folder = tempfile.TemporaryDirectory()
         self.addCleanup(self.folder.cleanup)
         self.root = pathlib.Path(self.folder.name)
