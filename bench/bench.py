@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE.parent / "clients/python"),
 import janitor  # noqa: E402  (needs the path above)
 import mwnetflow  # noqa: E402
 import network  # noqa: E402
-from mwtest import build, netns, proc, repairs  # noqa: E402
+from mwtest import build, netns, proc  # noqa: E402
 
 FILES = 1_000_000
 IDLE_CONNECTIONS = 100_000
@@ -824,7 +824,11 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one short round: does it run at all")
     parser.add_argument("--only", action="append", choices=[one.__name__ for one in WORKLOADS],
                         help="only this workload; may be repeated")
+    parser.add_argument("--check-arguments", action="store_true", help="do nothing else")
     options = parser.parse_args()
+    if options.check_arguments:
+        return 0
+    from mwtest import repairs  # here: it needs pytest, which may not be installed to check arguments
     if os.geteuid() != 0:
         print("bench.py: needs root: it makes a network namespace", file=sys.stderr)
         return 1

@@ -11,9 +11,10 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "clients" / "python")]
 
-from mwtest import box, build, clock, host, netns, proc  # noqa: E402  (needs the paths above)
-from mwtest.repairs import nothing_repaired  # noqa: E402,F401  (a fixture of every test)
+from mwtest import box, build, clock, host, netns, proc, repairs  # noqa: E402  (needs the paths above)
 from mwtest.session import Session, host_state  # noqa: E402
+
+nothing_repaired = repairs.nothing_repaired  # a fixture of every test
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -44,6 +44,9 @@ NEVER_SYSTEM = {
 ONLY_SYSTEM = {"abi": {"stddef.h", "stdint.h", "linux/stddef.h", "linux/types.h"}}
 NEVER_FILE = {"ring": {"base/log.h"}}
 
+# What tests of several folders share; a unit test may include it, the product may not.
+TEST_SUPPORT = "tests/support/"
+
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 
@@ -71,6 +74,8 @@ def faults_of(path, text):
         kind, name = match.groups()
         if kind == '"':
             target = name.split("/")[0] if "/" in name else folder
+            if is_test and name.startswith(TEST_SUPPORT):
+                continue
             if target == folder or (folder, name) in EXCEPTIONS:
                 if name in NEVER_FILE.get(folder, ()):
                     yield number, f"{folder} may not include {name}"

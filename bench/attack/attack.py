@@ -78,6 +78,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--server", action="append", choices=SERVERS, help="only this server; may be repeated")
     parser.add_argument("--connections", type=int, default=1000, help="of the attack (1000)")
     parser.add_argument("--seconds", type=int, default=50, help="that each attack lasts (50)")
+    parser.add_argument("--check-arguments", action="store_true", help="do nothing else")
     options = parser.parse_args()
     if not 1 <= options.connections <= 15_000:
         parser.error("--connections: from 1 to 15000")
@@ -96,6 +97,8 @@ def stop(*_) -> None:
 
 def main() -> int:
     options = arguments()
+    if options.check_arguments:
+        return 0
     if os.geteuid() != 0:
         print("attack.py: needs root: it makes network namespaces", file=sys.stderr)
         return 1

@@ -24,7 +24,7 @@
 #include <thread>
 
 #include "base/name_files.h"
-#include "driver/test_session.h"
+#include "tests/support/driver_session.h"
 #include "transport/local/mapping.h"
 #include "transport/local/session_fds.h"
 

@@ -12,7 +12,7 @@
 #include <string>
 
 #include "driver/keepers.h"
-#include "driver/test_session.h"
+#include "tests/support/driver_session.h"
 
 namespace mw {
 namespace {

@@ -39,10 +39,10 @@ def test_mariadb(box):
     wait_for(lambda: _query(box, "select 1", check=False).returncode == 0, 120, "queries work", server)
     for address in box.addresses:
         assert _result(box, "select 6 * 7", host=address) == "42"
-    _query(box, f"create table t (n int primary key, text varchar(200)); "
+    _query(box, "create table t (n int primary key, text varchar(200)); "
                 f"insert into t select seq, repeat(md5(seq), 4) from seq_1_to_{ROWS}")
-    wanted = _result(box, f"select md5(group_concat(m order by seq separator '')) from "
-                          f"(select seq, md5(repeat(md5(seq), 4)) m from seq_1_to_1000) s")
+    wanted = _result(box, "select md5(group_concat(m order by seq separator '')) from "
+                          "(select seq, md5(repeat(md5(seq), 4)) m from seq_1_to_1000) s")
     assert _result(box, "select md5(group_concat(md5(text) order by n separator '')) from t where n <= 1000") == wanted
     rows = _result(box, "select n, text from t order by n").splitlines()
     assert len(rows) == ROWS and all(int(row.split("\t")[0]) == i for i, row in enumerate(rows, 1))

@@ -8,8 +8,9 @@ from pathlib import Path
 PROGRAMS = Path(__file__).parent / "programs"
 sys.path.insert(0, str(PROGRAMS))
 
-from closing import body  # noqa: E402  (needs the path above)
+import closing  # noqa: E402  (needs the path above)
 
+body = closing.body
 LARGE = 3_000_000
 
 

@@ -116,7 +116,7 @@ def test_no_driver(mw, unchanged, session, sentence):
 def test_a_wrong_token_is_refused(mw, unchanged):
     """Somebody who knows the session's address but not its secret gets no socket."""
     script = ('export MWCOMMS_SESSION="${MWCOMMS_SESSION%:*}:00112233445566778899aabbccddeeff"; '
-              f'exec /usr/bin/python3 -c "$0"')
+              'exec /usr/bin/python3 -c "$0"')
     done = proc.run([mw, "run", "--", "bash", "-c", script, PRINT_ERRNO], SECONDS)
     assert done.stdout == ENETDOWN * 4
     assert b"mwshim: the driver refused this process" in done.stderr

@@ -9,8 +9,8 @@
 #include <string>
 
 #include "driver/driver.h"
-#include "driver/test_session.h"
 #include "fuzz_input.h"
+#include "tests/support/driver_session.h"
 #include "transport/local/mapping.h"
 #include "transport/local/session_fds.h"
 

@@ -12,7 +12,8 @@ WRONG = [
     ["compat", "nonsense"], ["compat", "--workers"], ["compat", "--workers", "0"], ["compat", "--workers", "17"],
     ["compat", "../compat/test_redis"], ["bench", "nonsense"], ["bench", "--only", "nonsense"], ["attack", "nonsense"],
     ["attack", "--only", "nonsense"], ["fuzz", "nonsense"], ["kills", "nonsense"], ["format", "x"], ["lint", "x"],
-    ["clean", "x"], ["install-deps", "x"], ["soak", "nonsense"],
+    ["clean", "x"], ["install-deps", "x"], ["soak", "nonsense"], ["bench", "--json", "x"], ["attack", "--seconds", "4"],
+    ["attack", "--connections", "0"], ["attack", "--other-guard", "/dev/null"], ["fuzz", "--seconds", "0"],
 ]
 
 
@@ -41,3 +42,14 @@ def test_every_command_is_tried_and_explained():
         done = dev(command, "--help")
         assert (done.returncode, done.stderr) == (0, ""), command
         assert done.stdout.startswith(f"usage: ./dev {command}")
+
+
+def test_a_refusal_names_every_fuzz_target():
+    targets = {folder.name for folder in (build.ROOT / "tests/fuzz/corpus").iterdir()}
+    said = dev("fuzz", "nonsense").stderr.splitlines()[0]
+    assert targets and set(said.partition("there are: ")[2].split()) == targets
+
+
+def test_a_refusal_names_every_workload():
+    said = dev("bench", "--only", "nonsense").stderr.splitlines()[0]
+    assert "'nginx'" in said and "'monitoring'" in said

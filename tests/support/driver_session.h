@@ -1,4 +1,4 @@
-// test_session.h - what the driver's tests share: the options of a driver whose session they made.
+// driver_session.h - what the driver's tests share: the options of a driver whose session they made.
 #pragma once
 
 #include <sys/stat.h>

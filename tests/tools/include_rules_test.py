@@ -26,6 +26,7 @@ class IncludeRules(unittest.TestCase):
     def test_allowed(self):
         self.assertEqual(self.faults("src/shim/a.cc", '#include "ring/channel.h"\n#include <errno.h>\n'), 0)
         self.assertEqual(self.faults("src/ring/a_test.cc", "#include <vector>\n"), 0)
+        self.assertEqual(self.faults("src/driver/a_test.cc", '#include "tests/support/driver_session.h"\n'), 0)
         self.assertEqual(self.faults("src/cli/a.cc", '#include "transport/local/session_fds.h"\n'), 0)
 
     def test_stray_includes(self):
@@ -43,6 +44,8 @@ class IncludeRules(unittest.TestCase):
             ("src/frontend/a.cc", '#include "ring/channel.h"'),
             ("src/cli/a.cc", '#include "transport/local/control.h"'),
             ("src/driver/a.cc", '#include "boost/any.hpp"'),
+            ("src/driver/a.cc", '#include "tests/support/driver_session.h"'),
+            ("src/driver/a_test.cc", '#include "tests/system/pair.h"'),
             ("src/newcomer/a.cc", ""),
         ]:
             self.assertEqual(self.faults(path, text + "\n"), 1, f"{path}: {text}")
