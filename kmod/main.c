@@ -121,8 +121,7 @@ static int __init mwcomms_init(void) {
   return err;
 }
 
-static void __exit mwcomms_exit(void) {
-}
+static void __exit mwcomms_exit(void) {}
 
 module_init(mwcomms_init);
 module_exit(mwcomms_exit);

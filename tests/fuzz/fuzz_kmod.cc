@@ -26,7 +26,8 @@ constexpr uint32_t kSlots = 8, kCells = 4, kBits = 300, kPages = 2 * MW_CHUNK_PA
 struct Shared {
   std::vector<mw_slot> slots = std::vector<mw_slot>(kSlots);
   std::vector<mw_call> calls = std::vector<mw_call>(kCells);
-  std::vector<uint64_t> news = std::vector<uint64_t>((sizeof(mw_ready_set) + (kBits + 63) / 64 * 8) / 8);
+  std::vector<uint64_t> news =
+      std::vector<uint64_t>((sizeof(mw_ready_set) + (kBits + 63) / 64 * 8) / 8);
   std::vector<uint32_t> exts = std::vector<uint32_t>(2 * kSlots);
   std::vector<uint8_t> rx = std::vector<uint8_t>(kPages * MW_PAGE);
   std::vector<uint8_t> tx = std::vector<uint8_t>(kPages * MW_PAGE);
@@ -67,7 +68,7 @@ uint64_t seen(const void* word, uint32_t size) {
       return size == 4 ? input->number<uint32_t>() : input->number<uint64_t>();
     case 2:
       return size == 4 ? static_cast<uint32_t>(value + input->number<int8_t>())
-                       : value ^ uint64_t{1} << input->below(64);
+                       : value ^ uint64_t { 1 } << input->below(64);
     case 3:
       return size == 4 ? 0xffffffffu : ~uint64_t{0};
     default:
@@ -100,20 +101,34 @@ class Module {
 
   void step() {
     switch (in_.below(14)) {
-      case 0: return accept(in_.below(kSlots + 1), 1 + in_.below(6));
-      case 1: return send();
-      case 2: return receive();
-      case 3: return datagram();
-      case 4: return record();
-      case 5: return close();
-      case 6: return reap();
-      case 7: return rest();
-      case 8: return news();
-      case 9: return call();
-      case 10: return answers();
-      case 11: return pool();
-      case 12: return option();
-      default: return honest();
+      case 0:
+        return accept(in_.below(kSlots + 1), 1 + in_.below(6));
+      case 1:
+        return send();
+      case 2:
+        return receive();
+      case 3:
+        return datagram();
+      case 4:
+        return record();
+      case 5:
+        return close();
+      case 6:
+        return reap();
+      case 7:
+        return rest();
+      case 8:
+        return news();
+      case 9:
+        return call();
+      case 10:
+        return answers();
+      case 11:
+        return pool();
+      case 12:
+        return option();
+      default:
+        return honest();
     }
   }
 
@@ -137,8 +152,8 @@ class Module {
       require((e.state == MW_SLOT_USED) == s.open);
       used += e.state == MW_SLOT_USED;
       closing += e.state == MW_SLOT_CLOSING;
-      for (uint32_t ext : {e.ext, s.open ? s.writer.ext : MW_EXT_NONE,
-                           s.open ? s.writer.next : MW_EXT_NONE})
+      for (uint32_t ext :
+           {e.ext, s.open ? s.writer.ext : MW_EXT_NONE, s.open ? s.writer.next : MW_EXT_NONE})
         if (ext != MW_EXT_NONE) add(mw_ext_page(ext), mw_ext_order(ext));
       if (!s.open) continue;
       require(mw_producer_used(&s.writer.ring) <= s.writer.ring.mem.size);
@@ -261,8 +276,7 @@ class Module {
     require(d.bytes <= mw_consumer_ready(&s->reader));
     require(uint64_t{sizeof d.head} + d.head.control_len + d.head.data_len <= d.bytes);
     require(d.head.name_len <= sizeof d.head.name && (d.head.flags & ~MW_DGRAM_FLAGS) == 0);
-    mw_consumer_peek(&s->reader, sizeof d.head, sink.data(),
-                     d.head.control_len + d.head.data_len);
+    mw_consumer_peek(&s->reader, sizeof d.head, sink.data(), d.head.control_len + d.head.data_len);
     mw_dgram_done(&s->reader, &d);
   }
   void record() {

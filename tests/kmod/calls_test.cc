@@ -108,9 +108,10 @@ TEST(KmodCalls, RefusesAnAnswerThatNoCallHas) {
     int32_t ret, err;
     uint32_t out_len;
   };
-  for (const Lie& l : {Lie{101, 0, 0}, Lie{-1, 0, 0}, Lie{0, 1, 0}, Lie{-1, 4096, 0}, Lie{-1, -1, 0},
-                       Lie{-2, 1, 0}, Lie{0, 0, 33}, Lie{0, 0, 1921}, Lie{0, 0, 0xffffffff},
-                       Lie{-1, 1, 33}, Lie{INT32_MIN, 0, 0}, Lie{-1, INT32_MIN, 0}}) {
+  for (const Lie& l :
+       {Lie{101, 0, 0}, Lie{-1, 0, 0}, Lie{0, 1, 0}, Lie{-1, 4096, 0}, Lie{-1, -1, 0},
+        Lie{-2, 1, 0}, Lie{0, 0, 33}, Lie{0, 0, 1921}, Lie{0, 0, 0xffffffff}, Lie{-1, 1, 33},
+        Lie{INT32_MIN, 0, 0}, Lie{-1, INT32_MIN, 0}}) {
     Calls c;
     const uint32_t i = c.post(request(MW_OP_SENDMSG, 32, 100));
     c.answer(i, l.ret, l.err, l.out_len);

@@ -170,8 +170,8 @@ TEST(KmodCrosswise, InsWritesAndModuleReads) {
   while (got < kTotal && right && rung) {
     uint32_t members = 0;
     while (!mw_rset_drain(
-        &to_drain, &taken, 64, [](void* n, uint32_t i) { *static_cast<uint32_t*>(n) += i == kSlot; },
-        &members)) {
+        &to_drain, &taken, 64,
+        [](void* n, uint32_t i) { *static_cast<uint32_t*>(n) += i == kSlot; }, &members)) {
     }
     if (members == 0) {
       rung = to_module.hear();
@@ -256,7 +256,8 @@ TEST(KmodCrosswise, SetsLoseNothingEitherWay) {
 TEST(KmodCrosswise, CallsAreAnsweredThroughSets) {
   constexpr uint32_t kCells = 8, kCalls = 20000;
   std::vector<mw_call> shared(kCells);
-  std::vector<uint64_t> call_memory(mw_ready_set_bytes(kCells) / 8), done_memory(call_memory.size());
+  std::vector<uint64_t> call_memory(mw_ready_set_bytes(kCells) / 8),
+      done_memory(call_memory.size());
   ReadySet call_news(reinterpret_cast<mw_ready_set*>(call_memory.data()),
                      call_memory.data() + sizeof(mw_ready_set) / 8, kCells);
   ReadySet done_news(reinterpret_cast<mw_ready_set*>(done_memory.data()),
@@ -323,8 +324,7 @@ TEST(KmodCrosswise, CallsAreAnsweredThroughSets) {
           }
           mw_answer a;
           uint32_t out = 0;
-          module.right = module.right &&
-                         mw_calls_collect(&module.calls, cell, &a, &out) == MW_OK &&
+          module.right = module.right && mw_calls_collect(&module.calls, cell, &a, &out) == MW_OK &&
                          a.out_len == sizeof out && out == ~module.asked[cell];
           ++module.collected;
         },

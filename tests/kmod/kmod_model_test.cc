@@ -62,8 +62,10 @@ using mw::model::Board;
 extern "C" {
 uint64_t mw_hook_load(const void* word, uint32_t, mw_order order) {
   const Board::Orders& o = Board::now->orders;
-  return Board::now->word_of(word).load(
-      order == MW_RELAXED ? rl::mo_relaxed : order == MW_SEQ ? o.seq : o.acquire, $);
+  return Board::now->word_of(word).load(order == MW_RELAXED ? rl::mo_relaxed
+                                        : order == MW_SEQ   ? o.seq
+                                                            : o.acquire,
+                                        $);
 }
 void mw_hook_store(void* word, uint32_t, uint64_t value, mw_order order) {
   Board::now->word_of(word).store(
@@ -83,8 +85,7 @@ void mw_hook_fence() {
 }
 void mw_hook_read(void* to, const void* shared, size_t n) {
   for (size_t i = 0; i < n; ++i)
-    static_cast<uint8_t*>(to)[i] =
-        Board::now->byte_of(static_cast<const uint8_t*>(shared) + i)($);
+    static_cast<uint8_t*>(to)[i] = Board::now->byte_of(static_cast<const uint8_t*>(shared) + i)($);
 }
 void mw_hook_write(void* shared, const void* from, size_t n) {
   for (size_t i = 0; i < n; ++i)
@@ -140,8 +141,8 @@ struct RingModel : rl::test_suite<RingModel<Weak>, 2> {
   void thread(unsigned id) {
     for (uint32_t done = 0; done < kBytes;) {
       RL_ASSERT((id == 0 ? mw_producer_look(&p) : mw_consumer_look(&c)) == MW_OK);
-      const uint32_t n = std::min(id == 0 ? mw_producer_room(&p) : mw_consumer_ready(&c),
-                                  kBytes - done);
+      const uint32_t n =
+          std::min(id == 0 ? mw_producer_room(&p) : mw_consumer_ready(&c), kBytes - done);
       if (n == 0) rl::yield(1, $);
       for (uint32_t i = 0; i < n; ++i, ++done) {
         uint8_t byte = static_cast<uint8_t>(done);
@@ -388,9 +389,9 @@ struct CallModel : rl::test_suite<CallModel<Weak>, 2> {
   void before() {
     board.clear();
     Weak::weaken(board.orders);
-    for (uint32_t* w : {&shared.op, &shared.slot, &shared.gen, &shared.seq, &shared.in_len,
-                        &shared.flags2, &shared.caller, &shared.sent_at, &shared.done_seq,
-                        &shared.out_len})
+    for (uint32_t* w :
+         {&shared.op, &shared.slot, &shared.gen, &shared.seq, &shared.in_len, &shared.flags2,
+          &shared.caller, &shared.sent_at, &shared.done_seq, &shared.out_len})
       board.word(w, 0);
     for (int32_t& a : shared.arg) board.word(&a, 0);
     board.word(&shared.ret, 0);

@@ -29,8 +29,8 @@ struct Log {
     mw_option o;
     const uint8_t* value = nullptr;
     for (uint32_t at = 0; mw_optlog_next(&log, &at, &o, &value) == MW_OK;) {
-      out += (out.empty() ? "" : " ") + std::to_string(o.level) + ":" + std::to_string(o.name) + "=" +
-             std::string(reinterpret_cast<const char*>(value), o.len);
+      out += (out.empty() ? "" : " ") + std::to_string(o.level) + ":" + std::to_string(o.name) +
+             "=" + std::string(reinterpret_cast<const char*>(value), o.len);
     }
     return out;
   }
