@@ -71,6 +71,8 @@ uint64_t seen(const void* word, uint32_t size) {
                        : value ^ uint64_t { 1 } << input->below(64);
     case 3:
       return size == 4 ? 0xffffffffu : ~uint64_t{0};
+    case 4:  // of an extent: one that may lie anywhere
+      return mw_ext_of(input->number<uint16_t>(), MW_EXT_MIN_ORDER + input->below(MW_EXT_ORDERS));
     default:
       return value;
   }
@@ -289,7 +291,8 @@ class Module {
     if (status == MW_PEER) return end(slot);
     if (status != MW_OK || (r.flags & MW_ACCEPT_ASK) != 0) return;
     require(r.slot < kSlots && r.slot != slot && r.gen != 0);
-    require(r.local.len <= sizeof r.local.bytes && r.peer.len <= sizeof r.peer.bytes);
+    const uint32_t len = l.family == MW_AF_INET ? MW_IN_BYTES : MW_IN6_BYTES;
+    require(r.local.len == len && r.peer.len == len);
     accept(r.slot, r.gen);
   }
 
@@ -383,7 +386,7 @@ class Module {
   void honest() {
     uint32_t slot = in_.below(kSlots);
     mw_slot& s = shared.slots[slot];
-    switch (in_.below(5)) {
+    switch (in_.below(6)) {
       case 0:  // reads what was sent
         s.tx_head += std::min<uint32_t>(s.tx_tail - s.tx_head, in_.number<uint16_t>() * 8u);
         return;
@@ -391,19 +394,13 @@ class Module {
         s.tx_head = s.tx_tail;
         return;
       case 2: {  // puts bytes of the input into a ring
-        const uint32_t order = MW_EXT_MIN_ORDER, size = MW_PAGE << order;
-        if (s.rx_tail == s.rx_head) *ext_of(slot, true) = mw_ext_of(slot * 4, order);
         uint8_t bytes[96];
         in_.take(std::as_writable_bytes(std::span(bytes)));
-        const uint32_t n = in_.below(2) == 0 ? 80 : in_.below(900);
-        if (size - (s.rx_tail - s.rx_head) < n || s.rx_tail - s.rx_head > size) return;
-        for (uint32_t i = 0; i < n; ++i)
-          shared.rx[slot * 4 * MW_PAGE + ((s.rx_tail + i) & (size - 1))] =
-              i < sizeof bytes ? bytes[i] : 0;
-        s.rx_tail += n;
-        return;
+        return receive_there(slot, bytes, in_.below(sizeof bytes + 1), in_.below(900));
       }
-      case 3:  // frees a slot
+      case 3:
+        return in_.below(2) == 0 ? datagram_there(slot) : connection_there(slot);
+      case 4:  // frees a slot
         s.gen = 0;
         return;
       default: {  // answers a call
@@ -414,6 +411,50 @@ class Module {
         c.done_seq = c.seq;
       }
     }
+  }
+
+  // Puts `room` bytes into a ring, the first of them these.
+  void receive_there(uint32_t slot, const void* from, uint32_t len, uint32_t room) {
+    mw_slot& s = shared.slots[slot];
+    constexpr uint32_t kOrder = MW_EXT_MIN_ORDER, kSize = MW_PAGE << kOrder;
+    if (s.rx_tail == s.rx_head) *ext_of(slot, true) = mw_ext_of(slot << kOrder, kOrder);
+    const uint32_t used = s.rx_tail - s.rx_head;
+    const uint32_t n = std::max(len, room);
+    if (used > kSize || kSize - used < n) return;
+    uint8_t* const ring = &shared.rx[size_t{slot} * kSize];
+    for (uint32_t i = 0; i < n; ++i)
+      ring[(s.rx_tail + i) & (kSize - 1)] = i < len ? static_cast<const uint8_t*>(from)[i] : 0;
+    s.rx_tail += n;
+  }
+  // A value of the input's choice, which is mostly this one.
+  uint32_t mostly(uint32_t value) { return in_.below(8) == 1 ? in_.number<uint32_t>() : value; }
+  void name_it(uint8_t* bytes, uint32_t len) {
+    const auto family =
+        static_cast<uint16_t>(mostly(len == MW_IN_BYTES ? MW_AF_INET : MW_AF_INET6));
+    std::memcpy(bytes, &family, sizeof family);
+  }
+  void datagram_there(uint32_t slot) {
+    mw_dgram_head h{};
+    const uint32_t control = in_.below(64), data = in_.below(300);
+    h.control_len = mostly(control);
+    h.data_len = mostly(data);
+    h.name_len = mostly(in_.below(2) == 0 ? MW_IN_BYTES : MW_IN6_BYTES);
+    name_it(h.name, h.name_len);
+    receive_there(slot, &h, sizeof h, static_cast<uint32_t>(mw_dgram_bytes(control, data)));
+  }
+  void connection_there(uint32_t slot) {
+    mw_accept_record r{};
+    r.magic = mostly(MW_ACCEPT_MAGIC);
+    r.slot = mostly(in_.below(kSlots));
+    r.gen = mostly(1 + in_.below(6));
+    r.flags = mostly(MW_ACCEPT_BARE);
+    const uint32_t len = in_.below(2) == 0 ? MW_IN_BYTES : MW_IN6_BYTES;
+    for (mw_addr* a : {&r.local, &r.peer}) {
+      a->len = mostly(len);
+      name_it(a->bytes, a->len);
+    }
+    if (r.slot < kSlots && in_.below(4) != 0) shared.slots[r.slot].gen = r.gen;
+    receive_there(slot, &r, sizeof r, 0);
   }
 
   Input& in_;
