@@ -23,6 +23,8 @@ MAY_USE = {
     "driver": {"abi", "base", "ring", "transport", "registry", "netflow"},
     "frontend": {"base", "coverage", "registry"},
     "cli": {"base", "netflow", "guard", "registry", "frontend", "transport"},
+    "kmod": {"abi", "kmod/core"},
+    "kmod/core": {"abi"},
 }
 
 # Single files that a folder may use although it may not use the rest of theirs.
@@ -41,7 +43,11 @@ NEVER_SYSTEM = {
     "shim": {"iostream", "fstream", "ostream", "istream", "sstream", "thread", "mutex", "shared_mutex",
              "condition_variable", "future", "stdexcept", "exception", "semaphore"},
 }
-ONLY_SYSTEM = {"abi": {"stddef.h", "stdint.h", "linux/stddef.h", "linux/types.h"}}
+ONLY_SYSTEM = {
+    "abi": {"stddef.h", "stdint.h", "linux/stddef.h", "linux/types.h"},
+    "kmod/core": {"stdbool.h", "stddef.h", "stdint.h", "string.h", "linux/string.h", "linux/types.h", "linux/atomic.h",
+                  "asm/barrier.h", "asm/rmwcc.h"},
+}
 NEVER_FILE = {"ring": {"base/log.h"}}
 
 # What tests of several folders share; a unit test may include it, the product may not.
@@ -55,7 +61,16 @@ def folder_of(path):
     parts = path.parts
     if parts[0] == "src" and len(parts) > 2:
         return parts[1]
+    if parts[0] == "kmod":
+        return "kmod/core" if parts[1] == "core" else "kmod"
     return "abi" if parts[0] == "abi" else None
+
+
+def target_of(name, folder):
+    """The folder that an include in quotes names."""
+    if "/" not in name:
+        return folder
+    return "kmod/core" if name.startswith("kmod/core/") else name.split("/")[0]
 
 
 def faults_of(path, text):
@@ -73,7 +88,7 @@ def faults_of(path, text):
             continue
         kind, name = match.groups()
         if kind == '"':
-            target = name.split("/")[0] if "/" in name else folder
+            target = target_of(name, folder)
             if is_test and name.startswith(TEST_SUPPORT):
                 continue
             if target == folder or (folder, name) in EXCEPTIONS:
@@ -95,7 +110,7 @@ def faults_of(path, text):
 
 def check(root):
     """Prints the faults of all sources below root and returns their number, or -1 if there is no source."""
-    sources = [p for top in ("abi", "src") for p in sorted((root / top).rglob("*"))
+    sources = [p for top in ("abi", "kmod", "src") for p in sorted((root / top).rglob("*"))
                if p.suffix in {".h", ".cc", ".c"}]
     if not sources:
         print(f"{root}: no sources here")

@@ -28,6 +28,8 @@ class IncludeRules(unittest.TestCase):
         self.assertEqual(self.faults("src/ring/a_test.cc", "#include <vector>\n"), 0)
         self.assertEqual(self.faults("src/driver/a_test.cc", '#include "tests/support/driver_session.h"\n'), 0)
         self.assertEqual(self.faults("src/cli/a.cc", '#include "transport/local/session_fds.h"\n'), 0)
+        self.assertEqual(self.faults("kmod/core/a.h", '#include "kmod/core/b.h"\n#include "abi/a.h"\n'), 0)
+        self.assertEqual(self.faults("kmod/a.c", '#include "kmod/core/b.h"\n#include <linux/module.h>\n'), 0)
 
     def test_stray_includes(self):
         for path, text in [
@@ -47,6 +49,11 @@ class IncludeRules(unittest.TestCase):
             ("src/driver/a.cc", '#include "tests/support/driver_session.h"'),
             ("src/driver/a_test.cc", '#include "tests/system/pair.h"'),
             ("src/newcomer/a.cc", ""),
+            ("src/ins/a.cc", '#include "kmod/core/ring.h"'),
+            ("kmod/a.c", '#include "ring/channel.h"'),
+            ("kmod/core/a.h", "#include <linux/slab.h>"),
+            ("kmod/core/a.h", "#include <stdlib.h>"),
+            ("kmod/core/a.h", '#include "kmod/pages.h"'),
         ]:
             self.assertEqual(self.faults(path, text + "\n"), 1, f"{path}: {text}")
 
