@@ -61,8 +61,8 @@ ssize_t take_record(const Sock& s, mw_accept_record& record, int flags, int* fd)
   return n;
 }
 
-bool is_possible(const mw_accept_record& r) {
-  const mw_geometry& g = process.channel.geometry();
+bool is_possible(const Stack& stack, const mw_accept_record& r) {
+  const mw_geometry& g = stack.geometry();
   const uint32_t number_and_1 = r.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT;
   return r.magic == MW_ACCEPT_MAGIC && r.slot < g.slots && number_and_1 <= g.slots &&
          (number_and_1 == 0) == ((r.flags & MW_ACCEPT_BARE) != 0);
@@ -70,37 +70,45 @@ bool is_possible(const mw_accept_record& r) {
 
 // The same, of a record that this listener's program is to see.
 bool is_possible(const Sock& listener, const mw_accept_record& r) {
-  return is_possible(r) && ((r.flags & MW_ACCEPT_ASK) != 0 ||
-                            are_addresses_of(listener.mine.domain, r.local, r.peer));
+  return is_possible(listener.stack, r) &&
+         ((r.flags & MW_ACCEPT_ASK) != 0 ||
+          are_addresses_of(listener.mine.domain, r.local, r.peer));
 }
 
 // 1 + the number of the placeholder that the connection was claimed with; 0 if there is none.
 uint32_t claimed_with(const Sock& s) {
   const uint64_t claim = A::load_relaxed(s.slot.claim);
   const auto low = static_cast<uint32_t>(claim);
-  return claim >> 32 == s.gen && low <= process.channel.geometry().slots ? low : 0;
+  return claim >> 32 == s.gen && low <= s.stack.geometry().slots ? low : 0;
 }
 
-// Makes a connection that came from the queue ours, or drops it. False: somebody else was first,
+// The number of the socket that the record is about: it has the INS's, and its listener's stack.
+uint32_t number_of(const Sock& listener, const mw_accept_record& r) {
+  return listener.stack.number_of(r.slot);
+}
+
+// Makes a connection that came from the queue ours, or drops it. False: another process was first,
 // and it is gone.
-bool claim(const mw_accept_record& r, uint32_t whose) {
+bool claim(const Sock& listener, const mw_accept_record& r, uint32_t whose) {
   uint64_t nobody = mw_claim(r.gen, MW_CLAIM_NOBODY);
-  return std::atomic_ref(process.channel.slot(r.slot).claim)
+  return std::atomic_ref(listener.stack.slot(number_of(listener, r)).claim)
       .compare_exchange_strong(nobody, mw_claim(r.gen, whose));
 }
 
 // False: its listener, or its INS, is gone, and so is the connection.
-bool is_waiting(const mw_accept_record& r) {
-  return A::load_relaxed(process.channel.slot(r.slot).claim) == mw_claim(r.gen, MW_CLAIM_NOBODY);
+bool is_waiting(const Sock& listener, const mw_accept_record& r) {
+  return A::load_relaxed(listener.stack.slot(number_of(listener, r)).claim) ==
+         mw_claim(r.gen, MW_CLAIM_NOBODY);
 }
 
 // A connection that came without a placeholder whose end would tell the INS.
-void drop_bare(const mw_accept_record& r) {
-  if (!is_possible(r) || (r.flags & MW_ACCEPT_ASK) != 0 || !has_slot(r.slot) ||
-      !claim(r, MW_CLAIM_DROPPED))
+void drop_bare(const Sock& listener, const mw_accept_record& r) {
+  if (!is_possible(listener.stack, r) || (r.flags & MW_ACCEPT_ASK) != 0 ||
+      !has_slot(number_of(listener, r)) || !claim(listener, r, MW_CLAIM_DROPPED))
     return;
-  A::store_release(process.channel.slot(r.slot).closed, r.gen);
-  announce(sock_of(-1, {Kind::socket, r.slot, r.gen}));
+  const Sock s = sock_of(-1, number_of(listener, r), r.gen);
+  A::store_release(s.slot.closed, r.gen);
+  announce(s);
 }
 
 // A placeholder for a connection.
@@ -109,23 +117,23 @@ struct Place {
   uint32_t number = 0;
 };
 
-int new_place(const mw_accept_record& r, int flags, Place& out) {
+int new_place(const Sock& listener, const mw_accept_record& r, int flags, Place& out) {
   int pair[2];
   CallRequest request;
   if (const int rc = open_placeholder(flags, pair, request); rc < 0) return rc;
   request.op = MW_OP_PLACEHOLDER;
-  request.slot = r.slot;
+  request.slot = number_of(listener, r);
   request.gen = r.gen;
   mw_new_socket made{};
   const CallAnswer a = call(request, &made, sizeof made);
   if (pair[1] >= 0) libc.close(pair[1]);
-  if (a.ret >= 0 && a.len == sizeof made && made.slot < process.channel.geometry().slots) {
-    out = {pair[0], made.slot};
+  if (a.ret >= 0 && a.len == sizeof made && made.slot < listener.stack.geometry().slots) {
+    out = {pair[0], listener.stack.number_of(made.slot)};
     return 0;
   }
   libc.close(pair[0]);
   if (a.ret < 0) return -a.err;
-  poison("answer to placeholder");
+  poison(listener.stack, "answer to placeholder");
   return -ECONNABORTED;
 }
 
@@ -155,19 +163,19 @@ int place_from_stock(const Stocked& kept, int flags, Place& out) {
 }
 
 // Finds a placeholder for a connection whose record came without one. 0 or -errno.
-int place_bare(const mw_accept_record& r, int flags, Place& out) {
+int place_bare(const Sock& listener, const mw_accept_record& r, int flags, Place& out) {
   Stocked kept;
   int rc = -EAGAIN;
-  if (stock_take(process.channel.worker_of(r.slot), kept)) rc = place_from_stock(kept, flags, out);
-  if (rc == -EAGAIN) rc = new_place(r, flags, out);
+  if (stock_take(number_of(listener, r), kept)) rc = place_from_stock(kept, flags, out);
+  if (rc == -EAGAIN) rc = new_place(listener, r, flags, out);
   if (rc == 0 && !has_slot(out.number)) {
     libc.close(out.fd);
     rc = -ENOMEM;
   }
   if (rc < 0)
-    drop_bare(r);
+    drop_bare(listener, r);
   else
-    A::store_release(process.channel.slot(out.number).bound, r.slot + 1);
+    A::store_release(listener.stack.slot(out.number).bound, r.slot + 1);
   return rc;
 }
 
@@ -203,7 +211,7 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
     if (n == sizeof record && record.gen != 0) {
       const bool bare = (record.flags & MW_ACCEPT_BARE) != 0;
       if (is_possible(s, record) && bare == (*fd < 0)) {
-        if (has_slot(record.slot)) return 0;
+        if (has_slot(number_of(s, record))) return 0;
         if (*fd >= 0) libc.close(*fd);  // the INS resets it, as it does a bare one
         return -ENOMEM;
       }
@@ -218,7 +226,7 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
     // A token from before it became a listener again.
   }
   if (!is_still_there(s)) return -EBADF;
-  poison("accept record");
+  poison(s.stack, "accept record");
   return -ECONNABORTED;
 }
 
@@ -233,8 +241,8 @@ int fetch_asked(const Sock& s, mw_accept_record& record) {
   constexpr uint32_t kKind = MW_ACCEPT_BARE | MW_ACCEPT_ASK;
   if (a.len == sizeof record && is_possible(s, record) && record.gen != 0 &&
       (record.flags & kKind) == MW_ACCEPT_BARE)
-    return has_slot(record.slot) ? 0 : -ENOMEM;  // the INS revokes what nobody claims
-  poison("accept record");
+    return has_slot(number_of(s, record)) ? 0 : -ENOMEM;  // the INS revokes what nobody claims
+  poison(s.stack, "accept record");
   return -ECONNABORTED;
 }
 
@@ -250,23 +258,23 @@ int accept_claimed(const Sock& s, mw_accept_record& record, int flags, Place& ou
         if (rc == -EAGAIN && is_still_there(s)) continue;
         if (rc < 0) return rc == -EAGAIN ? -EBADF : rc;
       }
-      if (!is_waiting(record)) {
+      if (!is_waiting(s, record)) {
         if (!is_still_there(s)) return -EBADF;
         continue;
       }
-      rc = place_bare(record, flags, out);
+      rc = place_bare(s, record, flags, out);
       if (rc < 0) return rc;
     } else {
-      out.number = (record.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT) - 1;
+      out.number = s.stack.number_of((record.flags >> MW_ACCEPT_PLACEHOLDER_SHIFT) - 1);
       const uint32_t wish = (flags & SOCK_NONBLOCK) != 0 ? MW_ACCEPT_NONBLOCK : 0;
       if ((record.flags & MW_ACCEPT_NONBLOCK) != wish)
         libc.fcntl(out.fd, F_SETFL, wish != 0 ? O_NONBLOCK : 0);
     }
-    if (claim(record, out.number + 1)) return 0;
+    if (claim(s, record, s.stack.place_of(out.number) + 1)) return 0;
     libc.close(out.fd);
     if (!is_still_there(s)) return -EBADF;
   }
-  poison("accept record");
+  poison(s.stack, "accept record");
   return -ECONNABORTED;
 }
 
@@ -287,7 +295,7 @@ void empty_queue(const Sock& s) {
     if (fd >= 0)
       libc.close(fd);
     else if (n == sizeof record && record.gen != 0)
-      drop_bare(record);
+      drop_bare(s, record);
   }
 }
 
@@ -305,16 +313,17 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   mw_accept_record record{};
   Place place;
   if (const int rc = accept_claimed(s, record, flags, place); rc < 0) return rc;
-  if (const int rc = adopt_socket(place.fd, record.slot, record.gen, s.mine.domain, s.mine.type,
-                                  s.mine.protocol,
-                                  ((flags & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0) |
-                                      (A::load_relaxed(s.mine.flags) & (kSlotResets | kSlotInq)),
-                                  then);
+  const uint32_t number = number_of(s, record);
+  if (const int rc =
+          adopt_socket(place.fd, number, record.gen, s.mine.domain, s.mine.type, s.mine.protocol,
+                       ((flags & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0) |
+                           (A::load_relaxed(s.mine.flags) & (kSlotResets | kSlotInq)),
+                       then);
       rc < 0) {
     libc.close(place.fd);
     return rc;
   }
-  SessionSlot& mine = process.session.slot(record.slot);
+  SessionSlot& mine = process.session.slot(number);
   mine.local = record.local;
   mine.rcvlowat = s.mine.rcvlowat;
   mine.linger_s = s.mine.linger_s;
@@ -324,7 +333,7 @@ int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags) {
   if (a == nullptr) return place.fd;
   // The kernel takes the connection first, and drops it if its name cannot be told.
   if (const int rc = give_name(record.peer.bytes, record.peer.len, a, len); rc < 0) {
-    sock_close(place.fd, {Kind::socket, record.slot, record.gen});
+    sock_close(place.fd, {Kind::socket, number, record.gen});
     return rc;
   }
   return place.fd;
@@ -346,7 +355,7 @@ int sock_close(int fd, const Entry& e) {
   Stocked kept;
   // Before anything that would let another connection have the slot.
   kept.then = descriptor_copies();
-  kept.first_gen = A::load_acquire(process.session.header().first_gen);
+  kept.first_gen = s.stack.first_gen();
   const uint32_t claimed = claimed_with(s);
   const uint32_t flags = A::load_relaxed(s.mine.flags);
   const AwaitedClose awaited = prepare_close(s);
@@ -358,7 +367,7 @@ int sock_close(int fd, const Entry& e) {
       announce_held(s);
   }
   if (claimed != 0 && can_be_kept(s)) {
-    kept.number = claimed - 1;
+    kept.number = s.stack.number_of(claimed - 1);
     kept.nonblocking = (flags & kSlotNonblock) != 0;
     kept.may_have_tokens = (flags & kSlotArmed) != 0;
     const int saved = errno;

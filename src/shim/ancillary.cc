@@ -7,8 +7,11 @@
 #include <algorithm>
 #include <cstring>
 
+#include "base/received_fds.h"
 #include "shim/calls.h"
+#include "shim/epoll_group.h"
 #include "shim/from_stack.h"
+#include "shim/memory.h"
 
 namespace mw::shim {
 namespace {
@@ -252,6 +255,17 @@ int64_t last_stamp(const Sock& s) {
   const int64_t now = realtime_now();
   A::store_relaxed(s.mine.stamp_ns, now);
   return now;
+}
+
+void note_passed(const msghdr* m) {
+  if (!is_buffer(m, sizeof *m) || m->msg_control == nullptr || m->msg_controllen == 0 ||
+      !is_buffer(m->msg_control, m->msg_controllen))
+    return;
+  each_passed_fd(*m, [](int fd) {
+    const Entry e = look_up(fd);
+    if (e.kind == Kind::socket) note_origin(e.slot, 0);
+    if (e.kind == Kind::epoll) epoll_leaves(fd, e);
+  });
 }
 
 }  // namespace mw::shim

@@ -32,4 +32,7 @@ void note_stamp(const Sock& s, const char* from, uint32_t len);
 // SIOCGSTAMP and SIOCGSTAMPNS: nanoseconds since 1970, or -ENOENT.
 int64_t last_stamp(const Sock& s);
 
+// A message with descriptors is about to leave.
+void note_passed(const msghdr* m);
+
 }  // namespace mw::shim

@@ -19,14 +19,14 @@ struct Bytes {
 
 struct CallRequest {
   uint32_t op = MW_OP_NONE;
-  uint32_t slot = 0;
+  uint32_t slot = 0;  // a socket's number; of no socket: Stack::first() of the one that is to do it
   uint32_t gen = 0;
   int32_t arg[4] = {0, 0, 0, 0};
   uint32_t flags = 0;
   Bytes in[3] = {{nullptr, 0}, {nullptr, 0}, {nullptr, 0}};  // put one after the other
   // MW_OP_SOCKET: the INS's end of the placeholder, sent with the announcement.
   int placeholder = -1;
-  // The application's end, if only that one is here: the driver has the other (process.h).
+  // The application's end, if only that one is here: the driver has the other (attachment.h).
   int single_placeholder = -1;
 };
 

@@ -120,7 +120,9 @@ int sock_create(int domain, int type, int protocol) {
     if (pair[1] >= 0) libc.close(pair[1]);
     return kernel_socket(domain, type, protocol);
   }
+  Stack& stack = stack_for_new();
   r.op = MW_OP_SOCKET;
+  r.slot = stack.first();
   r.arg[0] = domain;
   r.arg[1] = type & ~(SOCK_CLOEXEC | SOCK_NONBLOCK);
   r.arg[2] = protocol;
@@ -128,13 +130,12 @@ int sock_create(int domain, int type, int protocol) {
   const CallAnswer a = call(r, &made, sizeof made);
   if (pair[1] >= 0) libc.close(pair[1]);
   int rc = a.ret < 0 ? -a.err : 0;
-  if (rc == 0 &&
-      (a.len != sizeof made || made.slot >= process.channel.geometry().slots || made.gen == 0)) {
-    poison("answer to socket");
+  if (rc == 0 && (a.len != sizeof made || made.slot >= stack.geometry().slots || made.gen == 0)) {
+    poison(stack, "answer to socket");
     rc = -ENETDOWN;
   }
   if (rc == 0) {
-    rc = adopt_socket(pair[0], made.slot, made.gen, domain, r.arg[1], protocol,
+    rc = adopt_socket(pair[0], stack.number_of(made.slot), made.gen, domain, r.arg[1], protocol,
                       (type & SOCK_NONBLOCK) != 0 ? kSlotNonblock : 0, then);
   }
   if (rc < 0) {
@@ -309,7 +310,7 @@ int row_of_messages(const Sock& s, int level, int name, socklen_t room, Give&& g
   size_t used = std::min<size_t>(room, sizeof chosen);
   // Whether the stack had room for all cannot be told.
   if (give_control(s, answer, static_cast<uint32_t>(n), true, chosen, &used) < 0) {
-    poison("value of an option");
+    poison(s.stack, "value of an option");
     return -ECONNRESET;
   }
   return give(chosen, used);
@@ -358,7 +359,7 @@ int sock_getsockopt(const Sock& s, int level, int name, void* value, socklen_t* 
                            std::min<uint32_t>(room, sizeof answer));
   if (n < 0) return n;
   if (!is_option_value(s.mine.domain, level, name, answer, static_cast<uint32_t>(n))) {
-    poison("value of an option");
+    poison(s.stack, "value of an option");
     return -ECONNRESET;
   }
   if (s.datagram() && !is_asked(s, level, name)) memset(answer, 0, sizeof answer);
@@ -505,7 +506,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     int low = 0;
     memcpy(&low, value, sizeof low);
     // More than the ring holds could never be satisfied.
-    const uint32_t most = process.channel.geometry().rx_ring / 2;
+    const uint32_t most = s.stack.geometry().rx_ring / 2;
     s.mine.rcvlowat = std::min(low < 0 ? most : static_cast<uint32_t>(low), most);
   }
   return rc;
@@ -522,7 +523,7 @@ int sock_name(const Sock& s, bool peer, sockaddr* a, socklen_t* len) {
   if (answer.ret < 0) return -answer.err;
   got.len = answer.len;
   if (!is_name_of(s, got.bytes, &got.len)) {
-    poison("address of a socket");
+    poison(s.stack, "address of a socket");
     return -ECONNRESET;
   }
   return give_name(got.bytes, got.len, a, len);
@@ -554,7 +555,7 @@ void await_freed_slot(const Sock& s, int64_t until_ns) {
     const uint32_t state = A::load_acquire(s.slot.state);
     const bool free = (state & MW_ST_OPEN) == 0 || A::load_relaxed(s.slot.gen) != s.gen;
     const int64_t left = until_ns - monotonic_ns();
-    if (free || left <= 0 || is_dead(s) || !is_session_up()) return;
+    if (free || left <= 0 || is_dead(s) || !s.stack.is_up()) return;
     const timespec look{left < kLookNs ? 0 : 1, left < kLookNs ? left : 0};
     if (raw_futex(&s.slot.state, FUTEX_WAIT, state, &look) < 0 && errno == EINTR) return;
   }
@@ -563,7 +564,7 @@ void await_freed_slot(const Sock& s, int64_t until_ns) {
 }  // namespace
 
 void await_close(const Sock& s, const AwaitedClose& awaited) {
-  if (!is_session_up()) return;
+  if (!s.stack.is_up()) return;
   const int saved = errno;
   const int64_t until_ns = monotonic_ns() + int64_t{awaited.linger_s} * 1'000'000'000;
   const int rc = plain(about(s, MW_OP_CLOSED));
@@ -600,7 +601,7 @@ int device_ioctl(const Sock& s, uint32_t request, void* arg) {
   const CallAnswer a = call(r, answer, sizeof answer);
   if (a.ret < 0) return -a.err;
   if (row == nullptr || a.len != row->out_bytes || !is_device_answer(request, answer, a.len)) {
-    poison("answer to ioctl");
+    poison(s.stack, "answer to ioctl");
     return -ECONNRESET;
   }
   if (request == SIOCOUTQ || request == SIOCOUTQNSD) {
@@ -635,7 +636,7 @@ int interface_list(const Sock& s, void* arg) {
       break;
     }
     if (!are_interface_entries(piece, a.len)) {
-      poison("answer to ioctl");
+      poison(s.stack, "answer to ioctl");
       return -ECONNRESET;
     }
     // No more than there is room for, whatever the INS says.
@@ -666,7 +667,7 @@ int ethtool(const Sock& s, void* arg) {
   if (a.ret < 0) return -a.err;
   const uint32_t n = std::min(a.len, ethtool_bytes(command));
   if (!is_ethtool_answer(command, answer, n)) {
-    poison("answer to ioctl");
+    poison(s.stack, "answer to ioctl");
     return -ECONNRESET;
   }
   if (!is_room(device.ifr_data, n)) return -EFAULT;
@@ -745,7 +746,7 @@ void give_stream_control(const Sock& s, msghdr* m) {
     return;
   uint32_t left = readable_bytes(s);
   // The ring may not hold everything: the INS's own socket has the rest.
-  if (left > process.channel.geometry().rx_ring / 2 ||
+  if (left > s.stack.geometry().rx_ring / 2 ||
       (A::load_relaxed(s.slot.want) & MW_WANT_RX_ROOM) != 0) {
     CallRequest r = about(s, MW_OP_IOCTL);
     r.arg[0] = FIONREAD;

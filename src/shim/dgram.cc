@@ -27,13 +27,13 @@ struct Record {
 // Under rx_lock: the oldest record. Returns 1, 0 if there is none, -ECONNRESET if the INS lied, or
 // -ENOMEM.
 int oldest(const Sock& s, Record& r) {
-  const uint32_t capacity = process.channel.geometry().rx_ring;
+  const uint32_t capacity = s.stack.geometry().rx_ring;
   const uint32_t head = s.mine.rx_head;
   auto ready = ring_ready(capacity, head, s.slot.rx_tail);
   const char* lie = "datagram record";
   if (ready && *ready == 0) return 0;
   if (ready && *ready >= sizeof r.head) {
-    const RingBytes ring = process.channel.rx(s.index);
+    const RingBytes ring = s.stack.rx(s.index);
     if (!ring.is_there()) return -ENOMEM;
     ring.copy_out(head, &r.head, sizeof r.head);
     const uint64_t bytes = mw_dgram_bytes(r.head.control_len, r.head.data_len);
@@ -127,7 +127,7 @@ ssize_t dgram_recv(const Sock& s, msghdr* m, int flags) {
       const int there = oldest(s, r);
       if (there < 0) return there;
       if (there == 1) {
-        const RingBytes ring = process.channel.rx(s.index);
+        const RingBytes ring = s.stack.rx(s.index);
         // A datagram that the program has no memory for is lost, as in the kernel.
         ssize_t n = -EFAULT;
         Control control;
@@ -213,7 +213,7 @@ int send_too_long(const Sock& s, const msghdr* m, int flags, size_t total) {
 // Gathers and sends a datagram through the send ring. -EAGAIN: the stack's buffer is full.
 ssize_t send_datagram(const Sock& s, const msghdr* m, int flags, uint32_t total) {
   SharedLock lock(s.mine.tx_lock);
-  const RingBytes ring = process.channel.tx(s.index);
+  const RingBytes ring = s.stack.tx(s.index);
   if (!ring.is_there()) return -ENOBUFS;
   const uint32_t tail = s.mine.tx_tail;
   uint32_t done = 0;
@@ -346,7 +346,7 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   const uint64_t bytes =
       sizeof head + uint64_t{head.name_len} + head.control_len + uint64_t{head.data_len};
   if (head.name_len > sizeof mw_dgram_head{}.name || bytes > a.len) {
-    poison("answer to recvmsg");
+    poison(s.stack, "answer to recvmsg");
     return -ECONNRESET;
   }
   mw_dgram_head as_record{};
@@ -361,7 +361,7 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   Control chosen;
   if ((as_record.name_len != 0 && !is_name_of(s, as_record.name, &as_record.name_len)) ||
       !chosen.choose(s, *m, control, head.control_len, head.flags)) {
-    poison("answer to recvmsg");
+    poison(s.stack, "answer to recvmsg");
     return -ECONNRESET;
   }
   if ((flags & MSG_ERRQUEUE) != 0 && s.datagram()) note_stamp(s, control, head.control_len);

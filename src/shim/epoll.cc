@@ -35,7 +35,7 @@ constexpr uint32_t kNone = UINT32_MAX;
 // the driver removes the registrations of a closed instance at any time, without the lock.
 uint32_t watching_group(const SessionWatch& w) {
   const uint32_t group = A::load_relaxed(const_cast<uint32_t&>(w.group)) - 1;
-  const bool live = group < process.channel.geometry().groups &&
+  const bool live = group < stack_of_group().geometry().groups &&
                     A::load_relaxed(process.session.group(group).serial) == w.serial;
   return live ? group : kNone;
 }
@@ -78,12 +78,13 @@ uint32_t free_watch(const Sock& s) {
   return i;
 }
 
-void add_news(uint32_t group, uint32_t slot) {
+void add_news(uint32_t group, const Sock& s) {
   // Another process's, and no memory for it: the INS tells of the next change.
-  if (!process.channel.has_group(group)) return;
-  ReadySet news = process.channel.group_news(group);
-  if (!news.has(slot)) A::store_relaxed(process.session.slot(slot).queued_at, order_stamp());
-  if (news.add(slot) && instances[group].bell >= 0) ring_bell(instances[group].bell);
+  if (!s.stack.has_group(group)) return;
+  ReadySet news = s.stack.group_news(group);
+  const uint32_t place = s.stack.place_of(s.index);
+  if (!news.has(place)) A::store_relaxed(s.mine.queued_at, order_stamp());
+  if (news.add(place) && instances[group].bell >= 0) ring_bell(instances[group].bell);
 }
 
 // The events of one registration now; asks the INS for an OUT event where one is wanted and
@@ -132,7 +133,7 @@ int watch_ctl(const Sock& s, uint32_t group, int op, int fd, const epoll_event* 
     publish_watches(s);
   }
   // Registered first, then asked: what becomes ready in between is announced by the INS.
-  if (events_of(s, event->events) != 0) add_news(group, s.index);
+  if (events_of(s, event->events) != 0) add_news(group, s);
   return 0;
 }
 
@@ -198,18 +199,16 @@ void remove_watches(const Sock& s) {
 // Calls visit(registration, events) for each registration in the group of the socket at `index`
 // that has something to report, until it returns false. False: for want of memory not all were seen.
 template <class Visit>
-bool each_ready(uint32_t group, uint32_t index, Visit&& visit) {
-  SessionSlot& mine = process.session.slot(index);
-  const Sock s{-1, index, A::load_relaxed(mine.gen), process.channel.slot(index), mine};
+bool each_ready(uint32_t group, const Sock& s, Visit&& visit) {
   const InRegistrations own(registrations_of(group));
   if (!own) return true;
-  SharedLock lock(mine.watch_lock);
+  SharedLock lock(s.mine.watch_lock);
   bool all = true;
   uint32_t i = 0;
   for (SessionWatch& w : watches_of(s)) {
     const uint32_t at = i++;
     if (!is_of(w, group)) continue;
-    Registration* const r = own.at(index, at);
+    Registration* const r = own.at(s.index, at);
     all &= r != nullptr;
     if (r == nullptr || !is_record_of(*r, s.gen, w.fd) || r->fired != 0) continue;
     const uint32_t events = events_of(s, r->events);
@@ -256,11 +255,12 @@ class Round {
 };
 
 // Turns one member of the group's news into events, at most `room`. Returns how many, or -ENOMEM.
-int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int room) {
+int report(uint32_t group, ReadySet& news, uint32_t place, epoll_event* out, int room) {
   int n = 0;
   bool again = false;
-  if (!news.take(index)) return 0;
-  const bool all = each_ready(group, index, [&](Registration& r, uint32_t events) {
+  if (!news.take(place)) return 0;
+  const Sock s = sock_of(stack_of_group().number_of(place));
+  const bool all = each_ready(group, s, [&](Registration& r, uint32_t events) {
     if (n >= room) {
       again = true;
       return false;
@@ -275,8 +275,8 @@ int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int
     return true;
   });
   if (again || !all) {
-    A::store_relaxed(process.session.slot(index).queued_at, order_stamp());
-    news.put_back(index);
+    A::store_relaxed(s.mine.queued_at, order_stamp());
+    news.put_back(place);
   }
   return n == 0 && !all ? -ENOMEM : n;
 }
@@ -288,7 +288,8 @@ int report(uint32_t group, ReadySet& news, uint32_t index, epoll_event* out, int
 int harvest(uint32_t group, epoll_event* out, int max) {
   constexpr uint32_t kCrowd = 128;
   if (max <= 0) return 0;
-  ReadySet news = process.channel.group_news(group);
+  const Stack& stack = stack_of_group();
+  ReadySet news = stack.group_news(group);
   if (is_nested(group)) news.clear_rung();
   if (news.empty()) return 0;
   SessionGroup& shared = process.session.group(group);
@@ -304,14 +305,15 @@ int harvest(uint32_t group, epoll_event* out, int max) {
     uint32_t count = 0;
     for (uint32_t k = 0; k < found; ++k) {
       const uint32_t i = members[k].index;
-      if (!has_slot(i)) {
+      if (!has_slot(stack.number_of(i))) {
         no_memory = true;
         continue;
       }
-      const uint32_t told = A::load_relaxed(process.channel.slot(i).told_at);
+      const Sock s = sock_of(stack.number_of(i));
+      const uint32_t told = A::load_relaxed(s.slot.told_at);
       // How long it has been waiting for its turn: since its news came, or since it was
       // reported or registered.
-      const uint32_t queued = A::load_relaxed(process.session.slot(i).queued_at);
+      const uint32_t queued = A::load_relaxed(s.mine.queued_at);
       // Also one that another thread puts back during this walk.
       if (came_later(told, now) || came_later(queued, now)) continue;
       members[count++] = {std::min(now - told, now - queued), i};
@@ -335,13 +337,13 @@ int harvest(uint32_t group, epoll_event* out, int max) {
 
 // What one thread has left is for the next sleeper.
 void pass_on(uint32_t group) {
-  if (process.channel.group_news(group).pass_on()) ring_bell(instances[group].bell);
+  if (stack_of_group().group_news(group).pass_on()) ring_bell(instances[group].bell);
 }
 
 // This thread was not asleep and has taken a ring that another one may sleep for: it counts as none,
 // so that pass_on() rings again.
 void give_ring_back(uint32_t group) {
-  process.channel.group_news(group).clear_rung();
+  stack_of_group().group_news(group).clear_rung();
 }
 
 // Removes the bell from events that the kernel reported.
@@ -381,14 +383,15 @@ int kernel_look(int epfd, uint32_t group, epoll_event* out, int max, const sigse
 
 bool epoll_has_events(uint32_t group) {
   bool any = false;
-  ReadySet news = process.channel.group_news(group);
+  ReadySet news = stack_of_group().group_news(group);
   if (is_nested(group)) news.clear_rung();
   for (uint32_t at = 0; !any && at < news.bits();) {
     uint32_t index = news.bits();
     news.look(at, news.bits(), 1, [&](uint32_t i) { index = i; });
     at = index + 1;
-    if (index == news.bits() || !has_slot(index) || !news.take(index)) continue;
-    const bool all = each_ready(group, index, [&](const Registration&, uint32_t) {
+    const uint32_t number = stack_of_group().number_of(index);
+    if (index == news.bits() || !has_slot(number) || !news.take(index)) continue;
+    const bool all = each_ready(group, sock_of(number), [&](const Registration&, uint32_t) {
       any = true;
       return false;
     });
@@ -542,16 +545,16 @@ bool epoll_is_ours(const Entry& e) {
 }
 
 bool epoll_prepare_sleep(uint32_t group) {
-  return process.channel.group_news(group).prepare_sleep();
+  return stack_of_group().group_news(group).prepare_sleep();
 }
 void epoll_wake(uint32_t group) {
-  process.channel.group_news(group).wake();
+  stack_of_group().group_news(group).wake();
 }
 
 void epoll_add_news(const Sock& s) {
   SharedLock lock(s.mine.watch_lock);
   for (const SessionWatch& w : watches_of(s))
-    if (const uint32_t group = watching_group(w); group != kNone) add_news(group, s.index);
+    if (const uint32_t group = watching_group(w); group != kNone) add_news(group, s);
 }
 
 void epoll_last_close(int fd, const Entry& e) {
@@ -592,7 +595,7 @@ void epoll_socket_became_listener(const Sock& s) {
                   {.u64 = r->data}};
     const int epfd = instances[group].epfd;
     if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, r->fd, &e) == 0) {
-      const Sock registered{r->fd, s.index, s.gen, s.slot, s.mine};
+      const Sock registered = sock_of(r->fd, s.index, s.gen);
       e.events = r->events;
       note_listener_watch(epfd, EPOLL_CTL_ADD, registered, &e);
     }

@@ -22,17 +22,17 @@ namespace {
 using A = StdAtomics;
 
 bool group_in_range(uint32_t group) {
-  return group < process.channel.geometry().groups;
+  return group < stack_of_group().geometry().groups;
 }
 
 // Asks the driver about descriptors. Returns the group or -errno.
 int ask_about(AttachType what, std::span<const int> fds, ReceivedMessage* got = nullptr) {
   if (!attach_as_this_process()) return -ENETDOWN;
   AttachReply reply{};
-  auto answer = ask_driver(process.attach_fd, what, fds, reply);
+  auto answer = ask_driver(attachment.fd, what, fds, reply);
   if (!answer) return answer.error().fault == Fault::sys ? -answer.error().err : -ENETDOWN;
   if (!group_in_range(reply.group)) return -ENETDOWN;
-  if (!process.channel.has_group(reply.group)) return -ENOMEM;
+  if (!stack_of_group().has_group(reply.group)) return -ENOMEM;
   if (got != nullptr) *got = std::move(*answer);
   return static_cast<int>(reply.group);
 }
@@ -49,7 +49,7 @@ uint32_t groups_made() {
 
 Status open_registrations(uint32_t group, int memory) {
   registrations_of(group).close();  // of an instance that went without our being told
-  return registrations_of(group).open(memory, process.channel.geometry().slots);
+  return registrations_of(group).open(memory, stacks.slots());
 }
 
 // Wakes whoever sleeps in the instance when driver and front end, who hold the other end, are gone. It
@@ -88,7 +88,7 @@ int group_of(int epfd) {
   e = instance_of(epfd);
   if (e.kind == Kind::epoll && e.slot != 0) return static_cast<int>(e.slot - 1);
   if (!have_registrations()) return -ENOMEM;
-  int memory = Registrations::make_memory(process.channel.geometry().slots);
+  int memory = Registrations::make_memory(stacks.slots());
   if (memory < 0) return memory;
   int bell = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   int life[2] = {-1, -1};
@@ -148,7 +148,8 @@ void epoll_created(int epfd) {
   set_entry(epfd, groupless(descriptor_copies(), groups_made()));
 }
 
-bool epoll_is_instance(int fd) {
+// Asks the kernel whether a descriptor that is no socket is an epoll instance.
+static bool epoll_is_instance(int fd) {
   if (process.confined) return false;
   struct stat st {};
   if (libc.syscall(SYS_fstat, fd, &st) < 0 || (st.st_mode & S_IFMT) != 0) return false;
@@ -180,6 +181,10 @@ Entry epoll_find(int epfd) {
     watch_life(epfd, i, static_cast<uint32_t>(group));
   }
   return {Kind::epoll, static_cast<uint32_t>(group) + 1, 0};
+}
+
+Entry epoll_look_up(int fd) {
+  return epoll_is_instance(fd) ? epoll_find(fd) : Entry{Kind::kernel, 0, 0};
 }
 
 void epoll_leaves(int epfd, const Entry& e) {

@@ -6,7 +6,6 @@
 //             whoever makes or finds the group, before anyone else can know its number.
 #pragma once
 
-#include "shim/process.h"
 #include "shim/registrations.h"
 #include "shim/socket.h"
 
@@ -35,10 +34,10 @@ void group_count_reference(uint32_t group, int delta);
 
 // An instance that this process made.
 void epoll_created(int epfd);
-// Asks the kernel whether a descriptor that is no socket is an epoll instance.
-bool epoll_is_instance(int fd);
 // What an instance that came from elsewhere is.
 Entry epoll_find(int epfd);
+// What a descriptor is that is no socket and that this process has not looked at yet.
+Entry epoll_look_up(int fd);
 // An instance is about to be passed to another process.
 void epoll_leaves(int epfd, const Entry& e);
 // This process is about to become another program, or to start one.

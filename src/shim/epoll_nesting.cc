@@ -73,7 +73,7 @@ void mark_nested(uint32_t group) {
   SessionGroup& shared = process.session.group(group);
   if ((A::fetch_or(shared.flags, kGroupNested) & kGroupNested) != 0) return;
   // The INS rings for every piece of news from now on.
-  ReadySet news = process.channel.group_news(group);
+  ReadySet news = stack_of_group().group_news(group);
   news.watch(true);
   news.stay_asleep();
   if (epoll_has_events(group)) ring_bell(instances[group].bell);
@@ -153,7 +153,7 @@ int corrected(int epfd, epoll_event* events, int n) {
   const auto silent = [epfd](epoll_event& e) {
     for (const ListenerWatch& w : listener_watches) {
       if (w.epfd != epfd || w.data != e.data.u64) continue;
-      const Sock s{w.fd, w.slot, w.gen, process.channel.slot(w.slot), process.session.slot(w.slot)};
+      const Sock s = sock_of(w.fd, w.slot, w.gen);
       if (is_dead(s) || (A::load_relaxed(s.mine.flags) & kSlotListener) != 0) continue;
       e.events = poll_mask(s) & epoll_reportable(w.events);
       return e.events == 0;

@@ -6,7 +6,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "base/log.h"
 #include "base/raw_syscall.h"
+#include "shim/attachment.h"
+#include "shim/copies.h"
+#include "shim/file_limit.h"
+#include "shim/identity.h"
 #include "shim/memory.h"
 #include "shim/process.h"
 
@@ -17,6 +22,12 @@ constexpr const char kPreload[] = "LD_PRELOAD=";
 constexpr const char kSession[] = "MWCOMMS_SESSION=";
 constexpr size_t kLineBytes = 1024;
 constexpr const char kUncovered[] = "MWCOMMS_UNCOVERED=";
+
+char own_library_name[4096];
+char session_env[256];
+// The entry of what may run although the shim does not reach it (coverage/coverage.h: is_allowed()),
+// as it was when this program began; with an empty list if there was none.
+char uncovered_env[kMaxAllowedBytes + 32] = "MWCOMMS_UNCOVERED=";
 
 template <size_t N>
 const char* value_of(const char* entry, const char (&name)[N]) {
@@ -55,7 +66,7 @@ bool is_of_our_session(char* const* env) {
 }
 
 const char* uncovered_list() {
-  return value_of(uncovered_setting(), kUncovered);
+  return value_of(uncovered_env, kUncovered);
 }
 
 // ---- lines about programs ----
@@ -212,6 +223,24 @@ static_assert(sizeof(SpawnAction) == 32);
 
 }  // namespace
 
+const char* own_library() {
+  return own_library_name[0] != 0 ? own_library_name : nullptr;
+}
+const char* session_setting() {
+  return session_env[0] != 0 ? session_env : nullptr;
+}
+
+void keep_settings(const char* session) {
+  if (session != nullptr) ::snprintf(session_env, sizeof session_env, "%s%s", kSession, session);
+  // A list that is too long for its place allows nothing.
+  const char* const list = ::getenv("MWCOMMS_UNCOVERED");
+  const size_t n = strlen(uncovered_env);
+  if (list != nullptr && strlen(list) < sizeof uncovered_env - n) ::strcpy(uncovered_env + n, list);
+  if (const char* const preloaded = ::getenv("LD_PRELOAD"))
+    if (const PreloadWord own = find_own_library(preloaded); own.length < sizeof own_library_name)
+      memcpy(own_library_name, own.text, own.length);
+}
+
 PreloadWord find_own_library(const char* list) {
   constexpr const char kName[] = "libmwshim.so";
   constexpr size_t kLength = sizeof kName - 1;
@@ -257,7 +286,7 @@ char* const* environment_with_us(char* const* env, void* room) {
     }
     if (value_of(env[i], kSession) != nullptr) has_session = true;
     if (is_ours && value_of(env[i], kUncovered) != nullptr) {
-      out[n] = const_cast<char*>(uncovered_setting());
+      out[n] = uncovered_env;
       has_uncovered = true;
     }
     ++n;
@@ -267,7 +296,7 @@ char* const* environment_with_us(char* const* env, void* room) {
     write_preload(text, "");
   }
   if (!has_session) out[n++] = const_cast<char*>(session_setting());
-  if (!has_uncovered && *uncovered_list() != 0) out[n++] = const_cast<char*>(uncovered_setting());
+  if (!has_uncovered && *uncovered_list() != 0) out[n++] = uncovered_env;
   out[n] = nullptr;
   return out;
 }

@@ -20,6 +20,14 @@ struct PreloadWord {
 // The word of a list of preloaded libraries that names this one; length 0: none does.
 PreloadWord find_own_library(const char* list);
 
+// What a program started by us needs in its environment: the name of this library as LD_PRELOAD has
+// it, and the entry of the session. Null before keep_settings(), or where there is none.
+const char* own_library();
+const char* session_setting();
+// Keeps what stands in the environment now, as this program may change it. `session`: what it says of
+// the session; null: nothing that is one.
+void keep_settings(const char* session);
+
 // Bytes that environment_with_us() needs.
 size_t environment_room(char* const* env);
 // Fills `room` with env, this library first among the preloaded ones if it is not among them, the

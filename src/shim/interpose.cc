@@ -11,6 +11,8 @@
 #include <algorithm>
 
 #include "base/received_fds.h"
+#include "shim/ancillary.h"
+#include "shim/confinement.h"
 #include "shim/copy.h"
 #include "shim/resolve.h"
 

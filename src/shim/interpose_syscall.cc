@@ -14,6 +14,7 @@
 
 #include <cstring>
 
+#include "shim/confinement.h"
 #include "shim/interpose.h"
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global

@@ -9,10 +9,12 @@
 #include <sys/sysmacros.h>
 #include <sys/uio.h>
 
+#include <algorithm>
 #include <cstring>
 #include <iterator>
 
 #include "shim/process.h"
+#include "shim/stack.h"
 
 namespace mw::shim {
 
@@ -148,7 +150,9 @@ bool is_region(const MapsLine& line) {
   const auto is_of = [&line](const SealedFile& file) {
     return line.inode == file.inode && line.device == file.device;
   };
-  return process.attached && (is_of(process.channel.file()) || is_of(process.session.file()));
+  if (!process.attached) return false;
+  return is_of(process.session.file()) ||
+         std::any_of(stacks.begin(), stacks.end(), [&](const Stack& s) { return is_of(s.file()); });
 }
 
 // 0, or the errno that mlockall() would give. What cannot be locked, as a page behind the end of its

@@ -16,7 +16,7 @@ Status open_table(Pieces& table, const SealedFile& file, uint64_t from, uint64_t
 
 }  // namespace
 
-Status ChannelView::open(const SealedFile& file, const mw_geometry& geometry) {
+Status ChannelView::open(const SealedFile& file, const mw_geometry& geometry, uint32_t first) {
   g_ = geometry;
   if (mw_layout_of(&g_, &l_) != 0) return Error{Fault::peer, 0, "channel geometry"};
   if (l_.bytes > file.bytes) return Error{Fault::limit, 0, "channel memory too small"};
@@ -28,7 +28,7 @@ Status ChannelView::open(const SealedFile& file, const mw_geometry& geometry) {
   if (s)
     s = open_table(slots_, file_, l_.slots, l_.slots + sizeof(mw_slot) * g_.slots,
                    sizeof(mw_slot) * kSlotsAPiece);
-  if (s) s = rings_.open(file_, l_, g_.slots);
+  if (s) s = rings_.open(file_, l_, g_.slots, first);
   if (!s) {
     close();
     return s.error();

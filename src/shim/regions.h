@@ -25,7 +25,8 @@ constexpr uint32_t kGroupsAPiece = 16;
 class ChannelView {
  public:
   // Errors: peer (unacceptable geometry), limit (the file is too small for it), sys.
-  Status open(const SealedFile& file, const mw_geometry& geometry);
+  // first: the number of the socket in its first slot (stack.h).
+  Status open(const SealedFile& file, const mw_geometry& geometry, uint32_t first);
   void close();
 
   const mw_geometry& geometry() const { return g_; }

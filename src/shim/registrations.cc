@@ -5,6 +5,7 @@
 #include <bit>
 #include <cerrno>
 
+#include "shim/descriptors.h"
 #include "shim/process.h"
 
 namespace mw::shim {

@@ -13,9 +13,10 @@
 
 #include <algorithm>
 
+#include "shim/attachment.h"
 #include "shim/calls.h"
 #include "shim/interpose.h"
-#include "shim/process.h"
+#include "shim/stack.h"
 
 using namespace mw::shim;  // NOLINT: the exported names have to be global
 
@@ -44,7 +45,7 @@ int exchange(res_state state, const u_char* query, int length, u_char* answer, i
     return -1;
   }
   if (a.len < static_cast<uint32_t>(kHeaderBytes)) {
-    poison("answer to a query");
+    poison(stack_for_new(), "answer to a query");
     errno = ECONNRESET;
     return -1;
   }

@@ -10,8 +10,10 @@
 
 #include <algorithm>
 
+#include "shim/attachment.h"
 #include "shim/calls.h"
-#include "shim/process.h"
+#include "shim/exec.h"
+#include "shim/stack.h"
 
 namespace mw::shim {
 namespace {
@@ -71,7 +73,7 @@ int look_up_name(const char* node, int family, int flags, Lookup& out) {
   out.count = std::min(static_cast<uint32_t>(a.ret), kMaxAddresses);
   const uint32_t bytes = out.count * static_cast<uint32_t>(sizeof(mw_addr));
   if (bytes > a.len) {
-    poison("answer to a lookup");
+    poison(stack_for_new(), "answer to a lookup");
     return EAI_FAIL;
   }
   memcpy(out.addresses, answer, bytes);

@@ -4,19 +4,23 @@
 
 #include <algorithm>
 
-#include "shim/process.h"
+#include "shim/descriptors.h"
+#include "shim/shared_lock.h"
+#include "shim/stack.h"
 
 namespace mw::shim {
 
 using A = StdAtomics;
 
-Status RingWindow::open(const SealedFile& file, const mw_layout& layout, uint32_t slots) {
+Status RingWindow::open(const SealedFile& file, const mw_layout& layout, uint32_t slots,
+                        uint32_t first) {
+  first_ = first;
   stride_ = layout.ring_stride;
   return pieces_.open(file, layout.rings, layout.ring_stride * slots, layout.ring_stride);
 }
 
 uint32_t RingWindow::most(uint32_t sockets) const {
-  const uint64_t tables = process.channel.piece_bytes() + process.session.piece_bytes();
+  const uint64_t tables = mapped_table_bytes();
   const uint64_t bytes = A::load_relaxed(spare_bytes_);
   const uint64_t spare = (bytes - std::min(bytes, tables)) / stride_;
   return static_cast<uint32_t>(std::clamp<uint64_t>(spare, kFewestSpare, UINT16_MAX)) + sockets +
@@ -47,7 +51,7 @@ uint32_t RingWindow::trim_to(uint32_t most) {
   uint32_t slot = A::fetch_add(looks_, 2654435761u);
   for (uint32_t left = end; left != 0 && mapped() > most; --left) {
     slot = (slot + 1) % end;
-    if (pieces_.find(slot) != nullptr && references(slot) == 0 && unmap(slot)) ++unmapped;
+    if (pieces_.find(slot) != nullptr && references(first_ + slot) == 0 && unmap(slot)) ++unmapped;
   }
   return unmapped;
 }
@@ -55,7 +59,7 @@ uint32_t RingWindow::trim_to(uint32_t most) {
 bool RingWindow::unmap(uint32_t slot) {
   std::byte* taken = nullptr;
   {
-    SessionSlot& s = process.session.slot(slot);
+    SessionSlot& s = process.session.slot(first_ + slot);
     const TryLock rx(s.rx_lock);
     if (!rx.held()) return false;
     const TryLock tx(s.tx_lock);

@@ -17,7 +17,8 @@ namespace mw::shim {
 class RingWindow {
  public:
   // Errors: sys.
-  Status open(const SealedFile& file, const mw_layout& layout, uint32_t slots);
+  // first: the number of the socket in its first slot (stack.h).
+  Status open(const SealedFile& file, const mw_layout& layout, uint32_t slots, uint32_t first);
   void close() { pieces_.close(); }
 
   // The receive ring of a slot, which its send ring follows. Null: no memory. Valid until the
@@ -57,6 +58,7 @@ class RingWindow {
   Pieces pieces_;
   uint64_t stride_ = 1;
   uint64_t spare_bytes_ = kSpareBytes;
+  uint32_t first_ = 0;
   uint32_t looks_ = 0;  // for unused rings
 };
 

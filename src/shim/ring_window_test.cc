@@ -11,7 +11,9 @@
 #include <string>
 #include <thread>
 
-#include "shim/process.h"
+#include "shim/descriptors.h"
+#include "shim/shared_lock.h"
+#include "shim/stack.h"
 #include "transport/local/session_fds.h"
 
 namespace mw::shim {
@@ -34,7 +36,7 @@ class RingWindowTest : public ::testing::Test {
     auto made = make_session_fds("ring-window-" + std::to_string(::getpid()), kGeometry);
     ASSERT_TRUE(made);
     fds_ = std::move(*made);
-    ASSERT_TRUE(process.channel.open(*check_sealed(fds_.channel.get()), kGeometry));
+    ASSERT_TRUE(stacks.add(*check_sealed(fds_.channel.get()), kGeometry));
     ASSERT_TRUE(process.session.open(*check_sealed(fds_.session.get()), kGeometry));
     auto whole = map_sealed(fds_.channel.get());
     ASSERT_TRUE(whole);
@@ -45,7 +47,7 @@ class RingWindowTest : public ::testing::Test {
   }
   void TearDown() override {
     for (uint32_t i = 0; i < kGeometry.slots; ++i) give_up(i);
-    process.channel.close();
+    stacks.close();
     process.session.close();
   }
   static void have(uint32_t slot) {
@@ -55,10 +57,10 @@ class RingWindowTest : public ::testing::Test {
   static void use(uint32_t first, uint32_t end) {
     for (uint32_t i = first; i < end; ++i) {
       SharedLock lock(process.session.slot(i).rx_lock);
-      ASSERT_TRUE(process.channel.rx(i).is_there());
+      ASSERT_TRUE(stack_of(0).rx(i).is_there());
     }
   }
-  static RingWindow& window() { return process.channel.rings(); }
+  static RingWindow& window() { return stack_of(0).rings(); }
 
   SessionFds fds_;
   Mapping whole_;
@@ -75,9 +77,9 @@ TEST_F(RingWindowTest, MapsNothingBeforeItIsUsed) {
 TEST_F(RingWindowTest, ShowsTheSlotsOwnRings) {
   char text[6] = {};
   ins_.rx(9).copy_in(10, "inward", 6);
-  process.channel.rx(9).copy_out(10, text, 6);
+  stack_of(0).rx(9).copy_out(10, text, 6);
   EXPECT_EQ(std::string_view(text, 6), "inward");
-  process.channel.tx(9).copy_in((1 << 20) - 2, "abroad", 6);  // across the ring's end
+  stack_of(0).tx(9).copy_in((1 << 20) - 2, "abroad", 6);  // across the ring's end
   ins_.tx(9).copy_out((1 << 20) - 2, text, 6);
   EXPECT_EQ(std::string_view(text, 6), "abroad");
 }
@@ -157,29 +159,29 @@ TEST_F(RingWindowTest, UnmapsThoseWhoseLockAThreadTookAlong) {
 TEST_F(RingWindowTest, MapsNoOtherFile) {
   const int other = ::memfd_create("other", MFD_CLOEXEC);
   ASSERT_GE(::dup2(other, fds_.channel.get()), 0);
-  EXPECT_FALSE(process.channel.rx(7).is_there());
-  EXPECT_FALSE(process.channel.tx(7).is_there());
+  EXPECT_FALSE(stack_of(0).rx(7).is_there());
+  EXPECT_FALSE(stack_of(0).tx(7).is_there());
   ::close(other);
 }
 
 TEST_F(RingWindowTest, MapsAllForAProgramThatConfinesItself) {
   use(3, 4);
   std::byte* const before = window().rings(3);
-  process.channel.map_all();
+  stack_of(0).map_all();
   process.session.map_all();
   ASSERT_GE(::dup2(fds_.bells[0].get(), fds_.channel.get()), 0);  // no more of it
   use(0, kGeometry.slots);
   EXPECT_EQ(window().rings(3), before);
   ins_.rx(200).copy_in(0, "x", 1);
   char x = 0;
-  process.channel.rx(200).copy_out(0, &x, 1);
+  stack_of(0).rx(200).copy_out(0, &x, 1);
   EXPECT_EQ(x, 'x');
   EXPECT_FALSE(window().drop_unused());
 }
 
 TEST_F(RingWindowTest, GroupsAndFarWatchesAreTheRegions) {
-  ASSERT_TRUE(process.channel.has_group(33));
-  process.channel.group_news(33).add(200);
+  ASSERT_TRUE(stack_of(0).has_group(33));
+  stack_of(0).group_news(33).add(200);
   uint32_t seen = 0;
   ins_.group_news(33).drain([&](uint32_t i) { return (seen = i, true); });
   EXPECT_EQ(seen, 200u);
@@ -200,7 +202,7 @@ TEST_F(RingWindowTest, NoThreadLosesTheRingsItIsIn) {
     for (uint32_t k = 0; k < kRounds; ++k) {
       const uint32_t i = (k + me) % kSlots;
       SharedLock lock(process.session.slot(i).tx_lock);
-      const RingBytes ring = process.channel.tx(i);
+      const RingBytes ring = stack_of(0).tx(i);
       std::array<char, 512> out, in;
       out.fill(static_cast<char>(k));
       ring.copy_in(k, out.data(), out.size());

@@ -13,9 +13,17 @@
 
 #include <cstdint>
 
+#include "ring/atomics.h"
+
 namespace mw::shim {
 
 constexpr int64_t kLongestLeft = 12'000'000'000;  // ns
+
+extern uint32_t session_over;
+// None of the session's own processes is left, and this one has noticed.
+inline bool is_session_over() {
+  return StdAtomics::load_relaxed(session_over) != 0;
+}
 
 // Neither driver nor front end is left, and none will come.
 bool is_deserted();

@@ -70,22 +70,22 @@ void note_connection(const Sock& s, const sockaddr* to, socklen_t len) {
   if (!is_listening_port(at.sin_port) || !is_own_address(s, to, len)) return;
   process.talks_to_itself = true;
   process.unsettled = true;
-  for (uint32_t w = 0; w < process.channel.geometry().workers; ++w)
-    process.channel.sock_news(w).ask();
+  for (const Stack& stack : stacks)
+    for (uint32_t w = 0; w < stack.geometry().workers; ++w) stack.sock_news(w).ask();
 }
 
-void settle_slowly() {
-  process.unsettled = false;
-  const ChannelView& channel = process.channel;
-  const uint32_t workers = channel.geometry().workers;
-  const int64_t from = monotonic_ns();
+namespace {
+
+// Waits until this INS has done what it was told, at most until kLongestSettleNs after `from`.
+void settle_with(const Stack& stack, int64_t from) {
+  const uint32_t workers = stack.geometry().workers;
   uint32_t begun[MW_MAX_WORKERS];
   // Waits until `settled` holds for each worker. False: no more of it.
   const auto all = [&](auto&& settled) {
     for (uint32_t w = 0; w < workers; ++w)
-      while (!settled(channel.sock_news(w), w)) {
+      while (!settled(stack.sock_news(w), w)) {
         const int64_t waited = monotonic_ns() - from;
-        if (waited > kLongestSettleNs || process.confined || !is_session_up()) return false;
+        if (waited > kLongestSettleNs || process.confined || !stack.is_up()) return false;
         const timespec pause{0, kPauseNs};
         if (waited < kYieldingNs)
           ::sched_yield();
@@ -94,9 +94,9 @@ void settle_slowly() {
       }
     return true;
   };
-  for (uint32_t w = 0; w < workers; ++w) begun[w] = channel.sock_news(w).turns();
+  for (uint32_t w = 0; w < workers; ++w) begun[w] = stack.sock_news(w).turns();
   bool more = all([&](ReadySet news, uint32_t w) {
-    return (channel.call_news(w).empty() && news.consumer_rests()) ||
+    return (stack.call_news(w).empty() && news.consumer_rests()) ||
            news.turns() - begun[w] >= kTurnsThatSettle;
   });
   if (workers == 1) return;
@@ -104,11 +104,19 @@ void settle_slowly() {
   // see the end of may have looked before.
   for (uint32_t turn = 0; turn < kTurnsThatSettle && more; ++turn) {
     for (uint32_t w = 0; w < workers; ++w) {
-      begun[w] = channel.sock_news(w).turns();
-      ring_bell(process.bells[w]);
+      begun[w] = stack.sock_news(w).turns();
+      stack.ring(w);
     }
     more = all([&](ReadySet news, uint32_t w) { return news.turns() != begun[w]; });
   }
+}
+
+}  // namespace
+
+void settle_slowly() {
+  process.unsettled = false;
+  const int64_t from = monotonic_ns();
+  for (const Stack& stack : stacks) settle_with(stack, from);
 }
 
 }  // namespace mw::shim

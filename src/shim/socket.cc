@@ -27,14 +27,12 @@ constexpr uint32_t kDeadState =
 }  // namespace
 
 bool is_dead(const Sock& s) {
-  const SessionHeader& h = process.session.header();
-  const auto first = *const_cast<const volatile uint32_t*>(&h.first_gen);
-  return is_poisoned() || A::load_relaxed(s.mine.gen) != s.gen ||
-         static_cast<int32_t>(s.gen - first) < 0;
+  return s.stack.is_poisoned() || A::load_relaxed(s.mine.gen) != s.gen ||
+         static_cast<int32_t>(s.gen - s.stack.first_gen()) < 0;
 }
 
 int broken_window(const Sock& s, const char* where) {
-  if (!is_dead(s) && A::load_acquire(s.slot.gen) == s.gen) poison(where);
+  if (!is_dead(s) && A::load_acquire(s.slot.gen) == s.gen) poison(s.stack, where);
   return -ECONNRESET;
 }
 
@@ -87,7 +85,7 @@ int take_error(const Sock& s) {
 
 // How far the INS fills the receive ring.
 static uint32_t rx_limit(const Sock& s) {
-  const uint32_t capacity = process.channel.geometry().rx_ring;
+  const uint32_t capacity = s.stack.geometry().rx_ring;
   const uint32_t limit = A::load_relaxed(s.slot.rx_limit);
   return limit != 0 && limit < capacity ? limit : capacity;
 }
@@ -99,19 +97,19 @@ uint32_t low_water(const Sock& s) {
 }
 
 uint32_t readable_bytes(const Sock& s) {
-  const auto n = ring_ready(process.channel.geometry().rx_ring, A::load_relaxed(s.mine.rx_head),
-                            s.slot.rx_tail);
+  const auto n =
+      ring_ready(s.stack.geometry().rx_ring, A::load_relaxed(s.mine.rx_head), s.slot.rx_tail);
   // Another thread may have moved its head since; only the one that holds the lock may judge.
   return n ? *const_cast<Result<uint32_t>&>(n) : 0;
 }
 
 uint32_t unsent_bytes(const Sock& s) {
   const uint32_t n = A::load_relaxed(s.mine.tx_tail) - A::load_acquire(s.slot.tx_head);
-  return n <= process.channel.geometry().tx_ring ? n : 0;
+  return n <= s.stack.geometry().tx_ring ? n : 0;
 }
 
 uint32_t send_capacity(const Sock& s) {
-  const uint32_t ring = process.channel.geometry().tx_ring;
+  const uint32_t ring = s.stack.geometry().tx_ring;
   const uint32_t wish = A::load_relaxed(s.mine.sndbuf);
   return wish != 0 && wish < ring ? wish : ring;
 }
@@ -147,11 +145,12 @@ uint32_t poll_mask(const Sock& s) {
 
 void announce(const Sock& s) {
   if (process.talks_to_itself) process.unsettled = true;
-  const uint32_t worker = process.channel.worker_of(s.index);
-  ReadySet news = process.channel.sock_news(worker);
-  if (!news.has(s.index) && (A::load_relaxed(s.mine.flags) & kSlotListener) == 0)
+  const uint32_t place = s.stack.place_of(s.index);
+  const uint32_t worker = s.stack.worker_of(s.index);
+  ReadySet news = s.stack.sock_news(worker);
+  if (!news.has(place) && (A::load_relaxed(s.mine.flags) & kSlotListener) == 0)
     A::store_relaxed(s.slot.sent_at, order_stamp());
-  if (news.add(s.index)) ring_bell(process.bells[worker]);
+  if (news.add(place)) s.stack.ring(worker);
 }
 
 void offer_room(const Sock& s) {
@@ -193,8 +192,7 @@ void set_cork_below(const Sock& s, int on) {
 void release_held_slot() {
   const uint32_t index = held_slot - 1;
   held_slot = 0;
-  const Entry e{Kind::socket, index, A::load_relaxed(process.session.slot(index).gen)};
-  const Sock s = sock_of(-1, e);
+  const Sock s = sock_of(index);
   if (!is_held(s)) {
     // Another thread has announced what was there then; ours may have come after that.
     if (unsent_bytes(s) != 0) announce(s);
@@ -368,7 +366,7 @@ int adopt_socket(int fd, uint32_t slot, uint32_t gen, int domain, int type, int 
   A::store_relaxed(owner.pid, process.pid);
   A::store_release(owner.gen, gen);
   // The PVM's line of the slot is ours to set, and what an earlier user left there is not ours.
-  mw_slot& shared = process.channel.slot(slot);
+  mw_slot& shared = stack_of(slot).slot(slot);
   A::store_relaxed(shared.rx_head, MW_INDEX_START);
   A::store_relaxed(shared.tx_tail, MW_INDEX_START);
   if (const int rc = identify(fd, slot, gen); rc < 0) return rc;

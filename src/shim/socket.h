@@ -17,25 +17,43 @@
 #include <cstdint>
 
 #include "base/clock.h"
+#include "shim/attachment.h"
+#include "shim/copies.h"
+#include "shim/descriptors.h"
+#include "shim/file_limit.h"
+#include "shim/identity.h"
 #include "shim/process.h"
+#include "shim/shared_lock.h"
+#include "shim/stack.h"
 #include "shim/taker.h"
 
 namespace mw::shim {
 
 struct Sock {
   int fd;
-  uint32_t index;
+  uint32_t index;  // its number (stack.h)
   uint32_t gen;
-  mw_slot& slot;      // shared with the INS
+  Stack& stack;       // of the INS that executes its calls
+  mw_slot& slot;      // shared with that INS
   SessionSlot& mine;  // shared with our other processes
 
   bool datagram() const { return (mine.type & 0xf) != SOCK_STREAM; }
   bool nonblocking() const { return (StdAtomics::load_relaxed(mine.flags) & kSlotNonblock) != 0; }
 };
 
+// The one place that goes from a number to the socket.
+// Requires: has_slot(number) was true.
+inline Sock sock_of(int fd, uint32_t number, uint32_t gen) {
+  Stack& stack = stack_of(number);
+  return {fd, number, gen, stack, stack.slot(number), process.session.slot(number)};
+}
+// The socket that has the number now, without a descriptor.
+inline Sock sock_of(uint32_t number) {
+  return sock_of(-1, number, StdAtomics::load_relaxed(process.session.slot(number).gen));
+}
 // The socket behind an entry that look_up() found to be one.
 inline Sock sock_of(int fd, const Entry& e) {
-  return {fd, e.slot, e.gen, process.channel.slot(e.slot), process.session.slot(e.slot)};
+  return sock_of(fd, e.slot, e.gen);
 }
 
 // True if its INS is gone, or the channel is poisoned, or the slot serves somebody else by now.

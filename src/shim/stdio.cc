@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "shim/process.h"
+#include "shim/identity.h"
 
 namespace mw::shim {
 namespace {

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
-#include "shim/process.h"
+#include "shim/copies.h"
+#include "shim/descriptors.h"
+#include "shim/stack.h"
 
 namespace mw::shim {
 namespace {
@@ -29,8 +31,9 @@ bool become(Place& p, uint32_t from, uint32_t to) {
 }  // namespace
 
 bool stock_is_usable(const Stocked& s) {
-  return !is_copying() && s.then == descriptor_copies() &&
-         s.first_gen == A::load_acquire(process.session.header().first_gen) && !is_poisoned();
+  Stack& stack = stack_of(s.number);
+  return !is_copying() && s.then == descriptor_copies() && s.first_gen == stack.first_gen() &&
+         !stack.is_poisoned();
 }
 
 void stock_put(const Stocked& s) {
@@ -46,9 +49,10 @@ void stock_put(const Stocked& s) {
   unhide_and_close(s.fd);
 }
 
-bool stock_take(uint32_t worker, Stocked& out) {
+bool stock_take(uint32_t number, Stocked& out) {
   if (stock_size() == 0) return false;
-  const uint32_t workers = process.channel.geometry().workers;
+  Stack& stack = stack_of(number);
+  const uint32_t worker = stack.worker_of(number);
   // A place that two threads begin to use at once is lost to a scan, not to the stock.
   const uint32_t end = std::min(kPlaces, A::load_relaxed(used_end) + 1);
   for (uint32_t i = 0; i < end; ++i) {
@@ -56,7 +60,7 @@ bool stock_take(uint32_t worker, Stocked& out) {
     if (!become(p, kFull, kBusy)) continue;
     const Stocked s = p.what;
     const bool usable = stock_is_usable(s);
-    const bool fits = s.number % workers == worker;
+    const bool fits = &stack_of(s.number) == &stack && stack.worker_of(s.number) == worker;
     if (usable && !fits) {
       A::store_release(p.state, uint32_t{kFull});
       continue;

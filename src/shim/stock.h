@@ -17,7 +17,7 @@ namespace mw::shim {
 
 struct Stocked {
   int fd = -1;          // hidden
-  uint32_t number = 0;  // the INS's
+  uint32_t number = 0;  // of its other end; counts through the stacks, as those of sockets do
   bool nonblocking = false;
   bool may_have_tokens = false;
   uint32_t then = 0;       // descriptor_copies() when it was known to be ours alone
@@ -26,8 +26,8 @@ struct Stocked {
 
 // Owns s.fd from here on.
 void stock_put(const Stocked& s);
-// One that fits this worker. False: there is none.
-bool stock_take(uint32_t worker, Stocked& out);
+// One that fits the worker of this socket. False: there is none.
+bool stock_take(uint32_t number, Stocked& out);
 // Whether it still is this process's alone, and its other end there.
 bool stock_is_usable(const Stocked& s);
 uint32_t stock_size();

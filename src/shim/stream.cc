@@ -76,7 +76,7 @@ ssize_t iov_bytes(const iovec* iov, size_t count) {
 // Under rx_lock: copies what is there, up to `room`, to the cursor. Returns the count or -errno.
 ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool truncate,
                    uint32_t peeked) {
-  const uint32_t capacity = process.channel.geometry().rx_ring;
+  const uint32_t capacity = s.stack.geometry().rx_ring;
   const uint32_t head = s.mine.rx_head + peeked;
   auto ready = ring_ready(capacity, s.mine.rx_head, s.slot.rx_tail);
   if (!ready) return broken_window(s, ready.error().where);
@@ -87,7 +87,7 @@ ssize_t take_bytes(const Sock& s, IovCursor& to, size_t room, bool peek, bool tr
     if (to_mark != 0 && to_mark < n) n = to_mark;
   }
   if (n == 0) return 0;
-  const RingBytes ring = process.channel.rx(s.index);
+  const RingBytes ring = s.stack.rx(s.index);
   if (!ring.is_there()) [[unlikely]]
     return -ENOMEM;
   if (!truncate) {
@@ -302,7 +302,7 @@ template <class Fill>
 ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&& fill) {
   const bool blocking = (flags & MSG_DONTWAIT) == 0 && !s.nonblocking();
   const bool more = (flags & MSG_MORE) != 0;
-  const uint32_t capacity = process.channel.geometry().tx_ring;
+  const uint32_t capacity = s.stack.geometry().tx_ring;
   Timeout timeout(s.mine.sndtimeo_us);
   size_t sent = 0;
   for (;;) {
@@ -321,7 +321,7 @@ ssize_t send_loop(const Sock& s, size_t total, bool until_end, int flags, Fill&&
       const uint32_t most = std::min(*room, send_room(s));
       full = most == 0;
       if (!full) {
-        const RingBytes ring = process.channel.tx(s.index);
+        const RingBytes ring = s.stack.tx(s.index);
         n = ring.is_there()
                 ? fill(ring, tail, static_cast<uint32_t>(std::min<size_t>(most, total - sent)))
                 : -ENOMEM;

@@ -7,6 +7,7 @@
 #include <cerrno>
 
 #include "base/clock.h"
+#include "shim/libc_calls.h"
 #include "shim/process.h"
 
 // Exported by the C library, but no longer declared.
@@ -64,6 +65,10 @@ Part take_part(uint32_t& word, uint32_t& seen) {
 void end_turn_of(uint32_t& word, uint32_t tid) {
   uint32_t seen = StdAtomics::load_seq(word);
   while (taker_of(seen) == tid && !end_turn(word, seen)) seen = StdAtomics::load_seq(word);
+}
+
+void end_turn_before_exec(uint32_t slot) {
+  end_turn_of(process.session.slot(slot).taker, process.pid);
 }
 
 void leave_taker(uint32_t& word) {

@@ -47,6 +47,9 @@ void end_turn_of(uint32_t& word, uint32_t tid);
 // wait_for(). A wait without deadline is restarted after a handler with SA_RESTART if the taker is of
 // this process. The thread may be cancelled here.
 int follow_taker(uint32_t& word, uint32_t seen, int64_t deadline);
+// A socket has come to this program, which does not know it yet: our first thread cannot be waiting for
+// it. It was when it became this program by exec, and has kept its number. IdentityHooks::on_found.
+void end_turn_before_exec(uint32_t slot);
 // A taker that was killed is removed.
 void bury_dead_taker(uint32_t& word);
 
