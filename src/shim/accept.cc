@@ -8,10 +8,10 @@
 
 #include "base/received_fds.h"
 #include "shim/calls.h"
-#include "shim/epoll.h"
 #include "shim/from_stack.h"
+#include "shim/news.h"
 #include "shim/settle.h"
-#include "shim/socket.h"
+#include "shim/socket_calls.h"
 #include "shim/stock.h"
 
 namespace mw::shim {

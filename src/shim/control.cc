@@ -19,7 +19,7 @@
 #include "shim/from_stack.h"
 #include "shim/memory.h"
 #include "shim/settle.h"
-#include "shim/socket.h"
+#include "shim/socket_calls.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/privileged.h"
 

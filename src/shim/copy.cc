@@ -12,6 +12,7 @@
 #include <algorithm>
 
 #include "shim/memory.h"
+#include "shim/socket_calls.h"
 
 namespace mw::shim {
 namespace {

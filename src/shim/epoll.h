@@ -10,12 +10,7 @@
 // A process that gets an instance from elsewhere finds its group again in the kernel object: the
 // bell's registration carries the number, and the driver, who can read it, gives out the bell.
 //
-// INVARIANTS  A registration belongs to (group, descriptor, open file); it ends with EPOLL_CTL_DEL,
-//             or with the last descriptor of the socket in any process. Whoever closes the last one
-//             of his process removes it if nobody else can have the socket. Else he leaves it, and
-//             keeps a witness: an epoll set with the placeholder, in which the kernel shows it as
-//             writable as long as somebody has it. Nothing is reported of a socket that this
-//             process has closed and whose witness says that it is gone.
+// INVARIANTS  Of registrations: news.h.
 // THREADS     Any. Registrations are guarded by SessionSlot::watch_lock.
 #pragma once
 
@@ -45,12 +40,8 @@ bool epoll_has_events(uint32_t group);
 bool epoll_prepare_sleep(uint32_t group);
 void epoll_wake(uint32_t group);
 
-// Adds a socket to the news of the groups that watch it, as the INS does.
-void epoll_add_news(const Sock& s);
-// Before this process closes its last descriptor of a socket.
-void epoll_last_close(int fd, const Entry& e);
+// Before a descriptor of an instance is closed. DescriptorHooks::on_epoll_close.
 void epoll_closed(int epfd, const Entry& e);
 void epoll_socket_became_listener(const Sock& s);
-void epoll_after_fork();
 
 }  // namespace mw::shim

@@ -11,7 +11,7 @@
 
 #include "shim/calls.h"
 #include "shim/memory.h"
-#include "shim/socket.h"
+#include "shim/socket_calls.h"
 
 namespace mw::shim {
 namespace {

@@ -14,7 +14,7 @@
 
 #include "shim/memory.h"
 #include "shim/process.h"
-#include "shim/socket.h"
+#include "shim/socket_calls.h"
 
 #define MW_EXPORT extern "C" [[gnu::visibility("default")]]
 

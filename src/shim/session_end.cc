@@ -7,8 +7,8 @@
 #include "base/log.h"
 #include "shim/attachment.h"
 #include "shim/descriptors.h"
-#include "shim/epoll.h"
 #include "shim/epoll_group.h"
+#include "shim/news.h"
 #include "shim/socket.h"
 #include "shim/stack.h"
 

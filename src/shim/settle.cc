@@ -8,6 +8,7 @@
 #include <iterator>
 
 #include "base/clock.h"
+#include "shim/socket_calls.h"
 
 namespace mw::shim {
 namespace {

@@ -15,6 +15,7 @@
 #include "shim/exec.h"
 #include "shim/identity.h"
 #include "shim/libc_calls.h"
+#include "shim/news.h"
 #include "shim/process.h"
 #include "shim/shared_lock.h"
 #include "shim/stack.h"

@@ -9,10 +9,10 @@
 #include <algorithm>
 #include <utility>
 
-#include "shim/epoll.h"
 #include "shim/memory.h"
+#include "shim/news.h"
 #include "shim/settle.h"
-#include "shim/socket.h"
+#include "shim/socket_calls.h"
 
 namespace mw::shim {
 namespace {

@@ -19,7 +19,7 @@
 #include "shim/epoll.h"
 #include "shim/poll.h"
 #include "shim/process.h"
-#include "shim/socket.h"
+#include "shim/socket_calls.h"
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
