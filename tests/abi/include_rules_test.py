@@ -39,7 +39,7 @@ class IncludeRules(unittest.TestCase):
             ("src/shim/a.cc", "#include <iostream>"),
             ("src/shim/a.cc", '#include "ins/worker.h"'),
             ("src/ins/a.cc", '#include "driver/driver.h"'),
-            ("src/driver/a.cc", '#include "shim/shared_lock.h"'),
+            ("src/driver/a.cc", '#include "shim/process/shared_lock.h"'),
             ("src/frontend/a.cc", '#include "ring/channel.h"'),
             ("src/cli/a.cc", '#include "transport/local/control.h"'),
             ("src/driver/a.cc", '#include "boost/any.hpp"'),

@@ -15,11 +15,11 @@
 #include <vector>
 
 #include "fuzz_input.h"
-#include "shim/attachment.h"
-#include "shim/epoll.h"
-#include "shim/poll.h"
-#include "shim/process.h"
-#include "shim/socket_calls.h"
+#include "shim/calls/epoll.h"
+#include "shim/calls/poll.h"
+#include "shim/calls/socket_calls.h"
+#include "shim/process/attachment.h"
+#include "shim/process/process.h"
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
