@@ -6,6 +6,7 @@
 // THREADS     Any.
 #pragma once
 
+#include "shim/socket/call_cells.h"
 #include "shim/socket/socket.h"
 
 namespace mw::shim {
@@ -35,7 +36,7 @@ size_t most_data(const Sock& s);
 // ---- fastopen.cc ----
 ssize_t fastopen_send(const Sock& s, const msghdr* m, int flags);
 
-// ---- control.cc ----
+// ---- names_and_options.cc ----
 int sock_create(int domain, int type, int protocol);
 int sock_bind(const Sock& s, const sockaddr* a, socklen_t len);
 int sock_listen(const Sock& s, int backlog);
@@ -70,6 +71,9 @@ int give_name(const void* name, socklen_t n, void* to, socklen_t* len);
 // A placeholder pair; type: SOCK_CLOEXEC and SOCK_NONBLOCK count. The INS's end, pair[1], is gone
 // at once, so only the application's counts against the limit. 0 or -errno.
 int make_placeholder(int type, int pair[2]);
+// The same, or with the last free descriptor connect_placeholder(), whose pair[1] is -1; the request
+// says which. 0 or -errno.
+int open_placeholder(int type, int pair[2], CallRequest& r);
 
 // ---- accept.cc ----
 int sock_accept(const Sock& s, sockaddr* a, socklen_t* len, int flags);

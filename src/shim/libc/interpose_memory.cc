@@ -1,5 +1,5 @@
 // interpose_memory.cc - the exported functions that change what is mapped: what the data path knows
-// about pages ends there (memory.h), before the change, and once more after it for what another
+// about pages ends there (user_memory.h), before the change, and once more after it for what another
 // thread has looked at meanwhile.
 #include <stdarg.h>
 #include <sys/mman.h>

@@ -23,7 +23,7 @@ struct Process {
   bool confined = false;
   bool locks_memory = false;  // mlockall(MCL_FUTURE): what is mapped from now on is locked
   // The program talks to itself over the network (it connected to a port that it listens on, at an
-  // address of its own). See settle.h.
+  // address of its own). See loopback_order.h.
   bool talks_to_itself = false;
   bool unsettled = false;  // something was sent since the last settle()
   // An epoll instance came by exec or SCM_RIGHTS; it may watch sockets that we never looked at.

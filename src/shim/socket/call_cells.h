@@ -36,10 +36,6 @@ struct CallAnswer {
   uint32_t len = 0;
 };
 
-// make_placeholder(), or with the last free descriptor connect_placeholder(), whose pair[1] is -1; the
-// request says which. 0 or -errno.
-int open_placeholder(int type, int pair[2], CallRequest& r);
-
 // Executes a call and waits for the answer; its payload goes to `room`. A failure of the channel
 // itself is an answer too: ret -1 with ENETDOWN, ECONNRESET or ENOBUFS (too many calls are unanswered).
 // Not interrupted by signals, whose handlers run meanwhile.
