@@ -1,4 +1,4 @@
-// names_and_options.cc - socket calls that are not bytes: creation, names, options, connect, shutdown, flags.
+// names_and_options.cc - socket calls that are not bytes: creation, names, options, connect, shutdown.
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
