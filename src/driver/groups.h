@@ -30,7 +30,7 @@ class Groups {
   struct Group {
     UniqueFd bell;
     UniqueFd life;
-    UniqueFd registrations;  // memory (src/shim/registrations.h); we only pass it on
+    UniqueFd registrations;  // memory (src/shim/socket/registrations.h); we only pass it on
     UniqueFd witness;        // only if the instance was shown to us
     bool abandoned = false;  // no process has the read end; the witness decides
   };

@@ -8,7 +8,7 @@
 //             about its head loses bytes that were meant for itself, nothing else.
 // INVARIANTS  Punching happens under the slot's tx_lock and only while tail and head are equal, so
 //             no byte of a writer is lost. The lock is only ever tried, by the protocol of
-//             src/shim/shared_lock.h: 0 free, else the owner's thread id, with the top bit if
+//             src/shim/process/shared_lock.h: 0 free, else the owner's thread id, with the top bit if
 //             somebody sleeps on it.
 // THREADS     The driver's only thread. A turn releases a bounded number of rings. While nothing
 //             moves the pauses double up to kLongestPauseMs, so an idle session costs nothing that

@@ -1,5 +1,5 @@
 // inspect.h - can the shim cover this command? Asked before it starts, so that nothing runs
-// unprotected. What the command starts later, the shim asks about (src/shim/exec.h); both use
+// unprotected. What the command starts later, the shim asks about (src/shim/process/exec.h); both use
 // src/coverage.
 #pragma once
 

@@ -15,10 +15,11 @@
 #include <vector>
 
 #include "fuzz_input.h"
-#include "shim/epoll.h"
-#include "shim/poll.h"
-#include "shim/process.h"
-#include "shim/socket.h"
+#include "shim/calls/epoll.h"
+#include "shim/calls/poll.h"
+#include "shim/calls/socket_calls.h"
+#include "shim/process/attachment.h"
+#include "shim/process/process.h"
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/mapping.h"
@@ -121,14 +122,13 @@ struct Session {
     require(static_cast<bool>(whole));
     channel = *whole;
     a->release();
-    require(static_cast<bool>(process.channel.open(*check_sealed(fds.channel.get()), kGeometry)));
+    require(static_cast<bool>(stacks.add(*check_sealed(fds.channel.get()), kGeometry)));
     require(static_cast<bool>(process.session.open(*check_sealed(fds.session.get()), kGeometry)));
-    process.drop_fd = fds.drop_pvm.get();
-    process.bells[0] = fds.bells[0].get();
+    const int bells[] = {fds.bells[0].get()};
+    stack_of(0).use(fds.drop_pvm.get(), bells);
     int pair[2];
     require(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) == 0);
-    process.attach_fd = pair[0];
-    process.attach_pid = process.pid;
+    attachment = {pair[0], process.pid};
     driver = UniqueFd{pair[1]};
     AttachReply reply{AttachType::group_open, 0, 0, MW_PROTOCOL_VERSION, kGeometry};
     require(static_cast<bool>(send_message(driver.get(), bytes_of(reply), {}, 0)));
@@ -151,7 +151,7 @@ class World {
  public:
   explicit World(Session& session) : session_(session) {
     const mw_layout& l = session_.channel.layout();
-    process.poisoned = false;
+    ++process.session.header().epoch;  // the stack was poisoned in an earlier one
     session_.answerer->set_answer(mw_call{});
     std::memset(session_.channel.base() + l.group_news, 0, l.group_news_stride);
     std::memset(session_.channel.base() + l.slots, 0, sizeof(mw_slot) * kGeometry.slots);

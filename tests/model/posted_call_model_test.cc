@@ -2,7 +2,7 @@
 // serve other calls by then. Does such a wait end as soon as the call is answered, and neither for
 // another call's sake nor before? A process is killed at any step; the driver finishes its call and
 // frees its cell. The cell is the shipped template; the rest is post() and await_posted() of
-// src/shim/calls.cc and free_dead_calls() of src/driver/session_state.cc.
+// src/shim/socket/call_cells.cc and free_dead_calls() of src/driver/session_state.cc.
 #include "relacy_atomics.h"
 
 namespace mw::model {

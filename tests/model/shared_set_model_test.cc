@@ -1,7 +1,7 @@
 // The ready set with several consumers, as an epoll instance uses its group's set: they look and
 // take, put back what stays ready, and pass on what they leave. Is a member ever lost, and does a
 // consumer ever sleep on one while nobody is about to ring for it? The set is the shipped template;
-// what a consumer does is shim_epoll_wait() of src/shim/epoll.cc with room for one event.
+// what a consumer does is shim_epoll_wait() of src/shim/calls/epoll.cc with room for one event.
 #include "relacy_atomics.h"
 
 namespace mw::model {

@@ -42,7 +42,7 @@ class IncludeRules(unittest.TestCase):
             ("src/shim/a.cc", "#include <iostream>"),
             ("src/shim/a.cc", '#include "ins/worker.h"'),
             ("src/ins/a.cc", '#include "driver/driver.h"'),
-            ("src/driver/a.cc", '#include "shim/shared_lock.h"'),
+            ("src/driver/a.cc", '#include "shim/process/shared_lock.h"'),
             ("src/frontend/a.cc", '#include "ring/channel.h"'),
             ("src/cli/a.cc", '#include "transport/local/control.h"'),
             ("src/driver/a.cc", '#include "boost/any.hpp"'),
@@ -56,6 +56,17 @@ class IncludeRules(unittest.TestCase):
             ("kmod/core/a.h", '#include "kmod/pages.h"'),
         ]:
             self.assertEqual(self.faults(path, text + "\n"), 1, f"{path}: {text}")
+
+    def test_a_wing_includes_its_own_and_lower_ones(self):
+        for path, name in [("calls/a.cc", "shim/calls/a.h"), ("calls/a.cc", "shim/process/a.h"),
+                           ("libc/a.cc", "shim/calls/a.h"), ("start.cc", "shim/libc/a.h")]:
+            self.assertEqual(self.faults(f"src/shim/{path}", f'#include "{name}"\n'), 0, f"{path}: {name}")
+
+    def test_a_wing_includes_nothing_above_it(self):
+        for path, name in [("process/a.cc", "shim/socket/a.h"), ("socket/a.h", "shim/calls/a.h"),
+                           ("process/a_test.cc", "shim/calls/a.h"), ("calls/a.cc", "shim/libc/a.h"),
+                           ("libc/a.cc", "shim/a.h"), ("newcomer/a.cc", "shim/process/a.h")]:
+            self.assertEqual(self.faults(f"src/shim/{path}", f'#include "{name}"\n'), 1, f"{path}: {name}")
 
     def test_nothing_to_check_is_no_success(self):
         self.assertEqual(self.faults("README", ""), -1)

@@ -48,8 +48,8 @@ struct SessionHeader {
 };
 
 // One epoll registration of a socket. It belongs to the open file, as in the kernel: it ends with
-// EPOLL_CTL_DEL, or with the last descriptor of the socket in any process (src/shim/epoll.cc). Its
-// events and data only those have who have the instance (src/shim/registrations.h).
+// EPOLL_CTL_DEL, or with the last descriptor of the socket in any process (src/shim/socket/news.h). Its
+// events and data only those have who have the instance (src/shim/socket/registrations.h).
 struct SessionWatch {
   uint32_t group;   // 0: free; else 1 + group
   int32_t fd;       // the descriptor it was registered with: part of the key, as in the kernel
@@ -83,7 +83,7 @@ struct alignas(64) SessionSlot {
   int64_t rcvtimeo_us;  // 0: none; negative: over at once
   int64_t sndtimeo_us;
   uint64_t posted;  // the last call that nobody waited for: posted_call(), or 0
-  uint32_t taker;   // the thread that takes the tokens (src/shim/taker.h)
+  uint32_t taker;   // the thread that takes the tokens (src/shim/socket/taker.h)
   mw_addr local;    // len 0: not known
   SessionWatch watches[kNearWatches];
   uint32_t
@@ -96,14 +96,14 @@ struct alignas(64) SessionSlot {
   uint64_t waited_us;
   uint32_t queued_at;  // since when it waits for its turn in epoll instances (src/ring/order.h)
   uint32_t lock_lost;  // rx_lock or tx_lock was taken from a living thread: it may still copy
-  int64_t stamp_ns;    // datagrams: what SIOCGSTAMP says (src/shim/ancillary.cc)
+  int64_t stamp_ns;    // datagrams: what SIOCGSTAMP says (src/shim/calls/ancillary.cc)
   uint32_t asked;      // datagrams: control messages that the program wants (the same)
   uint32_t linger_s;   // SO_LINGER: how long close() waits for the peer; 0: not at all
 };
 static_assert(sizeof(SessionSlot) == 256);
 
 // As new, but for the two locks of the rings: a thread may be in a copy of an earlier socket's
-// bytes, and gives its lock back when it leaves (src/shim/ring_window.h).
+// bytes, and gives its lock back when it leaves (src/shim/process/ring_window.h).
 inline void renew(SessionSlot& s) {
   auto* const bytes = reinterpret_cast<std::byte*>(&s);
   constexpr size_t kLocks = offsetof(SessionSlot, rx_lock);
