@@ -46,37 +46,37 @@ void Worker::beat() {
       beat_slot_ = index_;
       break;
     }
-    Sock* s = ins_.slots.find(beat_slot_);
-    if (s != nullptr && s->kind == SockKind::stream && s->listener == nullptr && s->fd >= 0 &&
+    const SlotRef s = ins_.slots.find(beat_slot_);
+    if (s && s->kind == SockKind::stream && s->listener == nullptr && s->fd >= 0 &&
         (s->state & MW_ST_CONNECTED) != 0 && !sock_news_.has(beat_slot_))
-      beat_of(beat_slot_, *s);
+      beat_of(s);
   }
   for (uint32_t g = 0; g < group_bells_.size(); ++g)
     if (group_bells_[g] >= 0) beat_of_group(g);
 }
 
-void Worker::beat_of(uint32_t i, Sock& s) {
-  mw_slot& shared = ch_.slot(i);
+void Worker::beat_of(SlotRef s) {
+  mw_slot& shared = ch_.slot(s.index);
   const uint32_t tail = A::load_acquire(shared.tx_tail);
   const bool unsent =
-      tail != s.tx_head && (s.flags & (kTxBlocked | kQueued)) == 0 && !is_paused(s, kPauseOut);
-  if (unsent && (s.flags & kTxDoubt) != 0 && s.beat_tx_tail == tail) {
+      tail != s->tx_head && (s->flags & (kTxBlocked | kQueued)) == 0 && !is_paused(*s, kPauseOut);
+  if (unsent && (s->flags & kTxDoubt) != 0 && s->beat_tx_tail == tail) {
     // Bytes under a cork leave after a while, as in the kernel, whatever the program does.
     if ((A::load_relaxed(shared.want) & MW_WANT_HOLD) == 0) repaired("bytes to send");
-    if (const uint32_t news = stream_tx(i, s, 0, true); news != 0) announce(i, news);
+    if (const uint32_t news = stream_tx(s, 0, true); news != 0) announce(s, news);
   }
-  s.beat_tx_tail = tail;
-  s.flags = unsent ? s.flags | kTxDoubt : s.flags & ~kTxDoubt;
+  s->beat_tx_tail = tail;
+  s->flags = unsent ? s->flags | kTxDoubt : s->flags & ~kTxDoubt;
 
   const uint32_t head = A::load_acquire(shared.rx_head);
-  const bool room = (s.flags & kRxWait) != 0 && s.rx_tail - head <= rx_limit(s) / 2 &&
-                    (s.flags & kQueued) == 0 && !is_paused(s, kPauseIn);
-  if (room && (s.flags & kRxDoubt) != 0 && s.beat_rx_head == head) {
+  const bool room = (s->flags & kRxWait) != 0 && s->rx_tail - head <= rx_limit(*s) / 2 &&
+                    (s->flags & kQueued) == 0 && !is_paused(*s, kPauseIn);
+  if (room && (s->flags & kRxDoubt) != 0 && s->beat_rx_head == head) {
     repaired("room for bytes");
-    if (const uint32_t news = stream_rx(i, s); news != 0) announce(i, news);
+    if (const uint32_t news = stream_rx(s); news != 0) announce(s, news);
   }
-  s.beat_rx_head = head;
-  s.flags = room ? s.flags | kRxDoubt : s.flags & ~kRxDoubt;
+  s->beat_rx_head = head;
+  s->flags = room ? s->flags | kRxDoubt : s->flags & ~kRxDoubt;
 }
 
 // A group whose sleeper is kept waiting from one beat to the next, as far as we saw, is rung for. If

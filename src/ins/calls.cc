@@ -114,13 +114,13 @@ void Worker::serve(uint32_t call, bool again) {
   a.out_len = 0;
   // Named by an accept record already, while the worker that accepted it still hands it over.
   while (ins_.slots.is_being_made(r.slot, r.gen)) ::sched_yield();
-  Sock* s = ins_.slots.find(r.slot);
-  if (s == nullptr || s->gen != r.gen || s->fd < 0)
+  const SlotRef s = ins_.slots.find(r.slot);
+  if (!s || s->gen != r.gen || s->fd < 0)
     failure(a, ECONNRESET);
   else if ((s->flags & kLingering) != 0)
     failure(a, r.op == MW_OP_CLOSED ? EINPROGRESS : ECONNRESET);
   else
-    execute(r.slot, *s, r, a);
+    execute(s, r, a);
   if (ins_.poisoned.load(std::memory_order_relaxed) != nullptr) return;
   if (!again && is_taken(r, a)) return set_aside(call);
   ins_.calls.answer(call, r.seq, a);
@@ -153,198 +153,197 @@ void Worker::retry_late() {
   }
 }
 
-void Worker::execute(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::execute(SlotRef s, const Request& r, Answer& a) {
   int value = 0;
   std::memcpy(&value, r.payload, sizeof value);
   const bool corks =
       r.op == MW_OP_SETSOCKOPT && r.arg[0] == IPPROTO_TCP && r.arg[1] == TCP_CORK && value != 0;
   // The bytes that the shim held back belong under the cork.
-  if (corks) call_setsockopt(i, s, r, a);
+  if (corks) call_setsockopt(s, r, a);
   // Calls and bytes keep their order.
-  if (s.kind == SockKind::stream && s.listener == nullptr && (s.flags & kTxBlocked) == 0) {
+  if (s->kind == SockKind::stream && s->listener == nullptr && (s->flags & kTxBlocked) == 0) {
     const bool fin = r.op == MW_OP_SHUTDOWN && r.arg[0] != SHUT_RD;
-    const uint32_t news = stream_tx(i, s, fin ? MSG_MORE : 0, fin || corks);
-    if (news != 0) announce(i, news);
+    const uint32_t news = stream_tx(s, fin ? MSG_MORE : 0, fin || corks);
+    if (news != 0) announce(s, news);
   }
   // What the application has taken by now counts.
-  if (s.listener != nullptr && s.listener->is_cut()) accept_some(i, s);
+  if (s->listener != nullptr && s->listener->is_cut()) accept_some(s);
   switch (r.op) {
     case MW_OP_BIND:
-      return call_bind(i, s, r, a);
+      return call_bind(s, r, a);
     case MW_OP_LISTEN:
-      return call_listen(i, s, r, a);
+      return call_listen(s, r, a);
     case MW_OP_CONNECT:
-      return call_connect(i, s, r, a);
+      return call_connect(s, r, a);
     case MW_OP_SHUTDOWN:
-      return call_shutdown(i, s, r, a);
+      return call_shutdown(s, r, a);
     case MW_OP_GETSOCKOPT:
-      return call_getsockopt(s, r, a);
+      return call_getsockopt(*s, r, a);
     case MW_OP_SETSOCKOPT:
-      return call_setsockopt(i, s, r, a);
+      return call_setsockopt(s, r, a);
     case MW_OP_GETSOCKNAME:
-      return call_name(s, false, a);
+      return call_name(*s, false, a);
     case MW_OP_GETPEERNAME:
-      return call_name(s, true, a);
+      return call_name(*s, true, a);
     case MW_OP_IOCTL:
-      return call_ioctl(i, s, r, a);
+      return call_ioctl(s, r, a);
     case MW_OP_SENDMSG:
-      return call_sendmsg(i, s, r, a);
+      return call_sendmsg(s, r, a);
     case MW_OP_RECVMSG:
-      return call_recvmsg(i, s, r, a);
+      return call_recvmsg(s, r, a);
     case MW_OP_CLOSED:
-      return call_closed(i, s, a);
+      return call_closed(s, a);
     case MW_OP_ACCEPT:
-      return call_accept(i, s, a);
+      return call_accept(s, a);
     default:
       return failure(a, ENOSYS);
   }
 }
 
-void Worker::call_bind(uint32_t i, Sock& s, const Request& r, Answer& a) {
-  result(a, ::bind(s.fd, address_of(r), r.in_len));
-  if (a.ret == 0) telemetry_.event(MW_TEL_BIND, i, s);
+void Worker::call_bind(SlotRef s, const Request& r, Answer& a) {
+  result(a, ::bind(s->fd, address_of(r), r.in_len));
+  if (a.ret == 0) telemetry_.event(MW_TEL_BIND, s);
 }
 
-void Worker::call_listen(uint32_t i, Sock& s, const Request& r, Answer& a) {
-  result(a, ::listen(s.fd, r.arg[0]));
+void Worker::call_listen(SlotRef s, const Request& r, Answer& a) {
+  result(a, ::listen(s->fd, r.arg[0]));
   if (a.ret != 0) return;
-  keep_placeholder(i, s);
-  listener_started(i, s, r.arg[0]);
+  keep_placeholder(s);
+  listener_started(s, r.arg[0]);
 }
 
-void Worker::call_connect(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::call_connect(SlotRef s, const Request& r, Answer& a) {
   const bool unspec = r.in_len >= sizeof(sa_family_t) && address_of(r)->sa_family == AF_UNSPEC;
   do {
-    result(a, ::connect(s.fd, address_of(r), r.in_len));
+    result(a, ::connect(s->fd, address_of(r), r.in_len));
   } while (a.ret < 0 && a.err == EINTR);
-  if (s.kind == SockKind::stream) {
-    s.loopback = loopback_target(address_of(r), r.in_len);
-    if (a.ret < 0 && a.err == ECONNREFUSED) ins_.loopback_hint.refused(false, s.loopback);
+  if (s->kind == SockKind::stream) {
+    s->loopback = loopback_target(address_of(r), r.in_len);
+    if (a.ret < 0 && a.err == ECONNREFUSED) ins_.loopback_hint.refused(false, s->loopback);
   }
   if (a.ret == 0 || a.err == EINPROGRESS) {
-    note_connect(i, s, a.ret == 0 && !unspec, unspec);
-    telemetry_.connecting(MW_TEL_CONNECT, i, s, address_of(r), r.in_len);
-  } else if (a.err == ECONNREFUSED && s.kind == SockKind::stream) {
+    note_connect(s, a.ret == 0 && !unspec, unspec);
+    telemetry_.connecting(MW_TEL_CONNECT, s, address_of(r), r.in_len);
+  } else if (a.err == ECONNREFUSED && s->kind == SockKind::stream) {
     // By a peer that is so near that its answer was there before the call returned.
-    s.conn = MW_CONN_PEER_RST;
-    telemetry_.connecting(MW_TEL_TOTALS, i, s, address_of(r), r.in_len);
+    s->conn = MW_CONN_PEER_RST;
+    telemetry_.connecting(MW_TEL_TOTALS, s, address_of(r), r.in_len);
   }
-  if (s.kind == SockKind::dgram) {
-    if (a.ret == 0)
-      set_state(i, s, unspec ? s.state & ~MW_ST_CONNECTED : s.state | MW_ST_CONNECTED);
+  if (s->kind == SockKind::dgram) {
+    if (a.ret == 0) set_state(s, unspec ? s->state & ~MW_ST_CONNECTED : s->state | MW_ST_CONNECTED);
     return;
   }
-  if (s.listener != nullptr) {
+  if (s->listener != nullptr) {
     // Dissolved by AF_UNSPEC, or shut down before and now on its way to be a client.
-    if (!(a.ret == 0 && unspec) && (s.state & MW_ST_LISTENING) != 0) return;
-    if ((s.state & MW_ST_LISTENING) != 0)
-      ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
-    revoke_all(*s.listener);
-    s.listener.reset();
+    if (!(a.ret == 0 && unspec) && (s->state & MW_ST_LISTENING) != 0) return;
+    if ((s->state & MW_ST_LISTENING) != 0)
+      ins_.to_control.post(ControlNote(Kind::listener_down, s.index, s->gen));
+    revoke_all(*s->listener);
+    s->listener.reset();
   }
-  if (a.ret == 0 && unspec) return dissolved(i, s);
+  if (a.ret == 0 && unspec) return dissolved(s);
   const bool started = a.ret < 0 && a.err == EINPROGRESS;
   if (!started && a.ret != 0) {
-    const bool closed = (s.state & MW_ST_CLOSED) != 0 && a.err != EISCONN && a.err != EALREADY;
+    const bool closed = (s->state & MW_ST_CLOSED) != 0 && a.err != EISCONN && a.err != EALREADY;
     // The kernel's connect() made a new socket of the failed one.
-    if (closed && (end_bits(s) & MW_ST_RCV_SHUT) == 0) set_state(i, s, MW_ST_OPEN);
+    if (closed && (end_bits(*s) & MW_ST_RCV_SHUT) == 0) set_state(s, MW_ST_OPEN);
     return;
   }
-  if ((s.state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) {
-    s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kBlockingConnect | kErrorTaken);
-    s.untold = 0;
-    if (started && r.arg[0] != 0) s.flags |= kBlockingConnect;
-    set_state(i, s, MW_ST_OPEN | (started ? MW_ST_CONNECTING : MW_ST_CONNECTED));
+  if ((s->state & (MW_ST_CONNECTED | MW_ST_CONNECTING)) == 0) {
+    s->flags &= ~(kReadDone | kToEnd | kTxBlocked | kBlockingConnect | kErrorTaken);
+    s->untold = 0;
+    if (started && r.arg[0] != 0) s->flags |= kBlockingConnect;
+    set_state(s, MW_ST_OPEN | (started ? MW_ST_CONNECTING : MW_ST_CONNECTED));
   }
   // After the attempt: a socket that never tried polls as hung up.
-  if (!watch_real(i, s)) failure(a, ENOMEM);
+  if (!watch_real(s)) failure(a, ENOMEM);
 }
 
 // A connect() did something: what is known of the connection is what is known of a new one.
-void Worker::note_connect(uint32_t i, Sock& s, bool established, bool dissolved) {
-  if (s.kind != SockKind::stream) return;
+void Worker::note_connect(SlotRef s, bool established, bool dissolved) {
+  if (s->kind != SockKind::stream) return;
   if (dissolved) {
-    note_end(s, MW_CONN_OUR_RST);
-    telemetry_.changed(i, s);
+    note_end(*s, MW_CONN_OUR_RST);
+    telemetry_.changed(s);
   }
   // One that collects the outcome of an earlier one finds it known.
-  if (established && (s.conn & MW_CONN_ESTABLISHED) != 0) return;
-  s.conn = established ? MW_CONN_ESTABLISHED : 0;
+  if (established && (s->conn & MW_CONN_ESTABLISHED) != 0) return;
+  s->conn = established ? MW_CONN_ESTABLISHED : 0;
 }
 
 // connect() with AF_UNSPEC, or shutdown() while it was connecting, made a new socket of it.
-void Worker::dissolved(uint32_t i, Sock& s) {
-  s.flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead |
-               kBlockingConnect | kErrorTaken);
-  s.untold = 0;
-  s.sampled.named = 0;
-  if (s.limits != nullptr) {
-    s.limits->in.stop();
-    s.limits->out.stop();
-    wheel_.remove(*s.limits);
+void Worker::dissolved(SlotRef s) {
+  s->flags &= ~(kReadDone | kToEnd | kTxBlocked | kFinPending | kOobHeld | kMarkAhead |
+                kBlockingConnect | kErrorTaken);
+  s->untold = 0;
+  s->sampled.named = 0;
+  if (s->limits != nullptr) {
+    s->limits->in.stop();
+    s->limits->out.stop();
+    wheel_.remove(*s->limits);
   }
   // What was not sent goes to nobody.
-  auto unsent = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
+  auto unsent = ring_ready(ch_.geometry().tx_ring, s->tx_head, ch_.slot(s.index).tx_tail);
   if (!unsent) return fault(unsent.error());
-  s.tx_head += *unsent;
-  A::store_release(ch_.slot(i).tx_head, s.tx_head);
+  s->tx_head += *unsent;
+  A::store_release(ch_.slot(s.index).tx_head, s->tx_head);
   int pending = 0;
   socklen_t len = sizeof pending;
-  if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
-    publish_failure(i, s, pending, MW_ST_OPEN);
+  if (::getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &pending, &len) == 0 && pending != 0)
+    publish_failure(s, pending, MW_ST_OPEN);
   else
-    set_state(i, s, MW_ST_OPEN);
-  announce(i, kNewsAll);
+    set_state(s, MW_ST_OPEN);
+  announce(s, kNewsAll);
 }
 
-void Worker::call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::call_shutdown(SlotRef s, const Request& r, Answer& a) {
   const int how = r.arg[0];
   const bool writing = how == SHUT_WR || how == SHUT_RDWR;
   const bool connection =
-      s.kind == SockKind::stream && s.listener == nullptr && (s.state & MW_ST_CONNECTED) != 0;
-  if (writing && connection && has_unsent(i, s)) {
-    s.flags |= kFinPending;
+      s->kind == SockKind::stream && s->listener == nullptr && (s->state & MW_ST_CONNECTED) != 0;
+  if (writing && connection && has_unsent(s)) {
+    s->flags |= kFinPending;
     // Another thread's bytes, perhaps, of which nobody may tell any more.
-    if ((s.flags & kTxBlocked) == 0) requeue(i, s);
-    if (how == SHUT_RDWR) result(a, ::shutdown(s.fd, SHUT_RD));
+    if ((s->flags & kTxBlocked) == 0) requeue(s);
+    if (how == SHUT_RDWR) result(a, ::shutdown(s->fd, SHUT_RD));
   } else {
-    result(a, ::shutdown(s.fd, how));
+    result(a, ::shutdown(s->fd, how));
     if (a.ret == 0 && writing && connection) {
-      note_end(s, MW_CONN_OUR_FIN);
-      telemetry_.changed(i, s);
+      note_end(*s, MW_CONN_OUR_FIN);
+      telemetry_.changed(s);
     }
   }
   // The kernel shuts what is not connected all the same.
   const bool refused = a.ret < 0;
-  if (refused && (s.kind != SockKind::dgram || a.err != ENOTCONN)) return;
-  if ((s.state & MW_ST_CONNECTING) != 0 &&
-      (end_bits(s) & (MW_ST_CLOSED | MW_ST_RCV_SHUT)) == MW_ST_CLOSED) {
+  if (refused && (s->kind != SockKind::dgram || a.err != ENOTCONN)) return;
+  if ((s->state & MW_ST_CONNECTING) != 0 &&
+      (end_bits(*s) & (MW_ST_CLOSED | MW_ST_RCV_SHUT)) == MW_ST_CLOSED) {
     // The kernel gave the attempt up. We say so, as the caller cannot know it from the state.
     a.payload[0] = 1;
     a.out_len = 1;
-    return dissolved(i, s);
+    return dissolved(s);
   }
-  uint32_t state = s.state;
+  uint32_t state = s->state;
   if (writing) state |= MW_ST_SND_SHUT;
   if (how != SHUT_WR) state |= MW_ST_RCV_SHUT | MW_ST_EOF;
   // The kernel will say so too. Told now, it is one edge for the application, as natively.
   constexpr uint32_t kBoth = MW_ST_RCV_SHUT | MW_ST_SND_SHUT;
-  if ((connection || s.kind == SockKind::dgram) && (state & kBoth) == kBoth &&
-      (s.flags & kFinPending) == 0)
+  if ((connection || s->kind == SockKind::dgram) && (state & kBoth) == kBoth &&
+      (s->flags & kFinPending) == 0)
     state |= MW_ST_CLOSED;
   if (connection && how != SHUT_WR) {
     // What came before can still be read.
-    s.untold |= state & (MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED) & ~s.state;
-    s.flags |= kToEnd;
-    stream_rx(i, s);
-    state = s.state | (state & MW_ST_SND_SHUT) | ((s.flags & kToEnd) != 0 ? MW_ST_BEHIND : 0);
+    s->untold |= state & (MW_ST_RCV_SHUT | MW_ST_EOF | MW_ST_CLOSED) & ~s->state;
+    s->flags |= kToEnd;
+    stream_rx(s);
+    state = s->state | (state & MW_ST_SND_SHUT) | ((s->flags & kToEnd) != 0 ? MW_ST_BEHIND : 0);
   }
-  if (s.listener != nullptr && how != SHUT_WR) {
+  if (s->listener != nullptr && how != SHUT_WR) {
     state = MW_ST_OPEN;
-    ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
+    ins_.to_control.post(ControlNote(Kind::listener_down, s.index, s->gen));
   }
-  set_state(i, s, state);
-  announce(i, kNewsAll);
+  set_state(s, state);
+  announce(s, kNewsAll);
 }
 
 void Worker::call_getsockopt(Sock& s, const Request& r, Answer& a) {
@@ -376,25 +375,25 @@ void Worker::call_getsockopt(Sock& s, const Request& r, Answer& a) {
   a.out_len = std::min<uint32_t>(len, MW_CALL_PAYLOAD);
 }
 
-void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::call_setsockopt(SlotRef s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
   if (!option_is_settable(level, name))
-    return failure(a, errno_of_unsettable(s.kind == SockKind::stream, s.domain == AF_INET6, level,
+    return failure(a, errno_of_unsettable(s->kind == SockKind::stream, s->domain == AF_INET6, level,
                                           name, r.in_len));
-  if (s.kind == SockKind::stream && level == SOL_SOCKET && wants_stream_stamps(name, r))
+  if (s->kind == SockKind::stream && level == SOL_SOCKET && wants_stream_stamps(name, r))
     return failure(a, ENOPROTOOPT);
-  result(a, ::setsockopt(s.fd, level, name, r.payload, r.in_len));
+  result(a, ::setsockopt(s->fd, level, name, r.payload, r.in_len));
   if (a.ret < 0) return;
   if (level == SOL_SOCKET && name == SO_LINGER) {
-    s.linger = linger_mode_of(r.payload);
+    s->linger = linger_mode_of(r.payload);
   }
-  if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s.flags |= kUserTimeout;
-  option_set(i, s, level, name);
-  if (s.kind != SockKind::stream || (s.state & MW_ST_CONNECTED) != 0) return;
+  if (level == IPPROTO_TCP && name == TCP_USER_TIMEOUT) s->flags |= kUserTimeout;
+  option_set(s, level, name);
+  if (s->kind != SockKind::stream || (s->state & MW_ST_CONNECTED) != 0) return;
   if (r.in_len > sizeof(ReplayOption::value)) return;
-  if (s.options == nullptr) s.options = std::make_unique<OptionLog>();
-  OptionLog& log = *s.options;
+  if (s->options == nullptr) s->options = std::make_unique<OptionLog>();
+  OptionLog& log = *s->options;
   uint32_t at = log.count;
   for (uint32_t k = 0; k < log.count; ++k)
     if (log.options[k].level == level && log.options[k].name == name) at = k;
@@ -402,28 +401,28 @@ void Worker::call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a) {
   log.options[at] = {level, name, r.in_len, {}};
   std::memcpy(log.options[at].value, r.payload, r.in_len);
   log.count = std::max(log.count, at + 1);
-  if (s.listener != nullptr) announce_listener(i, s);
+  if (s->listener != nullptr) announce_listener(s);
 }
 
 // Options that are about the receive ring too. The kernel's clamping counts.
-void Worker::option_set(uint32_t i, Sock& s, int level, int name) {
-  if (s.kind == SockKind::dgram) return dgram_option_set(i, s, level, name);
-  if (s.kind != SockKind::stream || level != SOL_SOCKET) return;
+void Worker::option_set(SlotRef s, int level, int name) {
+  if (s->kind == SockKind::dgram) return dgram_option_set(s, level, name);
+  if (s->kind != SockKind::stream || level != SOL_SOCKET) return;
   int value = 1;
   socklen_t len = sizeof value;
   if (name == SO_RCVLOWAT) {
     // The mark was set on the real socket, but it is the application's; our reading must see every
     // byte.
-    ::getsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
-    s.rcvlowat = static_cast<uint32_t>(value);
+    ::getsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
+    s->rcvlowat = static_cast<uint32_t>(value);
     const int every = 1;
-    ::setsockopt(s.fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
+    ::setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
   } else if (name == SO_RCVBUF || name == SO_RCVBUFFORCE) {
     // A window that was made small on purpose is not to be undone by what we read ahead.
-    s.rx_limit = granted_rcvbuf(s.fd);
-    A::store_relaxed(ch_.slot(i).rx_limit, rx_limit(s));
-    if ((s.flags & kRxWait) == 0) return;
-    if (const uint32_t news = stream_rx(i, s); news != 0) announce(i, news);
+    s->rx_limit = granted_rcvbuf(s->fd);
+    A::store_relaxed(ch_.slot(s.index).rx_limit, rx_limit(*s));
+    if ((s->flags & kRxWait) == 0) return;
+    if (const uint32_t news = stream_rx(s); news != 0) announce(s, news);
   }
 }
 
@@ -437,37 +436,38 @@ void Worker::call_name(Sock& s, bool peer, Answer& a) {
   std::memcpy(a.payload, &ss, a.out_len);
 }
 
-void Worker::call_closed(uint32_t i, Sock& s, Answer& a) {
-  const bool marked = (s.flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s.gen;
-  if (marked && !s.handed.load(std::memory_order_acquire)) return;
-  pollfd p{placeholder_of(i, s), 0, 0};
+void Worker::call_closed(SlotRef s, Answer& a) {
+  const bool marked =
+      (s->flags & kAccepted) != 0 && A::load_acquire(ch_.slot(s.index).closed) == s->gen;
+  if (marked && !s->handed.load(std::memory_order_acquire)) return;
+  pollfd p{placeholder_of(s), 0, 0};
   if (!marked && (::poll(&p, 1, 0) <= 0 || (p.revents & POLLHUP) == 0)) return;
-  last_close(i, s);
-  if ((s.flags & kLingering) != 0) failure(a, EINPROGRESS);  // else the slot is free
+  last_close(s);
+  if ((s->flags & kLingering) != 0) failure(a, EINPROGRESS);  // else the slot is free
 }
 
-void Worker::call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::call_ioctl(SlotRef s, const Request& r, Answer& a) {
   const auto request = static_cast<uint32_t>(r.arg[0]);
-  if (request == SIOCATMARK && s.kind == SockKind::stream) {
-    const int at =
-        (s.state & MW_ST_AT_MARK) != 0 && A::load_relaxed(ch_.slot(i).rx_head) == s.oob_mark;
+  if (request == SIOCATMARK && s->kind == SockKind::stream) {
+    const int at = (s->state & MW_ST_AT_MARK) != 0 &&
+                   A::load_relaxed(ch_.slot(s.index).rx_head) == s->oob_mark;
     std::memcpy(a.payload, &at, sizeof at);
     a.out_len = sizeof at;
     return;
   }
-  if (request == SIOCGIFCONF) return call_gifconf(s, r, a);
-  if (request == SIOCETHTOOL) return call_ethtool(s, r, a);
+  if (request == SIOCGIFCONF) return call_gifconf(*s, r, a);
+  if (request == SIOCETHTOOL) return call_ethtool(*s, r, a);
   const SocketIoctl* row = socket_ioctl(request);
   if (row == nullptr) {
     ifreq device{};
     std::memcpy(device.ifr_name, r.payload, std::min<size_t>(r.in_len, IFNAMSIZ - 1));
-    const bool exists = ::ioctl(s.fd, SIOCGIFINDEX, &device) == 0;
-    return failure(a, errno_of_ioctl(request, s.domain == AF_INET6, r.in_len != 0, exists));
+    const bool exists = ::ioctl(s->fd, SIOCGIFINDEX, &device) == 0;
+    return failure(a, errno_of_ioctl(request, s->domain == AF_INET6, r.in_len != 0, exists));
   }
   if (r.in_len < row->in_bytes) return failure(a, EFAULT);
   uint8_t argument[kMostIoctlBytes] = {};
   std::memcpy(argument + row->in_at, r.payload, row->in_bytes);
-  result(a, ::ioctl(s.fd, request, argument));
+  result(a, ::ioctl(s->fd, request, argument));
   if (a.ret < 0) return;
   a.ret = 0;
   a.out_len = row->out_bytes;
@@ -519,34 +519,34 @@ void Worker::call_ethtool(Sock& s, const Request& r, Answer& a) {
   std::memcpy(a.payload, answer, bytes);
 }
 
-void Worker::call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
-  if (s.kind == SockKind::dgram) return dgram_send(i, s, r, a);
+void Worker::call_sendmsg(SlotRef s, const Request& r, Answer& a) {
+  if (s->kind == SockKind::dgram) return dgram_send(s, r, a);
   if ((r.flags2 & MW_SEND_TOO_LONG) != 0) return failure(a, EMSGSIZE);
   // Streams send by the ring; here comes urgent data, which has to follow every byte before it.
   if ((r.flags2 & MW_SEND_INLINE) == 0) return failure(a, EOPNOTSUPP);
-  if ((s.flags & kFinPending) != 0 || (s.state & MW_ST_SND_SHUT) != 0) return failure(a, EPIPE);
-  if (has_unsent(i, s)) return failure(a, EAGAIN);
-  dgram_send(i, s, r, a);
+  if ((s->flags & kFinPending) != 0 || (s->state & MW_ST_SND_SHUT) != 0) return failure(a, EPIPE);
+  if (has_unsent(s)) return failure(a, EAGAIN);
+  dgram_send(s, r, a);
 }
 
-void Worker::call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::call_recvmsg(SlotRef s, const Request& r, Answer& a) {
   const int flags = r.arg[0];
   const auto name_room = static_cast<uint32_t>(r.arg[1]);
   const auto control_room = static_cast<uint32_t>(r.arg[2]);
   const auto data_room = static_cast<uint32_t>(r.arg[3]);
   if ((flags & (MSG_OOB | MSG_ERRQUEUE)) == 0) return failure(a, EINVAL);
   mw_recv_head head{};
-  if ((flags & MSG_OOB) != 0 && (s.flags & kOobHeld) != 0) {
+  if ((flags & MSG_OOB) != 0 && (s->flags & kOobHeld) != 0) {
     head.data_len = data_room != 0 ? 1 : 0;
     head.flags = MSG_OOB | (data_room == 0 ? MSG_TRUNC : 0);
     a.ret = static_cast<int32_t>(head.data_len);
     std::memcpy(a.payload, &head, sizeof head);
-    a.payload[sizeof head] = s.oob;
+    a.payload[sizeof head] = s->oob;
     a.out_len = static_cast<uint32_t>(sizeof head) + head.data_len;
     if ((flags & MSG_PEEK) == 0) {
-      s.flags &= ~kOobHeld;
-      s.untold &= ~MW_ST_PRI;
-      set_state(i, s, s.state & ~MW_ST_PRI);
+      s->flags &= ~kOobHeld;
+      s->untold &= ~MW_ST_PRI;
+      set_state(s, s->state & ~MW_ST_PRI);
     }
     return;
   }
@@ -561,12 +561,12 @@ void Worker::call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a) {
   m.msg_controllen = control_room;
   m.msg_iov = &iov;
   m.msg_iovlen = 1;
-  result(a, static_cast<int>(::recvmsg(s.fd, &m, flags | MSG_DONTWAIT)));
+  result(a, static_cast<int>(::recvmsg(s->fd, &m, flags | MSG_DONTWAIT)));
   if (a.ret < 0) {
-    if ((flags & MSG_ERRQUEUE) != 0 && a.err == EAGAIN) set_state(i, s, s.state & ~MW_ST_ERRQ);
+    if ((flags & MSG_ERRQUEUE) != 0 && a.err == EAGAIN) set_state(s, s->state & ~MW_ST_ERRQ);
     return;
   }
-  if ((flags & MSG_ERRQUEUE) != 0) error_entry_taken(i, s, m);
+  if ((flags & MSG_ERRQUEUE) != 0) error_entry_taken(s, m);
   head.name_len = std::min<uint32_t>(m.msg_namelen, name_room);
   head.control_len = static_cast<uint32_t>(std::min<size_t>(m.msg_controllen, control_room));
   head.data_len = std::min(static_cast<uint32_t>(a.ret), data_room);

@@ -24,38 +24,37 @@ constexpr unsigned kLingerTimeoutMs = 60'000;
 // Calls that nobody waits for came before the close.
 void Worker::close_marked() {
   for (const uint32_t i : closing_) {
-    Sock* s = ins_.slots.find(i);
-    if (s != nullptr && A::load_relaxed(ch_.slot(i).closed) == s->gen) last_close(i, *s);
+    const SlotRef s = ins_.slots.find(i);
+    if (s && A::load_relaxed(ch_.slot(i).closed) == s->gen) last_close(s);
   }
   closing_.clear();
 }
 
-void Worker::last_close(uint32_t i, Sock& s) {
-  if (s.listener != nullptr) {
-    ins_.to_control.post(ControlNote(Kind::listener_down, i, s.gen));
-    revoke_all(*s.listener);
-    return free_slot(i, s);
+void Worker::last_close(SlotRef s) {
+  if (s->listener != nullptr) {
+    ins_.to_control.post(ControlNote(Kind::listener_down, s.index, s->gen));
+    revoke_all(*s->listener);
+    return free_slot(s);
   }
-  if (s.kind == SockKind::dgram) return free_slot(i, s);
-  if ((s.flags & kLingering) != 0) return;
+  if (s->kind == SockKind::dgram) return free_slot(s);
+  if ((s->flags & kLingering) != 0) return;
   // Still in the queue when its listener was closed: the kernel resets such a connection.
-  if ((s.flags & kAccepted) != 0 && claim_of(i, s) == 0) return reset_and_free(i, s);
+  if ((s->flags & kAccepted) != 0 && claim_of(s) == 0) return reset_and_free(s);
   // A pause ends with the socket: what was written leaves, and nobody reads any more.
-  if ((s.flags & kLimited) != 0) s.limits->paused = 0;
-  if ((s.flags & kTxBlocked) == 0) stream_tx(i, s, 0, true);
-  mw_slot& shared = ch_.slot(i);
-  auto room = ring_room(ch_.geometry().rx_ring, s.rx_tail, shared.rx_head);
-  auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
+  if ((s->flags & kLimited) != 0) s->limits->paused = 0;
+  if ((s->flags & kTxBlocked) == 0) stream_tx(s, 0, true);
+  mw_slot& shared = ch_.slot(s.index);
+  auto room = ring_room(ch_.geometry().rx_ring, s->rx_tail, shared.rx_head);
+  auto left = ring_ready(ch_.geometry().tx_ring, s->tx_head, shared.tx_tail);
   if (!room) return fault(room.error());
   if (!left) return fault(left.error());
-  if (*room != ch_.geometry().rx_ring)
-    return reset_and_free(i, s);  // unread bytes, as in the kernel
-  if (*left == 0 || (s.state & MW_ST_CONNECTED) == 0 || s.linger == LingerMode::reset)
-    return finish_close(i, s);
+  if (*room != ch_.geometry().rx_ring) return reset_and_free(s);  // unread bytes, as in the kernel
+  if (*left == 0 || (s->state & MW_ST_CONNECTED) == 0 || s->linger == LingerMode::reset)
+    return finish_close(s);
   // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
   int unread = 0;
-  if (::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0) return reset_and_free(i, s);
-  begin_lingering(s);
+  if (::ioctl(s->fd, FIONREAD, &unread) == 0 && unread > 0) return reset_and_free(s);
+  begin_lingering(*s);
 }
 
 void Worker::begin_lingering(Sock& s) {
@@ -101,19 +100,19 @@ void Worker::note_close(Sock& s) {
 }
 
 // For somebody else than the application.
-void Worker::cut_off(uint32_t i, Sock& s) {
-  s.conn |= MW_CONN_CUT;
-  if ((s.flags & kLingering) != 0)
-    reset_and_free(i, s);
+void Worker::cut_off(SlotRef s) {
+  s->conn |= MW_CONN_CUT;
+  if ((s->flags & kLingering) != 0)
+    reset_and_free(s);
   else
-    abort_socket(i, s);
+    abort_socket(s);
 }
 
 // Before an INS that nobody supervises ends: the application comes to know of its connections, and so
 // do their peers. Whoever waits at a listener sees the end of its placeholder.
 void Worker::reset_all() {
-  each_socket([&](uint32_t i, Sock& s) {
-    if (s.listener == nullptr) cut_off(i, s);
+  each_socket([&](SlotRef s) {
+    if (s->listener == nullptr) cut_off(s);
   });
   ring_groups();
 }
@@ -124,74 +123,74 @@ void Worker::reset_at_close(int fd) {
 }
 
 // Closes the connection now and with a reset; the slot and its placeholder stay.
-void Worker::abort_socket(uint32_t i, Sock& s) {
-  if (s.listener != nullptr || s.fd < 0) return;
-  reset_at_close(s.fd);
-  note_end(s, MW_CONN_OUR_RST);
-  telemetry_.event(MW_TEL_CLOSE, i, s);
-  ::close(s.fd);
-  s.fd = -1;
-  drop_limits(s);
-  s.flags |= kReadDone;
-  s.untold = 0;
-  publish_failure(i, s, ECONNRESET,
-                  (s.state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT |
+void Worker::abort_socket(SlotRef s) {
+  if (s->listener != nullptr || s->fd < 0) return;
+  reset_at_close(s->fd);
+  note_end(*s, MW_CONN_OUR_RST);
+  telemetry_.event(MW_TEL_CLOSE, s);
+  ::close(s->fd);
+  s->fd = -1;
+  drop_limits(*s);
+  s->flags |= kReadDone;
+  s->untold = 0;
+  publish_failure(s, ECONNRESET,
+                  (s->state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT |
                       MW_ST_SND_SHUT | MW_ST_EOF);
-  announce(i, kNewsAll);
+  announce(s, kNewsAll);
 }
 
-void Worker::reset_and_free(uint32_t i, Sock& s) {
-  if (s.fd >= 0) reset_at_close(s.fd);
-  note_end(s, MW_CONN_OUR_RST);
-  free_slot(i, s);
+void Worker::reset_and_free(SlotRef s) {
+  if (s->fd >= 0) reset_at_close(s->fd);
+  note_end(*s, MW_CONN_OUR_RST);
+  free_slot(s);
 }
 
-void Worker::finish_close(uint32_t i, Sock& s) {
-  if (lingers_for_acks(s)) return begin_lingering(s);
-  if (s.fd >= 0) note_close(s);
-  if (s.fd >= 0 && s.linger == LingerMode::wait) {
+void Worker::finish_close(SlotRef s) {
+  if (lingers_for_acks(*s)) return begin_lingering(*s);
+  if (s->fd >= 0) note_close(*s);
+  if (s->fd >= 0 && s->linger == LingerMode::wait) {
     // The kernel would wait in our close(), where all other sockets would wait too.
     const linger off{0, 0};
-    ::setsockopt(s.fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
+    ::setsockopt(s->fd, SOL_SOCKET, SO_LINGER, &off, sizeof off);
   }
-  free_slot(i, s);
+  free_slot(s);
 }
 
-void Worker::free_slot(uint32_t i, Sock& s) {
-  if (s.fd >= 0) {
-    telemetry_.event(MW_TEL_CLOSE, i, s);
-    ::close(s.fd);
+void Worker::free_slot(SlotRef s) {
+  if (s->fd >= 0) {
+    telemetry_.event(MW_TEL_CLOSE, s);
+    ::close(s->fd);
   }
-  drop_limits(s);
-  if (s.ph >= 0) bury(s.ph);
-  s.fd = -1;
-  s.ph = -1;
+  drop_limits(*s);
+  if (s->ph >= 0) bury(s->ph);
+  s->fd = -1;
+  s->ph = -1;
   // How far the send ring was used decides how much of it may be resident.
-  s.tx_high = std::max(s.tx_high, s.tx_head - MW_INDEX_START);
+  s->tx_high = std::max(s->tx_high, s->tx_head - MW_INDEX_START);
   // A thread that still waits there is to know if the peer's end came first.
-  mw_slot& shared = ch_.slot(i);
-  A::store_relaxed(shared.state, MW_ST_CLOSED | (s.state & MW_ST_EOF));
-  if (s.linger == LingerMode::wait) {
+  mw_slot& shared = ch_.slot(s.index);
+  A::store_relaxed(shared.state, MW_ST_CLOSED | (s->state & MW_ST_EOF));
+  if (s->linger == LingerMode::wait) {
     A::fence();  // pairs with the application's between its wish and its look at the state
     if ((A::load_relaxed(shared.want) & MW_WANT_CLOSED) != 0) futex_wake_all(shared.state);
   }
-  const uint32_t keep = s.flags & kWarm;
-  s.flags = keep;
-  s.conn = 0;
-  s.error_seq = 0;
-  s.oob_mark = 0;
-  s.untold = 0;
-  s.rcvlowat = 1;
-  s.rx_limit = 0;
-  s.control_room = 0;
-  s.backlog = 0;
-  s.linger = LingerMode::off;
-  if (s.tx_high > MW_PAGE && keep == 0) {
-    s.flags |= kWarm;
-    warm_.push_back(i);
+  const uint32_t keep = s->flags & kWarm;
+  s->flags = keep;
+  s->conn = 0;
+  s->error_seq = 0;
+  s->oob_mark = 0;
+  s->untold = 0;
+  s->rcvlowat = 1;
+  s->rx_limit = 0;
+  s->control_room = 0;
+  s->backlog = 0;
+  s->linger = LingerMode::off;
+  if (s->tx_high > MW_PAGE && keep == 0) {
+    s->flags |= kWarm;
+    warm_.push_back(s.index);
   }
-  s.last_tick = tick_;
-  ins_.slots.release(i);
+  s->last_tick = tick_;
+  ins_.slots.release(s.index);
   if (!stalled_.empty()) retry_now_ = true;
 }
 
@@ -206,10 +205,9 @@ void Worker::bury(int placeholder) {
 bool Worker::records_under_way() const {
   // None was handed over yet: the slot is another worker's.
   if (ch_.worker_of(handed_by_) != index_) return false;
-  Sock* s = ins_.slots.find(handed_by_);
+  const SlotRef s = ins_.slots.find(handed_by_);
   int queued = 0;
-  return s != nullptr && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 &&
-         queued != 0;
+  return s && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 && queued != 0;
 }
 
 void Worker::close_dead() {

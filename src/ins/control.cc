@@ -352,7 +352,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
     return error();
   if (::listen(real.get(), l.backlog) < 0) return error();
   if (!ins_.slots.claim(l.slot, l.gen)) return EBUSY;
-  Sock& s = ins_.slots.at(l.slot);
+  Sock& s = *ins_.slots.at(l.slot);
   s.fd = real.release();
   s.ph = placeholder.release();
   s.kind = SockKind::stream;

@@ -49,12 +49,11 @@ bool is_icmp(msghdr& m) {
 }  // namespace
 
 // Tells the pending error, and whether there are entries in the error queue.
-void Worker::dgram_errors(uint32_t i, Sock& s) {
+void Worker::dgram_errors(SlotRef s) {
   int err = 0;
   socklen_t len = sizeof err;
-  if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0)
-    publish_error(i, s, err);
-  if (has_error_queue(s)) set_state(i, s, s.state | MW_ST_ERRQ);
+  if (::getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0) publish_error(s, err);
+  if (has_error_queue(*s)) set_state(s, s->state | MW_ST_ERRQ);
 }
 
 void Worker::datagram_refused(const Sock& s) {
@@ -65,52 +64,52 @@ void Worker::datagram_refused(const Sock& s) {
     ins_.loopback_hint.refused(true, loopback_target(address, len));
 }
 
-void Worker::on_dgram_event(uint32_t i, Sock& s, uint32_t events) {
-  if (s.fd < 0) return;
+void Worker::on_dgram_event(SlotRef s, uint32_t events) {
+  if (s->fd < 0) return;
   uint32_t news = 0;
-  if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 || events == 0) news |= dgram_rx(i, s);
+  if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 || events == 0) news |= dgram_rx(s);
   if ((events & EPOLLERR) != 0) {
-    dgram_errors(i, s);
+    dgram_errors(s);
     news |= kNewsAll;
   }
   // The shut sides and their poll bits are decided by the application's own shutdown().
-  uint32_t state = s.state;
+  uint32_t state = s->state;
   if ((events & EPOLLRDHUP) != 0) state |= MW_ST_RCV_SHUT;
   if ((events & EPOLLHUP) != 0) state |= MW_ST_CLOSED;
-  if (state != s.state) {
-    set_state(i, s, state);
+  if (state != s->state) {
+    set_state(s, state);
     news |= kNewsAll;
   }
   if ((events & EPOLLOUT) != 0) news |= kNewsOut;
-  if (news != 0) announce(i, news);
+  if (news != 0) announce(s, news);
 }
 
-uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
+uint32_t Worker::dgram_rx(SlotRef s) {
   const uint32_t capacity = ch_.geometry().rx_ring;
-  const RingBytes ring = ch_.rx(i);
-  mw_slot& shared = ch_.slot(i);
+  const RingBytes ring = ch_.rx(s.index);
+  mw_slot& shared = ch_.slot(s.index);
   const auto largest = static_cast<uint32_t>(mw_dgram_bytes(kMaxControl, kMaxDatagram));
   const uint32_t need = largest < capacity ? largest : capacity;
   const uint32_t data_room = need - static_cast<uint32_t>(sizeof(mw_dgram_head)) - kMaxControl - 7;
   // The application can tell how many datagrams there are ahead of it: few, and never none.
-  const uint32_t limit = rx_limit(s);
+  const uint32_t limit = rx_limit(*s);
   const uint32_t enough = std::max(need, capacity - limit / 2);
   uint32_t news = 0;
   for (int turn = 0;; ++turn) {
-    auto room = ring_room(capacity, s.rx_tail, shared.rx_head);
+    auto room = ring_room(capacity, s->rx_tail, shared.rx_head);
     if (!room) {
       fault(room.error());
       return 0;
     }
     const uint32_t used = capacity - *room;
     if (*room < need || (used != 0 && used >= limit) ||
-        ((s.flags & kRxWait) != 0 && *room < enough)) {
-      if (!rx_wait_for_room(i, s, enough)) break;
+        ((s->flags & kRxWait) != 0 && *room < enough)) {
+      if (!rx_wait_for_room(s, enough)) break;
       continue;
     }
-    s.flags &= ~kRxWait;
+    s->flags &= ~kRxWait;
     if (turn == kDatagramsPerTurn) {
-      requeue(i, s);
+      requeue(s);
       break;
     }
     mw_dgram_head head{};
@@ -123,14 +122,14 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
     m.msg_controllen = sizeof control;
     m.msg_iov = iov;
     // Most have as many control messages as the one before.
-    const uint32_t control_at = s.rx_tail + static_cast<uint32_t>(sizeof head);
-    const uint32_t data_at = control_at + s.control_room;
+    const uint32_t control_at = s->rx_tail + static_cast<uint32_t>(sizeof head);
+    const uint32_t data_at = control_at + s->control_room;
     m.msg_iovlen = static_cast<size_t>(ring.pieces(data_at, data_room, iov));
-    const ssize_t n = ::recvmsg(s.fd, &m, MSG_DONTWAIT);
+    const ssize_t n = ::recvmsg(s->fd, &m, MSG_DONTWAIT);
     if (n < 0) {
       if (errno == EINTR) continue;
       if (errno == EAGAIN) break;
-      publish_error(i, s, errno);
+      publish_error(s, errno);
       news |= kNewsAll;
       if (errno == ENOTCONN || errno == EBADF || turn >= kDatagramsPerTurn) break;
       continue;  // an ICMP error does not stand for a datagram
@@ -140,28 +139,28 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
       continue;
     const auto data_len = static_cast<uint32_t>(n);
     // After shutdown for reading an empty queue reads as an empty datagram from nowhere.
-    if (n == 0 && m.msg_namelen == 0 && (s.state & MW_ST_RCV_SHUT) != 0) break;
+    if (n == 0 && m.msg_namelen == 0 && (s->state & MW_ST_RCV_SHUT) != 0) break;
     head.data_len = data_len;
     const auto control_len = static_cast<uint32_t>(m.msg_controllen);
     head.flags = m.msg_flags & (MSG_TRUNC | MSG_CTRUNC);
     head.name_len = m.msg_namelen <= sizeof head.name ? m.msg_namelen : sizeof head.name;
-    if (control_len > s.control_room) {
+    if (control_len > s->control_room) {
       // They come first in the record: make way for them.
       if (scratch_.size() < data_len) scratch_.resize(kMaxDatagram + 1);
       ring.copy_out(data_at, scratch_.data(), data_len);
-      s.control_room = static_cast<uint16_t>(CMSG_ALIGN(control_len));
-      ring.copy_in(control_at + s.control_room, scratch_.data(), data_len);
+      s->control_room = static_cast<uint16_t>(CMSG_ALIGN(control_len));
+      ring.copy_in(control_at + s->control_room, scratch_.data(), data_len);
     }
-    head.control_len = s.control_room;
+    head.control_len = s->control_room;
     std::memset(control + control_len, 0, head.control_len - control_len);
     if (head.control_len != 0) ring.copy_in(control_at, control, head.control_len);
-    ring.copy_in(s.rx_tail, &head, sizeof head);
-    s.rx_tail += static_cast<uint32_t>(mw_dgram_bytes(head.control_len, data_len));
-    A::store_release(shared.rx_tail, s.rx_tail);
-    s.bytes_in += data_len;
-    if (s.bytes_in == data_len) s.sampled.first_in_ms = coarse_monotonic_ms();
-    telemetry_.event(MW_TEL_RECV, i, s);
-    touch(i, s);
+    ring.copy_in(s->rx_tail, &head, sizeof head);
+    s->rx_tail += static_cast<uint32_t>(mw_dgram_bytes(head.control_len, data_len));
+    A::store_release(shared.rx_tail, s->rx_tail);
+    s->bytes_in += data_len;
+    if (s->bytes_in == data_len) s->sampled.first_in_ms = coarse_monotonic_ms();
+    telemetry_.event(MW_TEL_RECV, s);
+    touch(s);
     stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + data_len,
                             std::memory_order_relaxed);
     news |= kNewsIn;
@@ -169,33 +168,33 @@ uint32_t Worker::dgram_rx(uint32_t i, Sock& s) {
   return news;
 }
 
-void Worker::dgram_option_set(uint32_t i, Sock& s, int level, int name) {
-  keep_control_messages(s.fd, level, name);
+void Worker::dgram_option_set(SlotRef s, int level, int name) {
+  keep_control_messages(s->fd, level, name);
   if (level != SOL_SOCKET || (name != SO_RCVBUF && name != SO_RCVBUFFORCE)) return;
-  s.rx_limit = datagrams_ahead(s.fd);
-  A::store_relaxed(ch_.slot(i).rx_limit, rx_limit(s));
-  if ((s.flags & kRxWait) == 0) return;
-  if (const uint32_t news = dgram_rx(i, s); news != 0) announce(i, news);
+  s->rx_limit = datagrams_ahead(s->fd);
+  A::store_relaxed(ch_.slot(s.index).rx_limit, rx_limit(*s));
+  if ((s->flags & kRxWait) == 0) return;
+  if (const uint32_t news = dgram_rx(s); news != 0) announce(s, news);
 }
 
 // An entry of the error queue was taken. The kernel's pending error is then that of the next entry,
 // and none if there is no next one; ours follows.
-void Worker::error_entry_taken(uint32_t i, Sock& s, msghdr& taken) {
+void Worker::error_entry_taken(SlotRef s, msghdr& taken) {
   int err = 0;
   socklen_t len = sizeof err;
-  if (s.kind == SockKind::dgram && ::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 &&
+  if (s->kind == SockKind::dgram && ::getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 &&
       (err != 0 || is_icmp(taken)))
-    publish_error(i, s, err);
-  set_state(i, s, has_error_queue(s) ? s.state | MW_ST_ERRQ : s.state & ~MW_ST_ERRQ);
+    publish_error(s, err);
+  set_state(s, has_error_queue(*s) ? s->state | MW_ST_ERRQ : s->state & ~MW_ST_ERRQ);
 }
 
-void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
+void Worker::dgram_send(SlotRef s, const Request& r, Answer& a) {
   const auto name_len = static_cast<uint32_t>(r.arg[1]);
   const auto control_len = static_cast<uint32_t>(r.arg[2]);
   const auto data_len = static_cast<uint32_t>(r.arg[3]);
   const bool inlined = (r.flags2 & MW_SEND_INLINE) != 0;
   const bool too_long = (r.flags2 & MW_SEND_TOO_LONG) != 0;
-  mw_slot& shared = ch_.slot(i);
+  mw_slot& shared = ch_.slot(s.index);
   iovec iov[2];
   msghdr m{};
   m.msg_iov = iov;
@@ -216,33 +215,33 @@ void Worker::dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a) {
     iov[0] = {nullptr, data_len};
     m.msg_iovlen = 1;
   } else {
-    auto ready = ring_ready(ch_.geometry().tx_ring, s.tx_head, shared.tx_tail);
+    auto ready = ring_ready(ch_.geometry().tx_ring, s->tx_head, shared.tx_tail);
     if (!ready) return fault(ready.error());
     if (*ready < data_len) return fault({Fault::peer, 0, "a message that is not in its ring"});
-    m.msg_iovlen = static_cast<size_t>(ch_.tx(i).pieces(s.tx_head, data_len, iov));
+    m.msg_iovlen = static_cast<size_t>(ch_.tx(s.index).pieces(s->tx_head, data_len, iov));
   }
   constexpr int kRefused = MSG_ZEROCOPY | MSG_FASTOPEN | MSG_ERRQUEUE;
   const int flags = (r.arg[0] & ~kRefused) | MSG_DONTWAIT | MSG_NOSIGNAL;
   ssize_t n = 0;
   do {
-    n = ::sendmsg(s.fd, &m, flags);
+    n = ::sendmsg(s->fd, &m, flags);
   } while (n < 0 && errno == EINTR);
   a.ret = static_cast<int32_t>(n);
   a.err = n < 0 ? errno : 0;
   if (!inlined && !too_long) {
-    s.tx_head += data_len;
-    A::store_release(shared.tx_head, s.tx_head);
-    s.last_tick = tick_;
+    s->tx_head += data_len;
+    A::store_release(shared.tx_head, s->tx_head);
+    s->last_tick = tick_;
   }
   if (n < 0) {
     // What it left in the error queue is seen as soon as the call has returned.
-    if (s.kind == SockKind::dgram && a.err == ECONNREFUSED) datagram_refused(s);
-    if (s.kind == SockKind::dgram && a.err != EAGAIN) dgram_errors(i, s);
+    if (s->kind == SockKind::dgram && a.err == ECONNREFUSED) datagram_refused(*s);
+    if (s->kind == SockKind::dgram && a.err != EAGAIN) dgram_errors(s);
     return;
   }
-  s.bytes_out += static_cast<uint64_t>(n);
-  if (s.sampled.first_out_ms == 0) s.sampled.first_out_ms = coarse_monotonic_ms();
-  telemetry_.event(MW_TEL_SEND, i, s);
+  s->bytes_out += static_cast<uint64_t>(n);
+  if (s->sampled.first_out_ms == 0) s->sampled.first_out_ms = coarse_monotonic_ms();
+  telemetry_.event(MW_TEL_SEND, s);
   if (n > 0)
     stats_.bytes_sent.store(
         stats_.bytes_sent.load(std::memory_order_relaxed) + static_cast<uint64_t>(n),

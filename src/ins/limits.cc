@@ -46,14 +46,14 @@ bool take_value(const InsRequest& r, T& value) {
 
 }  // namespace
 
-Limits& Worker::limits_of(uint32_t i, Sock& s) {
-  if (s.limits == nullptr) {
-    s.limits = std::make_unique<Limits>();
-    s.limits->slot = i;
-    s.limits->peer = peer_of(s.fd);
-    s.flags |= kLimited;
+Limits& Worker::limits_of(SlotRef s) {
+  if (s->limits == nullptr) {
+    s->limits = std::make_unique<Limits>();
+    s->limits->slot = s.index;
+    s->limits->peer = peer_of(s->fd);
+    s->flags |= kLimited;
   }
-  return *s.limits;
+  return *s->limits;
 }
 
 void Worker::drop_limits(Sock& s) {
@@ -65,7 +65,7 @@ void Worker::drop_limits(Sock& s) {
 }
 
 // A connection that was just accepted, and is nobody's yet. False: it is not wanted.
-bool Worker::admit(uint32_t i, Sock& s, const mw_addr& peer) {
+bool Worker::admit(SlotRef s, const mw_addr& peer) {
   sockaddr_storage ss{};
   std::memcpy(&ss, peer.bytes, sizeof peer.bytes);
   const PeerAddress address = peer_address_of(reinterpret_cast<const sockaddr*>(&ss), peer.len);
@@ -73,14 +73,14 @@ bool Worker::admit(uint32_t i, Sock& s, const mw_addr& peer) {
   if (a.refused) return false;
   if (a.census == 0 && a.in.rate == 0 && a.out.rate == 0) return true;
   // Its worker puts it into its wheel with the first event, which a new socket always has.
-  s.limits = std::make_unique<Limits>();
-  s.limits->slot = i;
-  s.limits->peer = address;
-  s.limits->counted = a.census;
-  s.limits->in.rule = a.in;
-  s.limits->out.rule = a.out;
-  if (a.in.rate != 0) s.limits->in.begin(monotonic_ns(), 0);
-  s.flags |= kLimited;
+  s->limits = std::make_unique<Limits>();
+  s->limits->slot = s.index;
+  s->limits->peer = address;
+  s->limits->counted = a.census;
+  s->limits->in.rule = a.in;
+  s->limits->out.rule = a.out;
+  if (a.in.rate != 0) s->limits->in.begin(monotonic_ns(), 0);
+  s->flags |= kLimited;
   return true;
 }
 
@@ -115,47 +115,48 @@ void Worker::limits_before_send(Sock& s) {
 void Worker::limits_turn() {
   const int64_t now = monotonic_ns();
   wheel_.advance(now, [this, now](Limits& l) {
-    Sock* s = ins_.slots.find(l.slot);
-    if (s != nullptr && s->limits.get() == &l) limit_due(l.slot, *s, now);
+    const SlotRef s = ins_.slots.find(l.slot);
+    if (s && s->limits.get() == &l) limit_due(s, now);
   });
 }
 
 // A deadline may have passed.
-void Worker::limit_due(uint32_t i, Sock& s, int64_t now) {
-  Limits& l = *s.limits;
+void Worker::limit_due(SlotRef s, int64_t now) {
+  Limits& l = *s->limits;
   int64_t due = INT64_MAX;
   if (l.in.runs() && (l.paused & kPauseIn) == 0) {
-    if ((s.flags & kReadDone) != 0 || (s.state & MW_ST_EOF) != 0) {
+    if ((s->flags & kReadDone) != 0 || (s->state & MW_ST_EOF) != 0) {
       l.in.stop();
     } else {
-      if ((s.flags & kRxWait) != 0) l.in.begin(now, s.bytes_in);  // the application is the slow one
-      due = l.in.deadline_ns(s.bytes_in);
-      if (due <= now) return cut(i, s, MW_TEL_CUT_MIN_RATE_IN);
+      if ((s->flags & kRxWait) != 0)
+        l.in.begin(now, s->bytes_in);  // the application is the slow one
+      due = l.in.deadline_ns(s->bytes_in);
+      if (due <= now) return cut(s, MW_TEL_CUT_MIN_RATE_IN);
     }
   }
   if (l.out.runs() && (l.paused & kPauseOut) == 0) {
-    const uint64_t waiting = unacknowledged(s.fd);
-    auto left = ring_ready(ch_.geometry().tx_ring, s.tx_head, ch_.slot(i).tx_tail);
+    const uint64_t waiting = unacknowledged(s->fd);
+    auto left = ring_ready(ch_.geometry().tx_ring, s->tx_head, ch_.slot(s.index).tx_tail);
     if (!left) return fault(left.error());
     if (waiting == 0 && *left == 0) {
       l.out.stop();
     } else {
-      const int64_t out_due = l.out.deadline_ns(std::max(l.out.base, acknowledged(s, waiting)));
-      if (out_due <= now) return cut(i, s, MW_TEL_CUT_MIN_RATE_OUT);
+      const int64_t out_due = l.out.deadline_ns(std::max(l.out.base, acknowledged(*s, waiting)));
+      if (out_due <= now) return cut(s, MW_TEL_CUT_MIN_RATE_OUT);
       due = std::min(due, out_due);
     }
   }
   if (due != INT64_MAX) wheel_.set(l, now, due);
 }
 
-void Worker::cut(uint32_t i, Sock& s, uint32_t why) {
-  s.limits->cut = why;
-  cut_off(i, s);
+void Worker::cut(SlotRef s, uint32_t why) {
+  s->limits->cut = why;
+  cut_off(s);
 }
 
 // ---- what the driver asks for ----
 
-void Worker::min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply) {
+void Worker::min_rate(SlotRef s, const InsRequest& r, InsReply& reply) {
   struct Value {
     uint64_t rate;
     uint64_t grace_s;
@@ -167,7 +168,7 @@ void Worker::min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply)
     return;
   }
   MinRate rule{value.rate, value.grace_s};
-  if (s == nullptr) {
+  if (!s) {
     if (r.write != 0) ins_.wishes.set_rate(out, rule);
     rule = ins_.wishes.rate(out);
   } else if (s->kind != SockKind::stream || s->listener != nullptr) {
@@ -176,32 +177,32 @@ void Worker::min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply)
   } else if (r.write == 0) {
     if (s->limits != nullptr) rule = (out ? s->limits->out : s->limits->in).rule;
   } else {
-    set_min_rate(i, *s, out, rule);
+    set_min_rate(s, out, rule);
   }
   put_value(reply, Value{rule.rate, rule.grace_s});
 }
 
-void Worker::set_min_rate(uint32_t i, Sock& s, bool out, const MinRate& rule) {
-  if (s.limits == nullptr && rule.rate == 0) return;
-  Limits& l = limits_of(i, s);
+void Worker::set_min_rate(SlotRef s, bool out, const MinRate& rule) {
+  if (s->limits == nullptr && rule.rate == 0) return;
+  Limits& l = limits_of(s);
   RateClock& clock = out ? l.out : l.in;
   clock.rule = rule;
   clock.stop();
   const int64_t now = monotonic_ns();
   if (rule.rate != 0 && out) {
-    const uint64_t waiting = unacknowledged(s.fd);
-    if (waiting != 0) clock.begin(now, acknowledged(s, waiting));
-  } else if (rule.rate != 0 && (s.state & MW_ST_CONNECTED) != 0 && (s.flags & kSentLast) == 0) {
-    clock.begin(now, s.bytes_in);
+    const uint64_t waiting = unacknowledged(s->fd);
+    if (waiting != 0) clock.begin(now, acknowledged(*s, waiting));
+  } else if (rule.rate != 0 && (s->state & MW_ST_CONNECTED) != 0 && (s->flags & kSentLast) == 0) {
+    clock.begin(now, s->bytes_in);
   }
   wheel_.remove(l);
-  arm(s);
+  arm(*s);
 }
 
-void Worker::pause(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply) {
+void Worker::pause(SlotRef s, const InsRequest& r, InsReply& reply) {
   uint32_t bits = 0;
-  if (s == nullptr || s->kind != SockKind::stream || s->listener != nullptr) {
-    reply.status = s == nullptr ? EBADF : EOPNOTSUPP;
+  if (!s || s->kind != SockKind::stream || s->listener != nullptr) {
+    reply.status = !s ? EBADF : EOPNOTSUPP;
     return;
   }
   if (r.write != 0) {
@@ -209,14 +210,14 @@ void Worker::pause(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply) {
       reply.status = EINVAL;
       return;
     }
-    set_paused(i, *s, bits);
+    set_paused(s, bits);
   }
   put_value(reply, s->limits == nullptr ? 0 : s->limits->paused);
 }
 
-void Worker::set_paused(uint32_t i, Sock& s, uint32_t bits) {
-  if (s.limits == nullptr && bits == 0) return;
-  Limits& l = limits_of(i, s);
+void Worker::set_paused(SlotRef s, uint32_t bits) {
+  if (s->limits == nullptr && bits == 0) return;
+  Limits& l = limits_of(s);
   const int64_t now = monotonic_ns();
   // A clock stands still while its direction does.
   if (l.in.runs() && (l.paused & kPauseIn) != 0) l.in.since_ns += now - l.paused_at_ns;
@@ -224,9 +225,9 @@ void Worker::set_paused(uint32_t i, Sock& s, uint32_t bits) {
   l.paused_at_ns = now;
   l.paused = bits;
   wheel_.remove(l);
-  arm(s);
+  arm(*s);
   // What waits moves on.
-  requeue(i, s);
+  requeue(s);
 }
 
 PeerAddress Worker::peer_named(const InsRequest& r) {
@@ -241,11 +242,11 @@ void Worker::allow(const InsRequest& r) {
   ins_.wishes.allow(peer, r.write != 0);
   if (r.write == 0) return;
   // What held for it by default holds no more.
-  each_socket([&](uint32_t, Sock& s) {
-    if (s.limits == nullptr || s.limits->peer != peer) return;
-    s.limits->in = RateClock{};
-    s.limits->out = RateClock{};
-    wheel_.remove(*s.limits);
+  each_socket([&](SlotRef s) {
+    if (s->limits == nullptr || s->limits->peer != peer) return;
+    s->limits->in = RateClock{};
+    s->limits->out = RateClock{};
+    wheel_.remove(*s->limits);
   });
 }
 
@@ -258,20 +259,20 @@ void Worker::peer_cap(const InsRequest& r) {
 void Worker::count_peers() {
   const uint32_t census = ins_.wishes.census();
   if (census == 0) return;
-  each_socket([&](uint32_t i, Sock& s) {
-    if (s.kind != SockKind::stream || (s.flags & kAccepted) == 0) return;
-    Limits& l = limits_of(i, s);
+  each_socket([&](SlotRef s) {
+    if (s->kind != SockKind::stream || (s->flags & kAccepted) == 0) return;
+    Limits& l = limits_of(s);
     if (l.counted != census) l.counted = ins_.wishes.count(l.peer);
   });
 }
 
 void Worker::forget_limits() {
-  each_socket([&](uint32_t i, Sock& s) {
-    if (s.limits == nullptr) return;
-    set_paused(i, s, 0);
-    s.limits->in = RateClock{};
-    s.limits->out = RateClock{};
-    wheel_.remove(*s.limits);
+  each_socket([&](SlotRef s) {
+    if (s->limits == nullptr) return;
+    set_paused(s, 0);
+    s->limits->in = RateClock{};
+    s->limits->out = RateClock{};
+    wheel_.remove(*s->limits);
   });
 }
 

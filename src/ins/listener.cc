@@ -78,20 +78,20 @@ uint32_t accepted_ahead(uint32_t backlog) {
   return std::clamp(backlog / kPartAhead, 1u, kMaxAhead);
 }
 
-void Worker::listener_started(uint32_t i, Sock& s, int backlog) {
-  if (s.listener == nullptr) s.listener = std::make_unique<ListenerState>();
-  ListenerState& l = *s.listener;
-  s.backlog = backlog;
-  l.backlog = l.share = backlog_of(s.fd, backlog);
+void Worker::listener_started(SlotRef s, int backlog) {
+  if (s->listener == nullptr) s->listener = std::make_unique<ListenerState>();
+  ListenerState& l = *s->listener;
+  s->backlog = backlog;
+  l.backlog = l.share = backlog_of(s->fd, backlog);
   l.limit = accepted_ahead(l.backlog);
-  l.bound_here = get_name(s.fd, l.local) && !is_wildcard(l.local);
+  l.bound_here = get_name(s->fd, l.local) && !is_wildcard(l.local);
   // The kernel doubles it: in use may be four times the half of the bound when EPOLLOUT is raised.
   const int room = static_cast<int>(std::max(l.limit, kShortAhead) * record_cost_);
-  if (room > 0) ::setsockopt(s.ph, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
-  set_state(i, s, MW_ST_OPEN | MW_ST_LISTENING);
-  share_out(s, l.ahead);
-  watch_real(i, s);
-  announce_listener(i, s);
+  if (room > 0) ::setsockopt(s->ph, SOL_SOCKET, SO_SNDBUF, &room, sizeof room);
+  set_state(s, MW_ST_OPEN | MW_ST_LISTENING);
+  share_out(*s, l.ahead);
+  watch_real(s);
+  announce_listener(s);
 }
 
 // Gives the real listener what `ahead` leaves of the backlog.
@@ -113,34 +113,34 @@ int family_of(const mw_addr& a) {
 }  // namespace
 
 // Tells the driver, so that it can have the listener made again by a successor.
-void Worker::announce_listener(uint32_t i, Sock& s) {
+void Worker::announce_listener(SlotRef s) {
   auto l = std::make_unique<ControlListener>();
   l->type = ControlType::listener_up;
-  l->slot = i;
-  l->gen = s.gen;
+  l->slot = s.index;
+  l->gen = s->gen;
   // IPV6_ADDRFORM may have made it one of IPv4.
-  l->domain = family_of(s.listener->local);
+  l->domain = family_of(s->listener->local);
   l->socket_type = SOCK_STREAM;
-  l->protocol = s.protocol;
-  l->backlog = s.backlog;
-  l->local = s.listener->local;
-  if (s.options != nullptr) {
-    l->option_count = s.options->count;
-    std::copy_n(s.options->options, s.options->count, l->options);
+  l->protocol = s->protocol;
+  l->backlog = s->backlog;
+  l->local = s->listener->local;
+  if (s->options != nullptr) {
+    l->option_count = s->options->count;
+    std::copy_n(s->options->options, s->options->count, l->options);
   }
-  UniqueFd placeholder{::fcntl(s.ph, F_DUPFD_CLOEXEC, 0)};
+  UniqueFd placeholder{::fcntl(s->ph, F_DUPFD_CLOEXEC, 0)};
   if (!placeholder) {
-    log_line("mwins", "listener %u: no descriptor left to have it survive a restart", i);
+    log_line("mwins", "listener %u: no descriptor left to have it survive a restart", s.index);
     return;
   }
-  ControlNote note(Kind::listener_up, i, s.gen);
+  ControlNote note(Kind::listener_up, s.index, s->gen);
   note.listener = std::move(l);
   note.placeholder = std::move(placeholder);
   ins_.to_control.post(std::move(note));
 }
 
-void Worker::on_listener_event(uint32_t i, Sock& s) {
-  accept_some(i, s);
+void Worker::on_listener_event(SlotRef s) {
+  accept_some(s);
 }
 
 // Counts what the application has not taken.
@@ -170,95 +170,95 @@ bool Worker::is_slow(const ListenerState& l) {
   return coarse_monotonic_ms() - l.sent_ms > kForgivenMs;
 }
 
-void Worker::watch_takes(uint32_t i, Sock& s, bool on) {
-  ListenerState& l = *s.listener;
+void Worker::watch_takes(SlotRef s, bool on) {
+  ListenerState& l = *s->listener;
   // Looks at once, so a record taken meanwhile is not missed.
-  if (on != l.armed && watch(s.ph, kPlaceholderEvents | (on ? uint32_t{EPOLLOUT} : 0), i, s.gen,
-                             true, EPOLL_CTL_MOD))
+  if (on != l.armed && watch(s->ph, kPlaceholderEvents | (on ? uint32_t{EPOLLOUT} : 0), s.index,
+                             s->gen, true, EPOLL_CTL_MOD))
     l.armed = on;
 }
 
 // Makes ready for one more to be accepted. False: the application has enough for now.
-bool Worker::room_ahead(uint32_t i, Sock& s) {
-  ListenerState& l = *s.listener;
+bool Worker::room_ahead(SlotRef s) {
+  ListenerState& l = *s->listener;
   if (l.ahead >= most_ahead(l) || (!l.prompt && l.ahead != 0) || (l.extra != 0 && is_slow(l)))
-    count_ahead(s);
+    count_ahead(*s);
   if (l.ahead >= most_ahead(l)) {
     // If nobody waits, the next client's coming is news enough.
-    if (!l.is_cut() && !has_waiting(s.fd)) return false;
+    if (!l.is_cut() && !has_waiting(s->fd)) return false;
     l.prompt = false;
-    share_out(s, l.ahead);
-    watch_takes(i, s, true);
+    share_out(*s, l.ahead);
+    watch_takes(s, true);
     return false;
   }
-  share_out(s, l.prompt ? 0 : l.ahead + 1);
+  share_out(*s, l.prompt ? 0 : l.ahead + 1);
   return true;
 }
 
 // The real listener's queue is empty. What the application takes from here on is of interest only
 // if that gives its share back.
-void Worker::nobody_waits(uint32_t i, Sock& s) {
-  ListenerState& l = *s.listener;
+void Worker::nobody_waits(SlotRef s) {
+  ListenerState& l = *s->listener;
   if (l.is_cut()) {
-    count_ahead(s);
-    share_out(s, l.ahead);
+    count_ahead(*s);
+    share_out(*s, l.ahead);
   }
-  watch_takes(i, s, l.is_cut());
+  watch_takes(s, l.is_cut());
 }
 
-void Worker::accept_some(uint32_t i, Sock& s) {
-  if ((s.state & MW_ST_LISTENING) == 0 || s.listener->stalled) return;
-  if (s.listener->backlog == 0) return tell_of_one(i, s);
+void Worker::accept_some(SlotRef s) {
+  if ((s->state & MW_ST_LISTENING) == 0 || s->listener->stalled) return;
+  if (s->listener->backlog == 0) return tell_of_one(s);
   for (int k = 0; k < kAcceptsPerTurn; ++k) {
-    if (!room_ahead(i, s)) return;
-    if (!accept_one(i, s)) return;
+    if (!room_ahead(s)) return;
+    if (!accept_one(s)) return;
   }
-  requeue(i, s);
+  requeue(s);
 }
 
 // The real listener's shortest queue has a place for one, so none is accepted ahead of a program
 // that wants no queue. It is told that one waits, and asks for it.
-void Worker::tell_of_one(uint32_t i, Sock& s) {
-  ListenerState& l = *s.listener;
-  if (l.told || !has_waiting(s.fd)) return;
+void Worker::tell_of_one(SlotRef s) {
+  ListenerState& l = *s->listener;
+  if (l.told || !has_waiting(s->fd)) return;
   mw_accept_record record{};
   record.magic = MW_ACCEPT_MAGIC;
-  record.slot = i;
-  record.gen = s.gen;
+  record.slot = s.index;
+  record.gen = s->gen;
   record.flags = MW_ACCEPT_BARE | MW_ACCEPT_ASK;
-  if (!send_message(s.ph, bytes_of(record), {}, MSG_DONTWAIT)) return watch_takes(i, s, true);
-  watch_takes(i, s, false);
+  if (!send_message(s->ph, bytes_of(record), {}, MSG_DONTWAIT)) return watch_takes(s, true);
+  watch_takes(s, false);
   l.told = true;
   l.told_at = tick_;
-  look_later(i, l);
+  look_later(s.index, l);
 }
 
-void Worker::call_accept(uint32_t i, Sock& s, Answer& a) {
+void Worker::call_accept(SlotRef s, Answer& a) {
   a.ret = -1;
   a.err = EINVAL;
-  if (s.listener == nullptr || (s.state & MW_ST_LISTENING) == 0) return;
+  if (s->listener == nullptr || (s->state & MW_ST_LISTENING) == 0) return;
   a.err = EAGAIN;
-  s.listener->told = false;
-  while (accept_one(i, s, &a) && a.out_len == 0) {
+  s->listener->told = false;
+  while (accept_one(s, &a) && a.out_len == 0) {
   }
-  accept_some(i, s);
+  accept_some(s);
 }
 
-void Worker::stall(uint32_t i, Sock& s) {
-  if (s.listener->stalled) return;
+void Worker::stall(SlotRef s) {
+  if (s->listener->stalled) return;
   close_dead();
-  s.listener->stalled = true;
-  stalled_.push_back(i);
+  s->listener->stalled = true;
+  stalled_.push_back(s.index);
 }
 
 void Worker::retry_stalled() {
   retry_now_ = false;
   const std::vector<uint32_t> again = std::exchange(stalled_, {});
   for (const uint32_t i : again) {
-    Sock* s = ins_.slots.find(i);
-    if (s == nullptr || s->listener == nullptr || !s->listener->stalled) continue;
+    const SlotRef s = ins_.slots.find(i);
+    if (!s || s->listener == nullptr || !s->listener->stalled) continue;
     s->listener->stalled = false;
-    accept_some(i, *s);
+    accept_some(s);
   }
 }
 
@@ -278,38 +278,37 @@ Result<Worker::NewPlaceholder> Worker::make_placeholder(uint32_t slot, uint32_t 
 
 // Accepts one connection and hands it to the application, in `answer` if there is one. False: none
 // is there, or not now.
-bool Worker::accept_one(uint32_t i, Sock& s, Answer* answer) {
-  ListenerState& l = *s.listener;
+bool Worker::accept_one(SlotRef s, Answer* answer) {
+  ListenerState& l = *s->listener;
   auto slot = ins_.slots.allocate(spread_);
   if (!slot) {
-    stall(i, s);
+    stall(s);
     return false;
   }
-  const uint32_t n = *slot;
-  Sock& c = ins_.slots.at(n);
+  const SlotRef c = *slot;
   const auto give_back = [&] {
-    drop_limits(c);
-    ins_.slots.release(n);
+    drop_limits(*c);
+    ins_.slots.release(c.index);
     return false;
   };
   mw_accept_record record{};
   socklen_t len = sizeof record.peer.bytes;
-  UniqueFd real{::accept4(s.fd, reinterpret_cast<sockaddr*>(record.peer.bytes), &len,
+  UniqueFd real{::accept4(s->fd, reinterpret_cast<sockaddr*>(record.peer.bytes), &len,
                           SOCK_NONBLOCK | SOCK_CLOEXEC)};
   if (!real) {
     const int err = errno;
     give_back();
-    if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS) stall(i, s);
-    if (err == EAGAIN) nobody_waits(i, s);
+    if (err == EMFILE || err == ENFILE || err == ENOMEM || err == ENOBUFS) stall(s);
+    if (err == EAGAIN) nobody_waits(s);
     // Errors of one connection (it is gone already) do not end the turn.
     return err == ECONNABORTED || err == EINTR || err == EPROTO || err == EPERM || err == ENETDOWN;
   }
   record.peer.len = std::min<uint32_t>(len, sizeof record.peer.bytes);
   if (ins_.wishes.any()) {
     // It may have come in before its address was blocked, and waited to be accepted.
-    if (!admit(n, c, record.peer)) {
+    if (!admit(c, record.peer)) {
       reset_at_close(real.get());
-      ins_.slots.release(n);
+      ins_.slots.release(c.index);
       return true;
     }
     // It may have come before its listener was told.
@@ -319,53 +318,53 @@ bool Worker::accept_one(uint32_t i, Sock& s, Answer* answer) {
     record.local = l.local;
   else if (!get_name(real.get(), record.local))
     record.local.len = 0;
-  const uint32_t wish = A::load_relaxed(ch_.slot(i).accept_flags);
+  const uint32_t wish = A::load_relaxed(ch_.slot(s.index).accept_flags);
   const bool bare = answer != nullptr || (wish & MW_ACCEPT_BARE) != 0;
   uint32_t number = 0;
   UniqueFd theirs;
   if (!bare) {
-    auto made = make_placeholder(n, c.gen, (wish & MW_ACCEPT_NONBLOCK) != 0);
+    auto made = make_placeholder(c.index, c->gen, (wish & MW_ACCEPT_NONBLOCK) != 0);
     if (!made) {
       // The accepted connection cannot be put back: it is reset, as when a server runs out of
       // memory.
       reset_at_close(real.get());
       give_back();
-      stall(i, s);
+      stall(s);
       return false;
     }
     number = made->number;
     theirs = std::move(made->theirs);
   }
-  c.fd = real.get();
-  c.ph = -1;
-  c.kind = SockKind::stream;
-  c.domain = s.domain;
-  c.protocol = s.protocol;
-  c.linger = s.linger;
-  c.rcvlowat = s.rcvlowat;
-  c.rx_limit = s.rx_limit;
-  c.state = MW_ST_OPEN | MW_ST_CONNECTED;
-  c.flags |= kAccepted;
-  c.conn = MW_CONN_INBOUND | MW_CONN_ESTABLISHED;
-  c.handed.store(false, std::memory_order_relaxed);
-  init_shared_slot(n, c);
-  telemetry_.accepted(i, s, n, c, record.local, record.peer);
+  c->fd = real.get();
+  c->ph = -1;
+  c->kind = SockKind::stream;
+  c->domain = s->domain;
+  c->protocol = s->protocol;
+  c->linger = s->linger;
+  c->rcvlowat = s->rcvlowat;
+  c->rx_limit = s->rx_limit;
+  c->state = MW_ST_OPEN | MW_ST_CONNECTED;
+  c->flags |= kAccepted;
+  c->conn = MW_CONN_INBOUND | MW_CONN_ESTABLISHED;
+  c->handed.store(false, std::memory_order_relaxed);
+  init_shared_slot(c);
+  telemetry_.accepted(s, c, record.local, record.peer);
   // A client that speaks first has often spoken by now: its request is there when the connection
   // is, and nobody waits for it.
-  if (ch_.worker_of(n) == index_) stream_rx(n, c);
+  if (ch_.worker_of(c.index) == index_) stream_rx(c);
   record.magic = MW_ACCEPT_MAGIC;
-  record.slot = n;
-  record.gen = c.gen;
+  record.slot = c.index;
+  record.gen = c->gen;
   record.flags = bare ? MW_ACCEPT_BARE
                       : (wish & MW_ACCEPT_NONBLOCK) | (number + 1) << MW_ACCEPT_PLACEHOLDER_SHIFT;
   const int fds[] = {theirs.get()};
   Status sent = Ok{};
   if (answer == nullptr)
-    sent = send_message(s.ph, bytes_of(record), {fds, bare ? size_t{0} : size_t{1}}, MSG_DONTWAIT);
+    sent = send_message(s->ph, bytes_of(record), {fds, bare ? size_t{0} : size_t{1}}, MSG_DONTWAIT);
   if (!sent) {
     if (!bare) ins_.placeholders.remove(number).reset();
     real.release();
-    reset_and_free(n, c);
+    reset_and_free(c);
     // A full queue: look what was taken before the next one. Else the last descriptor is just being
     // closed.
     if (sent.error().fault == Fault::would_block) l.ahead = l.limit;
@@ -380,36 +379,37 @@ bool Worker::accept_one(uint32_t i, Sock& s, Answer* answer) {
   ++l.sent;
   if (l.limit < kShortAhead) l.sent_ms = coarse_monotonic_ms();
   if (bare)
-    note_bare(i, l, n, c.gen);
+    note_bare(s.index, l, c.index, c->gen);
   else
-    handed_by_ = i;
+    handed_by_ = s.index;
   spread_ = (spread_ + 1) % ch_.geometry().workers;
   real.release();
-  hand_over_accepted(n, c, bare ? -1 : static_cast<int>(number));
+  hand_over_accepted(c, bare ? -1 : static_cast<int>(number));
   return true;
 }
 
 // number: of its placeholder; -1 if its record was bare.
-void Worker::hand_over_accepted(uint32_t n, Sock& c, int number) {
-  const uint32_t gen = c.gen;
-  const uint32_t worker = ch_.worker_of(n);
-  hand_over(n, c, true);
-  c.handed.store(true, std::memory_order_release);
+void Worker::hand_over_accepted(SlotRef c, int number) {
+  const uint32_t gen = c->gen;
+  const uint32_t worker = ch_.worker_of(c.index);
+  hand_over(c, true);
+  c->handed.store(true, std::memory_order_release);
   if (number >= 0) {
     const auto p = static_cast<uint32_t>(number);
     // Not before its worker can find the socket: the end of the placeholder is told once.
     if (!watch_placeholder(ins_.placeholders.end(p), p, gen)) {
       log_line("mwins", "no memory to watch a new connection");
       ins_.placeholders.remove(p).reset();
-      give_up(n, gen);
+      give_up(c.index, gen);
     }
   }
   if (worker == index_) return;
   // It may have been closed by now, before its worker could find it, or would.
   A::fence();
-  if (A::load_relaxed(ch_.slot(n).closed) != gen) return;
+  if (A::load_relaxed(ch_.slot(c.index).closed) != gen) return;
   const uint64_t one = 1;
-  if (ch_.sock_news(worker).add(n)) (void)!::write(ins_.bells[worker].get(), &one, sizeof one);
+  if (ch_.sock_news(worker).add(c.index))
+    (void)!::write(ins_.bells[worker].get(), &one, sizeof one);
 }
 
 // ---- bare records ----
@@ -451,17 +451,17 @@ void Worker::revoke_all(ListenerState& l) {
 
 void Worker::look_for_missing() {
   std::erase_if(handing_, [this](uint32_t i) {
-    Sock* s = ins_.slots.find(i);
-    return s == nullptr || s->listener == nullptr || !look_for_missing(i, *s);
+    const SlotRef s = ins_.slots.find(i);
+    return !s || s->listener == nullptr || !look_for_missing(s);
   });
 }
 
 // Revokes what has been missing since the last look. False: no bare record is left, nor one that
 // tells of a connection.
-bool Worker::look_for_missing(uint32_t i, Sock& s) {
-  ListenerState& l = *s.listener;
+bool Worker::look_for_missing(SlotRef s) {
+  ListenerState& l = *s->listener;
   int bytes = 0;
-  if (record_cost_ == 0 || ::ioctl(s.ph, TIOCOUTQ, &bytes) < 0) return true;
+  if (record_cost_ == 0 || ::ioctl(s->ph, TIOCOUTQ, &bytes) < 0) return true;
   const uint32_t queued = (static_cast<uint32_t>(bytes) + record_cost_ - 1) / record_cost_;
   std::erase_if(l.bare, [&](BareRecord& b) {
     if (!is_waiting(b.slot, b.gen)) return true;
@@ -474,7 +474,7 @@ bool Worker::look_for_missing(uint32_t i, Sock& s) {
   if (l.told && queued == 0 && tick_ - l.told_at > 1) {
     // Whoever took it has not asked, and is dead.
     l.told = false;
-    accept_some(i, s);
+    accept_some(s);
   }
   l.handing = !l.bare.empty() || l.told;
   return l.handing;

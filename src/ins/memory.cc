@@ -11,12 +11,12 @@ constexpr uint32_t kIdleTicks = 2;
 
 }  // namespace
 
-void Worker::touch(uint32_t i, Sock& s) {
-  s.last_tick = tick_;
-  s.rx_touched = 1;
-  if ((s.flags & kWarm) != 0) return;
-  s.flags |= kWarm;
-  warm_.push_back(i);
+void Worker::touch(SlotRef s) {
+  s->last_tick = tick_;
+  s->rx_touched = 1;
+  if ((s->flags & kWarm) != 0) return;
+  s->flags |= kWarm;
+  warm_.push_back(s.index);
 }
 
 void Worker::punch(uint64_t offset, uint64_t bytes) {
@@ -31,7 +31,7 @@ void Worker::release_idle_memory() {
   const mw_geometry& g = ch_.geometry();
   for (size_t k = 0; k < warm_.size();) {
     const uint32_t i = warm_[k];
-    Sock& s = ins_.slots.at(i);
+    Sock& s = *ins_.slots.at(i);
     const bool live = s.live.load(std::memory_order_relaxed) != 0;
     bool keep = tick_ - s.last_tick < kIdleTicks;
     if (!keep && live) {

@@ -81,31 +81,31 @@ bool Worker::take_drop() {
   return true;
 }
 
-void Worker::init_shared_slot(uint32_t i, Sock& s) {
-  s.rx_tail = MW_INDEX_START;
-  s.tx_head = MW_INDEX_START;
-  s.bytes_in = 0;
-  s.bytes_out = 0;
-  s.told = 0;
-  s.made_ns = realtime_ns();
-  s.sampled = {};
-  s.sampled.made_ms = coarse_monotonic_ms();
-  mw_slot& shared = ch_.slot(i);
+void Worker::init_shared_slot(SlotRef s) {
+  s->rx_tail = MW_INDEX_START;
+  s->tx_head = MW_INDEX_START;
+  s->bytes_in = 0;
+  s->bytes_out = 0;
+  s->told = 0;
+  s->made_ns = realtime_ns();
+  s->sampled = {};
+  s->sampled.made_ms = coarse_monotonic_ms();
+  mw_slot& shared = ch_.slot(s.index);
   A::store_relaxed(shared.tx_tail, MW_INDEX_START);
   A::store_relaxed(shared.rx_head, MW_INDEX_START);
   A::store_relaxed(shared.want, 0u);
   A::store_relaxed(shared.accept_flags, 0u);
   for (uint64_t& word : shared.watches) A::store_relaxed(word, uint64_t{0});
   A::store_relaxed(shared.closed, 0u);
-  A::store_relaxed(shared.claim, mw_claim(s.gen, MW_CLAIM_NOBODY));
+  A::store_relaxed(shared.claim, mw_claim(s->gen, MW_CLAIM_NOBODY));
   A::store_relaxed(shared.rx_tail, MW_INDEX_START);
   A::store_relaxed(shared.tx_head, MW_INDEX_START);
   A::store_relaxed(shared.error, 0);
   A::store_relaxed(shared.error_seq, 0u);
   A::store_relaxed(shared.oob_mark, 0u);
-  A::store_relaxed(shared.rx_limit, rx_limit(s));
-  A::store_relaxed(shared.state, s.state);
-  A::store_release(shared.gen, s.gen);
+  A::store_relaxed(shared.rx_limit, rx_limit(*s));
+  A::store_relaxed(shared.state, s->state);
+  A::store_release(shared.gen, s->gen);
 }
 
 namespace {
@@ -148,43 +148,42 @@ void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   if (!real) return failed(errno == EMFILE ? ENFILE : errno);
   auto slot = ins_.slots.allocate(spread_);
   if (!slot) return failed(ENFILE);
-  const uint32_t i = *slot;
+  const SlotRef s = *slot;
   spread_ = (spread_ + 1) % ch_.geometry().workers;
-  Sock& s = ins_.slots.at(i);
-  s.fd = real.release();
-  s.ph = placeholder.release();
-  s.kind = type == SOCK_STREAM ? SockKind::stream : SockKind::dgram;
-  s.domain = static_cast<uint8_t>(domain);
-  s.protocol = r.arg[2];
-  s.state = MW_ST_OPEN;
-  if (s.kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s.fd);
-  if (s.kind == SockKind::dgram) {
-    want_control_messages(s.fd, domain);
-    s.rx_limit = datagrams_ahead(s.fd);
+  s->fd = real.release();
+  s->ph = placeholder.release();
+  s->kind = type == SOCK_STREAM ? SockKind::stream : SockKind::dgram;
+  s->domain = static_cast<uint8_t>(domain);
+  s->protocol = r.arg[2];
+  s->state = MW_ST_OPEN;
+  if (s->kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s->fd);
+  if (s->kind == SockKind::dgram) {
+    want_control_messages(s->fd, domain);
+    s->rx_limit = datagrams_ahead(s->fd);
   }
-  init_shared_slot(i, s);
-  const mw_new_socket out{i, s.gen};
+  init_shared_slot(s);
+  const mw_new_socket out{s.index, s->gen};
   std::memcpy(a.payload, &out, sizeof out);
   a.out_len = sizeof out;
   a.ret = 0;
   a.err = 0;
-  telemetry_.event(MW_TEL_CREATE, i, s);
+  telemetry_.event(MW_TEL_CREATE, s);
   // A datagram socket may receive as soon as it sends; a stream only after connect() or listen().
-  hand_over(i, s, s.kind == SockKind::dgram);
+  hand_over(s, s->kind == SockKind::dgram);
 }
 
 // Hands a new socket, filled in, to its worker. From here on it is that worker's.
-void Worker::hand_over(uint32_t i, Sock& s, bool with_real) {
-  const uint32_t gen = s.gen;
-  const int fd = s.fd;
-  const int ph = s.ph;
-  if (with_real) s.flags |= kRegistered;
-  ins_.slots.publish(i);
-  if ((ph < 0 || watch(ph, kPlaceholderEvents, i, gen, true, EPOLL_CTL_ADD)) &&
-      (!with_real || watch(fd, kRealEvents, i, gen, false, EPOLL_CTL_ADD)))
+void Worker::hand_over(SlotRef s, bool with_real) {
+  const uint32_t gen = s->gen;
+  const int fd = s->fd;
+  const int ph = s->ph;
+  if (with_real) s->flags |= kRegistered;
+  ins_.slots.publish(s.index);
+  if ((ph < 0 || watch(ph, kPlaceholderEvents, s.index, gen, true, EPOLL_CTL_ADD)) &&
+      (!with_real || watch(fd, kRealEvents, s.index, gen, false, EPOLL_CTL_ADD)))
     return;
   log_line("mwins", "no memory to watch a new socket");
-  give_up(i, gen);
+  give_up(s.index, gen);
 }
 
 // Has the socket's own worker abandon it.
@@ -194,12 +193,12 @@ void Worker::give_up(uint32_t i, uint32_t gen) {
   ins_.to_worker[ch_.worker_of(i)]->post(std::move(note));
 }
 
-void Worker::abandon(uint32_t i, Sock& s) {
+void Worker::abandon(SlotRef s) {
   // An accepted one that the application has by now stays until it closes it.
-  if ((s.flags & kAccepted) != 0 && !revoke(i, s.gen)) return abort_socket(i, s);
-  if (s.ph >= 0) ::close(s.ph);  // its other end lives: it has to see this one go
-  s.ph = -1;
-  reset_and_free(i, s);
+  if ((s->flags & kAccepted) != 0 && !revoke(s.index, s->gen)) return abort_socket(s);
+  if (s->ph >= 0) ::close(s->ph);  // its other end lives: it has to see this one go
+  s->ph = -1;
+  reset_and_free(s);
 }
 
 }  // namespace mw

@@ -17,17 +17,17 @@ using A = StdAtomics;
 
 // 1 + the number of the placeholder with which the application has claimed the connection; 0 if it
 // has not, or with one that cannot be.
-uint32_t Worker::claim_of(uint32_t i, const Sock& s) const {
-  const uint64_t claim = A::load_acquire(ch_.slot(i).claim);
+uint32_t Worker::claim_of(SlotRef s) const {
+  const uint64_t claim = A::load_acquire(ch_.slot(s.index).claim);
   const auto low = static_cast<uint32_t>(claim);
-  if (claim >> 32 != s.gen || low == 0 || low > ch_.geometry().slots) return 0;
+  if (claim >> 32 != s->gen || low == 0 || low > ch_.geometry().slots) return 0;
   return ch_.worker_of(low - 1) == index_ ? low : 0;
 }
 
 // Our end of the socket's placeholder, or -1.
-int Worker::placeholder_of(uint32_t i, const Sock& s) const {
-  if ((s.flags & kAccepted) == 0) return s.ph;
-  const uint32_t claim = claim_of(i, s);
+int Worker::placeholder_of(SlotRef s) const {
+  if ((s->flags & kAccepted) == 0) return s->ph;
+  const uint32_t claim = claim_of(s);
   return claim == 0 ? -1 : ins_.placeholders.end(claim - 1);
 }
 
@@ -42,12 +42,12 @@ void Worker::each_served(uint32_t number, Visit&& visit) {
     // Claimed already, while the worker that accepted it still hands it over.
     const auto gen = static_cast<uint32_t>(A::load_acquire(ch_.slot(i).claim) >> 32);
     while (ins_.slots.is_being_made(i, gen)) ::sched_yield();
-    Sock* s = ins_.slots.find(i);
-    if (s == nullptr) continue;
+    const SlotRef s = ins_.slots.find(i);
+    if (!s) continue;
     while (!s->handed.load(std::memory_order_acquire)) ::sched_yield();
     if ((s->flags & kAccepted) == 0) continue;
-    const uint32_t claim = claim_of(i, *s);
-    if (claim == number + 1 || (claim == 0 && i == made.slot && s->gen == made.gen)) visit(i, *s);
+    const uint32_t claim = claim_of(s);
+    if (claim == number + 1 || (claim == 0 && i == made.slot && s->gen == made.gen)) visit(s);
   }
 }
 
@@ -55,23 +55,23 @@ void Worker::on_accepted_placeholder(uint32_t number, uint32_t gen, uint32_t eve
   const int end = ins_.placeholders.end(number);
   if (end < 0 || ins_.placeholders.made(number).gen != gen) return;
   if ((events & EPOLLIN) != 0 && drain_placeholder(end))
-    each_served(number, [&](uint32_t i, Sock& s) {
-      if (A::load_relaxed(ch_.slot(i).closed) != s.gen) report_bypass(i, s);
+    each_served(number, [&](SlotRef s) {
+      if (A::load_relaxed(ch_.slot(s.index).closed) != s->gen) report_bypass(s);
     });
   if ((events & EPOLLHUP) == 0) return;
   serve_before_close();
-  each_served(number, [&](uint32_t i, Sock& s) { last_close(i, s); });
+  each_served(number, [&](SlotRef s) { last_close(s); });
   bury(ins_.placeholders.remove(number).release());
 }
 
 // An accepted connection that was dissolved becomes a listener: its placeholder stays with it.
-void Worker::keep_placeholder(uint32_t i, Sock& s) {
-  if ((s.flags & kAccepted) == 0) return;
-  const uint32_t claim = claim_of(i, s);
-  s.flags &= ~kAccepted;
+void Worker::keep_placeholder(SlotRef s) {
+  if ((s->flags & kAccepted) == 0) return;
+  const uint32_t claim = claim_of(s);
+  s->flags &= ~kAccepted;
   if (claim == 0) return;
-  s.ph = ins_.placeholders.remove(claim - 1).release();
-  if (s.ph >= 0) watch(s.ph, kPlaceholderEvents, i, s.gen, true, EPOLL_CTL_MOD);
+  s->ph = ins_.placeholders.remove(claim - 1).release();
+  if (s->ph >= 0) watch(s->ph, kPlaceholderEvents, s.index, s->gen, true, EPOLL_CTL_MOD);
 }
 
 // Takes what stands on a placeholder. Nothing but its end may come there, so true means that a
@@ -83,12 +83,13 @@ bool Worker::drain_placeholder(int end) {
   return any;
 }
 
-void Worker::report_bypass(uint32_t i, Sock& s) {
-  if ((s.flags & kBypassSeen) != 0) return;
-  s.flags |= kBypassSeen;
-  log_line("mwins", "socket %u: bytes on the placeholder: a system call went past the shim", i);
-  ins_.to_control.post(ControlNote(Kind::bypass, i, s.gen));
-  abort_socket(i, s);
+void Worker::report_bypass(SlotRef s) {
+  if ((s->flags & kBypassSeen) != 0) return;
+  s->flags |= kBypassSeen;
+  log_line("mwins", "socket %u: bytes on the placeholder: a system call went past the shim",
+           s.index);
+  ins_.to_control.post(ControlNote(Kind::bypass, s.index, s->gen));
+  abort_socket(s);
 }
 
 // The application makes a placeholder for a connection whose record came without one. False: the

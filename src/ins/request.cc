@@ -47,22 +47,22 @@ void Worker::on_request(const InsRequest& r) {
     case InsOp::look_again:
     case InsOp::min_rate:
     case InsOp::pause: {
-      Sock* s = ins_.slots.find(r.slot);
+      const SlotRef s = ins_.slots.find(r.slot);
       const bool of_all = r.op == InsOp::min_rate && r.gen == 0;
-      if (!of_all && (s == nullptr || s->gen != r.gen || s->fd < 0))
+      if (!of_all && (!s || s->gen != r.gen || s->fd < 0))
         reply = failed(r, EBADF);
       else if (r.op == InsOp::min_rate)
-        min_rate(r.slot, of_all ? nullptr : s, r, reply);
+        min_rate(of_all ? SlotRef{} : s, r, reply);
       else if (r.op == InsOp::pause)
-        pause(r.slot, s, r, reply);
+        pause(s, r, reply);
       else if (r.op == InsOp::option)
-        answer_option(r.slot, *s, r, reply);
+        answer_option(s, r, reply);
       else if (r.op == InsOp::look_again)
-        announce(r.slot, kNewsAll);
+        announce(s, kNewsAll);
       else if (s->listener != nullptr)
         reply = failed(r, EOPNOTSUPP);
       else
-        cut_off(r.slot, *s);
+        cut_off(s);
       break;
     }
     case InsOp::cut_peer:
@@ -91,25 +91,25 @@ void Worker::on_request(const InsRequest& r) {
   ins_.to_control.post(std::move(note));
 }
 
-void Worker::answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& reply) {
+void Worker::answer_option(SlotRef s, const InsRequest& r, InsReply& reply) {
   if (!may_be_asked(r)) {
     reply = failed(r, EINVAL);
     return;
   }
-  if (const int err = set_and_read(s.fd, r, reply); err != 0) {
+  if (const int err = set_and_read(s->fd, r, reply); err != 0) {
     reply = failed(r, err);
     return;
   }
-  if (r.write != 0) option_set(i, s, r.level, r.name);
-  if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s.kind == SockKind::stream)
-    std::memcpy(reply.value, &s.rcvlowat, sizeof s.rcvlowat);
+  if (r.write != 0) option_set(s, r.level, r.name);
+  if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s->kind == SockKind::stream)
+    std::memcpy(reply.value, &s->rcvlowat, sizeof s->rcvlowat);
   if (r.write != 0 && r.level == SOL_SOCKET && r.name == SO_MAX_PACING_RATE) {
     uint64_t rate = UINT64_MAX;
     std::memcpy(&rate, reply.value, std::min<size_t>(reply.len, sizeof rate));
-    s.flags = rate == UINT64_MAX ? s.flags & ~kPaced : s.flags | kPaced;
+    s->flags = rate == UINT64_MAX ? s->flags & ~kPaced : s->flags | kPaced;
   }
   // What the application may have been waiting for can be true now.
-  if (r.write != 0) announce(i, kNewsAll);
+  if (r.write != 0) announce(s, kNewsAll);
 }
 
 void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
@@ -119,10 +119,10 @@ void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
   }
   int err = 0;
   bool any = false;
-  each_socket([&](uint32_t i, Sock& s) {
-    if (s.kind != SockKind::stream || err != 0) return;
-    err = set_and_read(s.fd, r, reply);
-    if (err == 0 && r.write != 0) option_set(i, s, r.level, r.name);
+  each_socket([&](SlotRef s) {
+    if (s->kind != SockKind::stream || err != 0) return;
+    err = set_and_read(s->fd, r, reply);
+    if (err == 0 && r.write != 0) option_set(s, r.level, r.name);
     any = true;
   });
   if (!any) {
@@ -143,15 +143,15 @@ void Worker::cut_peer(const InsRequest& r, InsReply& reply) {
   ins_.wishes.block(peer, r.write != 0);
   if (r.write == 0) return;
   uint32_t cut = 0;
-  each_socket([&](uint32_t i, Sock& s) {
+  each_socket([&](SlotRef s) {
     sockaddr_storage ss{};
     socklen_t len = sizeof ss;
     auto* const name = reinterpret_cast<sockaddr*>(&ss);
-    if (s.kind != SockKind::stream || s.listener != nullptr ||
-        ::getpeername(s.fd, name, &len) < 0 || peer_address_of(name, len) != peer)
+    if (s->kind != SockKind::stream || s->listener != nullptr ||
+        ::getpeername(s->fd, name, &len) < 0 || peer_address_of(name, len) != peer)
       return;
     ++cut;
-    cut_off(i, s);
+    cut_off(s);
   });
   reply.len = sizeof cut;
   std::memcpy(reply.value, &cut, sizeof cut);

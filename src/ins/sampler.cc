@@ -54,13 +54,13 @@ bool Sampler::slice(uint32_t round) {
   heard_.resize(std::max<size_t>(heard_.size(), (end + workers_ - 1) / workers_));
   const int64_t until = monotonic_ns() + kSliceNs;
   for (uint32_t n = 0; at_ < end; at_ += workers_) {
-    Sock* s = slots_.find(at_);
-    if (s == nullptr || s->fd < 0) continue;
+    const SlotRef s = slots_.find(at_);
+    if (!s || s->fd < 0) continue;
     if (n++ % kSocketsPerLook == 0) {
       const int64_t now = monotonic_ns();
       if (now >= until) return true;
     }
-    sample(at_, *s, round, coarse_monotonic_ms());
+    sample(s, round, coarse_monotonic_ms());
   }
   rows_.finish(round, end);
   const uint64_t one = 1;
@@ -68,47 +68,47 @@ bool Sampler::slice(uint32_t round) {
   return false;
 }
 
-void Sampler::sample(uint32_t i, Sock& s, uint32_t round, uint64_t now_ms) {
-  Heard& h = heard_[i / workers_];
+void Sampler::sample(SlotRef s, uint32_t round, uint64_t now_ms) {
+  Heard& h = heard_[s.index / workers_];
   mw_sample_row& row = h.row;
-  SampledState& own = s.sampled;
-  if (h.gen != s.gen) {
+  SampledState& own = s->sampled;
+  if (h.gen != s->gen) {
     h = {};
-    h.gen = s.gen;
+    h.gen = s->gen;
     own.named = 0;
   }
   constexpr uint32_t kNaming = MW_ST_CONNECTING | MW_ST_CONNECTED | MW_ST_LISTENING;
-  if (own.named != (kNamed | (s.state & kNaming))) {
-    name(s, row);
-    own.named = kNamed | (s.state & kNaming);
+  if (own.named != (kNamed | (s->state & kNaming))) {
+    name(*s, row);
+    own.named = kNamed | (s->state & kNaming);
   }
-  row.gen = s.gen;
+  row.gen = s->gen;
   row.round = round;
-  row.flags = (s.listener != nullptr ? MW_ROW_LISTENER : 0) |
-              ((s.flags & kAccepted) != 0 ? MW_ROW_INBOUND : 0) |
-              (s.kind == SockKind::dgram ? MW_ROW_DATAGRAM : 0) |
-              ((s.flags & kPaced) != 0 ? MW_ROW_PACED : 0);
-  if (s.limits != nullptr) {
-    if (s.limits->paused != 0) row.flags |= MW_ROW_PAUSED;
-    if (s.limits->in.rule.rate != 0 || s.limits->out.rule.rate != 0) row.flags |= MW_ROW_MIN_RATE;
+  row.flags = (s->listener != nullptr ? MW_ROW_LISTENER : 0) |
+              ((s->flags & kAccepted) != 0 ? MW_ROW_INBOUND : 0) |
+              (s->kind == SockKind::dgram ? MW_ROW_DATAGRAM : 0) |
+              ((s->flags & kPaced) != 0 ? MW_ROW_PACED : 0);
+  if (s->limits != nullptr) {
+    if (s->limits->paused != 0) row.flags |= MW_ROW_PAUSED;
+    if (s->limits->in.rule.rate != 0 || s->limits->out.rule.rate != 0) row.flags |= MW_ROW_MIN_RATE;
   }
-  fill_rings(i, s, row);
-  if (s.listener != nullptr) {
-    fill_listener(s, row);
-  } else if (s.kind == SockKind::stream && (s.state & MW_ST_CONNECTED) != 0) {
-    const bool moved = h.bytes_in != s.bytes_in || h.bytes_out != s.bytes_out ||
-                       h.state != s.state || h.unsent != row.unsent;
+  fill_rings(s, row);
+  if (s->listener != nullptr) {
+    fill_listener(*s, row);
+  } else if (s->kind == SockKind::stream && (s->state & MW_ST_CONNECTED) != 0) {
+    const bool moved = h.bytes_in != s->bytes_in || h.bytes_out != s->bytes_out ||
+                       h.state != s->state || h.unsent != row.unsent;
     const uint64_t since = now_ms - h.at_ms;
     if (moved || since >= h.rest_ms) {
       const auto before = progress_of(row);
-      if (!fill_tcp(s.fd, row)) return;
+      if (!fill_tcp(s->fd, row)) return;
       const bool idle = row.unacked == 0 && row.notsent == 0 && row.probes == 0 && row.backoff == 0;
       const bool stuck = h.at_ms != 0 && progress_of(row) == before;
-      const uint64_t spread = i % 8 * kSpreadMs;
+      const uint64_t spread = s.index % 8 * kSpreadMs;
       h.rest_ms = idle ? kQuietMs + spread : stuck ? kStuckMs + spread : 0;
-      h.bytes_in = s.bytes_in;
-      h.bytes_out = s.bytes_out;
-      h.state = s.state;
+      h.bytes_in = s->bytes_in;
+      h.bytes_out = s->bytes_out;
+      h.state = s->state;
       h.unsent = row.unsent;
       h.at_ms = now_ms;
     }
@@ -117,12 +117,12 @@ void Sampler::sample(uint32_t i, Sock& s, uint32_t round, uint64_t now_ms) {
   }
   // Traffic from before anybody listened: the kernel knows when the last of it was.
   const bool tcp = (row.flags & MW_ROW_TCP) != 0;
-  if (s.bytes_in != 0 && own.last_in_ms == 0)
+  if (s->bytes_in != 0 && own.last_in_ms == 0)
     own.last_in_ms = tcp ? now_ms - row.last_data_recv : own.first_in_ms;
-  if (s.bytes_out != 0 && own.last_out_ms == 0)
+  if (s->bytes_out != 0 && own.last_out_ms == 0)
     own.last_out_ms = tcp ? now_ms - row.last_data_sent : own.first_out_ms;
-  row.bytes_in = s.bytes_in;
-  row.bytes_out = s.bytes_out;
+  row.bytes_in = s->bytes_in;
+  row.bytes_out = s->bytes_out;
   row.calls_in = own.calls_in;
   row.calls_out = own.calls_out;
   row.age = age_of(own.made_ms, now_ms);
@@ -136,7 +136,7 @@ void Sampler::sample(uint32_t i, Sock& s, uint32_t round, uint64_t now_ms) {
     out.last_data_sent += since;
     out.last_ack_recv += since;
   }
-  rows_.write(i, out);
+  rows_.write(s.index, out);
 }
 
 void Sampler::name(const Sock& s, mw_sample_row& row) {
@@ -150,15 +150,15 @@ void Sampler::name(const Sock& s, mw_sample_row& row) {
 }
 
 // What waits in the rings, and in the kernel if the receive ring is full: else it holds nothing.
-void Sampler::fill_rings(uint32_t i, const Sock& s, mw_sample_row& row) const {
+void Sampler::fill_rings(SlotRef s, mw_sample_row& row) const {
   const mw_geometry& g = ch_.geometry();
-  mw_slot& shared = ch_.slot(i);
+  mw_slot& shared = ch_.slot(s.index);
   row.unread = row.unsent = 0;
   // An index out of its window is dealt with where the ring is used.
-  if (auto room = ring_room(g.rx_ring, s.rx_tail, shared.rx_head)) row.unread = g.rx_ring - *room;
-  if (auto left = ring_ready(g.tx_ring, s.tx_head, shared.tx_tail)) row.unsent = *left;
+  if (auto room = ring_room(g.rx_ring, s->rx_tail, shared.rx_head)) row.unread = g.rx_ring - *room;
+  if (auto left = ring_ready(g.tx_ring, s->tx_head, shared.tx_tail)) row.unsent = *left;
   int below = 0;
-  if ((s.flags & kRxWait) != 0 && ::ioctl(s.fd, SIOCINQ, &below) == 0 && below > 0)
+  if ((s->flags & kRxWait) != 0 && ::ioctl(s->fd, SIOCINQ, &below) == 0 && below > 0)
     row.unread += static_cast<uint32_t>(below);
 }
 

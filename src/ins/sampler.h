@@ -57,9 +57,9 @@ class Sampler {
   };
 
   bool slice(uint32_t round);
-  void sample(uint32_t i, Sock& s, uint32_t round, uint64_t now_ms);
+  void sample(SlotRef s, uint32_t round, uint64_t now_ms);
   static void name(const Sock& s, mw_sample_row& row);
-  void fill_rings(uint32_t i, const Sock& s, mw_sample_row& row) const;
+  void fill_rings(SlotRef s, mw_sample_row& row) const;
   void fill_listener(const Sock& s, mw_sample_row& row) const;
   static bool fill_tcp(int fd, mw_sample_row& row);
 

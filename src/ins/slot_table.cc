@@ -19,10 +19,10 @@ LingerMode linger_mode_of(const void* value) {
 }
 
 UniqueFd SlotTable::lend(ControlOption& option) {
-  const Sock* s = find(option.slot);
+  const SlotRef s = find(option.slot);
   option.type = ControlType::lent;
   option.status = ECONNRESET;
-  if (s == nullptr || s->gen != option.gen || s->fd < 0) return UniqueFd{};
+  if (!s || s->gen != option.gen || s->fd < 0) return UniqueFd{};
   UniqueFd copy{::fcntl(s->fd, F_DUPFD_CLOEXEC, 0)};
   option.status = copy ? 0 : static_cast<uint32_t>(errno);
   return copy;
@@ -66,7 +66,7 @@ uint32_t SlotTable::next_gen() {
   }
 }
 
-Result<uint32_t> SlotTable::allocate(uint32_t worker) {
+Result<SlotRef> SlotTable::allocate(uint32_t worker) {
   Part& part = parts_[worker];
   uint32_t slot = 0;
   {
@@ -86,7 +86,7 @@ Result<uint32_t> SlotTable::allocate(uint32_t worker) {
     socks_[slot].in_use = true;
   }
   open_.fetch_add(1, std::memory_order_relaxed);
-  return slot;
+  return at(slot);
 }
 
 Status SlotTable::claim(uint32_t slot, uint32_t gen) {

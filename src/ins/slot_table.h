@@ -154,6 +154,22 @@ struct alignas(64) Sock {
 };
 static_assert(sizeof(Sock) <= 256);
 
+// A slot by its number, together with its socket: most of what is done to one needs both. False if
+// there is none.
+class SlotRef {
+ public:
+  SlotRef() = default;
+  SlotRef(uint32_t slot, Sock& sock) : index(slot), sock_(&sock) {}
+  explicit operator bool() const { return sock_ != nullptr; }
+  Sock& operator*() const { return *sock_; }
+  Sock* operator->() const { return sock_; }
+
+  uint32_t index = 0;
+
+ private:
+  Sock* sock_ = nullptr;
+};
+
 class SlotTable {
  public:
   SlotTable() = default;
@@ -165,7 +181,7 @@ class SlotTable {
   Status init(const mw_geometry& geometry, uint32_t first_gen);
 
   // A free slot of this worker with a new generation. Errors: limit (none is free).
-  Result<uint32_t> allocate(uint32_t worker);
+  Result<SlotRef> allocate(uint32_t worker);
   // This very slot, with the generation it had: a listener that is made again.
   // Errors: limit (it is in use, or there is no such slot). Only before any allocate() of its
   // worker.
@@ -191,12 +207,13 @@ class SlotTable {
     return s.in_use && s.gen == gen && s.live.load(std::memory_order_relaxed) == 0;
   }
 
-  // The live socket at `slot`, or nullptr. `slot` is range-checked by the caller.
-  Sock* find(uint32_t slot) {
+  // The live socket at `slot`, if there is one. `slot` is range-checked by the caller.
+  SlotRef find(uint32_t slot) {
     Sock& s = socks_[slot];
-    return s.live.load(std::memory_order_acquire) == 0 ? nullptr : &s;
+    return s.live.load(std::memory_order_acquire) == 0 ? SlotRef{} : SlotRef{slot, s};
   }
-  Sock& at(uint32_t slot) { return socks_[slot]; }
+  // Whether it is live or not.
+  SlotRef at(uint32_t slot) { return {slot, socks_[slot]}; }
   // A copy of the real socket, for an option that the driver has the right to set and we have not;
   // the question becomes the answer. By the socket's worker, or before there are workers.
   UniqueFd lend(ControlOption& option);

@@ -41,26 +41,25 @@ class Telemetry {
 
   bool on() const { return writer_.epoch() != 0; }
   // A call of this socket was executed. kind: MW_TEL_*.
-  void event(uint32_t kind, uint32_t slot, Sock& s) {
+  void event(uint32_t kind, SlotRef s) {
     if (on()) [[unlikely]]
-      report(kind, slot, s);
+      report(kind, s);
   }
   // Something happened to its connection (Sock::conn) that no call tells.
-  void changed(uint32_t slot, Sock& s) {
+  void changed(SlotRef s) {
     if (on()) [[unlikely]]
-      report(MW_TEL_TOTALS, slot, s);
+      report(MW_TEL_TOTALS, s);
   }
   // connect() was called, with this address. kind: MW_TEL_CONNECT, or MW_TEL_TOTALS if it failed in
   // a way that only `conn` tells.
-  void connecting(uint32_t kind, uint32_t slot, Sock& s, const sockaddr* to, socklen_t len) {
+  void connecting(uint32_t kind, SlotRef s, const sockaddr* to, socklen_t len) {
     if (on()) [[unlikely]]
-      report_connecting(kind, slot, s, to, len);
+      report_connecting(kind, s, to, len);
   }
   // A listener's new connection, not yet handed to its worker.
-  void accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s, const mw_addr& local,
-                const mw_addr& peer) {
+  void accepted(SlotRef listener, SlotRef s, const mw_addr& local, const mw_addr& peer) {
     if (on()) [[unlikely]]
-      report_accepted(listener, l, slot, s, local, peer);
+      report_accepted(listener, s, local, peer);
   }
 
   // Once a turn, before the worker may sleep: rings for the driver, and introduces the sockets that
@@ -72,14 +71,12 @@ class Telemetry {
   }
 
  private:
-  void report(uint32_t kind, uint32_t slot, Sock& s);
-  void report_accepted(uint32_t listener, Sock& l, uint32_t slot, Sock& s, const mw_addr& local,
-                       const mw_addr& peer);
-  void report_connecting(uint32_t kind, uint32_t slot, Sock& s, const sockaddr* to, socklen_t len);
-  bool introduce(uint32_t slot, Sock& s, uint32_t epoch, const mw_telemetry_endpoint* to = nullptr);
-  bool push_who(uint32_t slot, Sock& s, const mw_telemetry_endpoint& local,
-                const mw_telemetry_endpoint& remote);
-  bool push_event(uint32_t kind, uint32_t slot, const Sock& s, uint32_t extra);
+  void report(uint32_t kind, SlotRef s);
+  void report_accepted(SlotRef listener, SlotRef s, const mw_addr& local, const mw_addr& peer);
+  void report_connecting(uint32_t kind, SlotRef s, const sockaddr* to, socklen_t len);
+  bool introduce(SlotRef s, uint32_t epoch, const mw_telemetry_endpoint* to = nullptr);
+  bool push_who(SlotRef s, const mw_telemetry_endpoint& local, const mw_telemetry_endpoint& remote);
+  bool push_event(uint32_t kind, SlotRef s, uint32_t extra);
   bool do_turn(uint32_t tick);
   bool scan(uint32_t tick);
 

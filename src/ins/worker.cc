@@ -105,10 +105,10 @@ bool Worker::watch_placeholder(int end, uint32_t number, uint32_t gen) {
   return ::epoll_ctl(ins_.epolls[ch_.worker_of(number)].get(), EPOLL_CTL_ADD, end, &e) == 0;
 }
 
-bool Worker::watch_real(uint32_t i, Sock& s) {
-  if ((s.flags & kRegistered) != 0) return true;
-  if (!watch(s.fd, kRealEvents, i, s.gen, false, EPOLL_CTL_ADD)) return false;
-  s.flags |= kRegistered;
+bool Worker::watch_real(SlotRef s) {
+  if ((s->flags & kRegistered) != 0) return true;
+  if (!watch(s->fd, kRealEvents, s.index, s->gen, false, EPOLL_CTL_ADD)) return false;
+  s->flags |= kRegistered;
   return true;
 }
 
@@ -324,22 +324,22 @@ void Worker::turn_local() {
   std::swap(local_, local_next_);
   local_.clear();
   for (const uint32_t i : local_next_) {
-    Sock* s = ins_.slots.find(i);
-    if (s == nullptr || (s->flags & kQueued) == 0) continue;
+    const SlotRef s = ins_.slots.find(i);
+    if (!s || (s->flags & kQueued) == 0) continue;
     s->flags &= ~kQueued;
     if (s->listener != nullptr)
-      accept_some(i, *s);
+      accept_some(s);
     else if (s->kind == SockKind::stream)
-      on_stream_event(i, *s, 0);
+      on_stream_event(s, 0);
     else
-      on_dgram_event(i, *s, 0);
+      on_dgram_event(s, 0);
   }
 }
 
-void Worker::requeue(uint32_t i, Sock& s) {
-  if ((s.flags & kQueued) != 0) return;
-  s.flags |= kQueued;
-  local_.push_back(i);
+void Worker::requeue(SlotRef s) {
+  if ((s->flags & kQueued) != 0) return;
+  s->flags |= kQueued;
+  local_.push_back(s.index);
 }
 
 void Worker::on_event(const epoll_event& e) {
@@ -352,28 +352,28 @@ void Worker::on_event(const epoll_event& e) {
   const uint32_t i = static_cast<uint32_t>(tag) & kSlotMask;
   const auto gen = static_cast<uint32_t>(tag >> 32);
   if ((tag & kAcceptedBit) != 0) return on_accepted_placeholder(i, gen, e.events);
-  Sock* s = ins_.slots.find(i);
-  if (s == nullptr || s->gen != gen) return;
+  const SlotRef s = ins_.slots.find(i);
+  if (!s || s->gen != gen) return;
   if ((tag & kPlaceholderBit) != 0)
-    on_placeholder(i, *s, e.events);
+    on_placeholder(s, e.events);
   else if (s->listener != nullptr)
-    on_listener_event(i, *s);
+    on_listener_event(s);
   else if (s->kind == SockKind::stream)
-    on_stream_event(i, *s, e.events);
+    on_stream_event(s, e.events);
   else
-    on_dgram_event(i, *s, e.events);
+    on_dgram_event(s, e.events);
 }
 
-void Worker::on_placeholder(uint32_t i, Sock& s, uint32_t events) {
-  if ((events & EPOLLIN) != 0 && drain_placeholder(s.ph)) report_bypass(i, s);
+void Worker::on_placeholder(SlotRef s, uint32_t events) {
+  if ((events & EPOLLIN) != 0 && drain_placeholder(s->ph)) report_bypass(s);
   if ((events & EPOLLHUP) != 0) {
-    const uint32_t gen = s.gen;
+    const uint32_t gen = s->gen;
     serve_before_close();
-    Sock* left = ins_.slots.find(i);
-    if (left != nullptr && left->gen == gen) last_close(i, *left);
+    const SlotRef left = ins_.slots.find(s.index);
+    if (left && left->gen == gen) last_close(left);
     return;
   }
-  if ((events & EPOLLOUT) != 0 && s.listener != nullptr) accept_some(i, s);
+  if ((events & EPOLLOUT) != 0 && s->listener != nullptr) accept_some(s);
 }
 
 void Worker::on_notes() {
@@ -393,16 +393,16 @@ void Worker::on_notes() {
         break;
       }
       case WorkerNote::Kind::adopt: {
-        Sock* s = ins_.slots.find(note.index);
-        if (s == nullptr) break;
-        listener_started(note.index, *s, s->backlog);
+        const SlotRef s = ins_.slots.find(note.index);
+        if (!s) break;
+        listener_started(s, s->backlog);
         watch(s->ph, kPlaceholderEvents, note.index, s->gen, true, EPOLL_CTL_ADD);
         break;
       }
       case WorkerNote::Kind::abandon: {
-        Sock* s = ins_.slots.find(note.index);
-        if (s == nullptr || s->gen != note.gen) break;
-        abandon(note.index, *s);
+        const SlotRef s = ins_.slots.find(note.index);
+        if (!s || s->gen != note.gen) break;
+        abandon(s);
         break;
       }
       case WorkerNote::Kind::telemetry:
@@ -420,9 +420,9 @@ void Worker::on_notes() {
         break;
       }
       case WorkerNote::Kind::option_set: {
-        Sock* s = ins_.slots.find(note.option.slot);
-        if (s != nullptr && s->gen == note.option.gen && s->fd >= 0)
-          option_set(note.option.slot, *s, note.option.level, note.option.name);
+        const SlotRef s = ins_.slots.find(note.option.slot);
+        if (s && s->gen == note.option.gen && s->fd >= 0)
+          option_set(s, note.option.level, note.option.name);
         break;
       }
       case WorkerNote::Kind::look:
@@ -443,42 +443,42 @@ void Worker::on_notes() {
 }
 
 void Worker::on_sock_news(uint32_t i) {
-  Sock* s = ins_.slots.find(i);
-  if (s == nullptr) return;
+  const SlotRef s = ins_.slots.find(i);
+  if (!s) return;
   if ((s->flags & kAccepted) != 0 && A::load_acquire(ch_.slot(i).closed) == s->gen) {
     if (s->handed.load(std::memory_order_acquire)) closing_.push_back(i);
     return;
   }
   // It has no bytes: somebody wants a token, to tell those who sleep in accept() of its end.
-  if (s->listener != nullptr) return announce(i, kNewsIn);
+  if (s->listener != nullptr) return announce(s, kNewsIn);
   uint32_t news = 0;
   if (s->kind == SockKind::stream) {
-    if ((s->flags & kTxBlocked) == 0) news |= stream_tx(i, *s);
-    if ((s->flags & kRxWait) != 0) news |= stream_rx(i, *s);
+    if ((s->flags & kTxBlocked) == 0) news |= stream_tx(s);
+    if ((s->flags & kRxWait) != 0) news |= stream_rx(s);
   } else if ((s->flags & kRxWait) != 0) {
-    news |= dgram_rx(i, *s);
+    news |= dgram_rx(s);
   }
-  if (news != 0) announce(i, news);
+  if (news != 0) announce(s, news);
 }
 
-void Worker::set_state(uint32_t i, Sock& s, uint32_t state) {
-  s.state = state;
-  A::store_release(ch_.slot(i).state, state);
+void Worker::set_state(SlotRef s, uint32_t state) {
+  s->state = state;
+  A::store_release(ch_.slot(s.index).state, state);
 }
 
-void Worker::publish_error(uint32_t i, Sock& s, int err) {
-  if (err == ECONNREFUSED && s.kind == SockKind::dgram) datagram_refused(s);
-  mw_slot& shared = ch_.slot(i);
+void Worker::publish_error(SlotRef s, int err) {
+  if (err == ECONNREFUSED && s->kind == SockKind::dgram) datagram_refused(*s);
+  mw_slot& shared = ch_.slot(s.index);
   A::store_relaxed(shared.error, err);
-  A::store_release(shared.error_seq, ++s.error_seq);
+  A::store_release(shared.error_seq, ++s->error_seq);
 }
 
 // An error and the state that follows from it, as one: who takes the error finds that state, and who
 // finds the state finds the error.
-void Worker::publish_failure(uint32_t i, Sock& s, int err, uint32_t state) {
-  set_state(i, s, s.state | MW_ST_FAILING);
-  publish_error(i, s, err);
-  set_state(i, s, state & ~MW_ST_FAILING);
+void Worker::publish_failure(SlotRef s, int err, uint32_t state) {
+  set_state(s, s->state | MW_ST_FAILING);
+  publish_error(s, err);
+  set_state(s, state & ~MW_ST_FAILING);
 }
 
 // Rings for the sleepers that the news since the last time concerned: one wake-up for a batch of
@@ -491,9 +491,9 @@ void Worker::ring_groups() {
   rings_due_.clear();
 }
 
-void Worker::announce(uint32_t i, uint32_t news) {
+void Worker::announce(SlotRef s, uint32_t news) {
   A::fence();
-  mw_slot& shared = ch_.slot(i);
+  mw_slot& shared = ch_.slot(s.index);
   const uint32_t want = A::load_relaxed(shared.want);
   bool out = (news & kNewsOut) != 0;
   if ((news & kNewsIn) != 0 || (want & MW_WANT_OUT_EVENT) != 0) {
@@ -503,8 +503,8 @@ void Worker::announce(uint32_t i, uint32_t news) {
         const uint32_t group = static_cast<uint32_t>(watches & 0xffff);
         if (group == 0 || group > ch_.geometry().groups) continue;
         ReadySet group_news = ch_.group_news(group - 1);
-        if (!group_news.has(i)) A::store_relaxed(shared.told_at, order_stamp());
-        if (group_news.add(i)) rings_due_.push_back(group - 1);
+        if (!group_news.has(s.index)) A::store_relaxed(shared.told_at, order_stamp());
+        if (group_news.add(s.index)) rings_due_.push_back(group - 1);
       }
     }
   }
@@ -512,12 +512,11 @@ void Worker::announce(uint32_t i, uint32_t news) {
       ((news & kNewsIn) != 0 ? MW_WANT_TOKEN_IN : 0) | (out ? MW_WANT_TOKEN_OUT : 0);
   if ((want & tokens) == 0) return;
   if ((A::fetch_and(shared.want, ~tokens) & tokens) == 0) return;
-  const Sock& s = ins_.slots.at(i);
   // Among accept records a token has their size, or it would be glued to the next one.
   mw_accept_record token{};
   token.magic = MW_ACCEPT_MAGIC;
   // A full queue holds tokens enough to wake anybody.
-  (void)!::send(placeholder_of(i, s), &token, s.listener != nullptr ? sizeof token : 1,
+  (void)!::send(placeholder_of(s), &token, s->listener != nullptr ? sizeof token : 1,
                 MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 

@@ -61,23 +61,23 @@ class Worker {
   void see_closes();
   void turn_local();
   void on_event(const epoll_event& e);
-  void on_placeholder(uint32_t i, Sock& s, uint32_t events);
+  void on_placeholder(SlotRef s, uint32_t events);
   void on_notes();
   void on_sock_news(uint32_t i);
   bool spin();
   bool processors_free(int64_t now);
   int sleep_ms() const;
-  void requeue(uint32_t i, Sock& s);
-  void set_state(uint32_t i, Sock& s, uint32_t state);
-  void publish_error(uint32_t i, Sock& s, int err);
+  void requeue(SlotRef s);
+  void set_state(SlotRef s, uint32_t state);
+  void publish_error(SlotRef s, int err);
   void datagram_refused(const Sock& s);
-  void publish_failure(uint32_t i, Sock& s, int err, uint32_t state);
-  void announce(uint32_t i, uint32_t news);
+  void publish_failure(SlotRef s, int err, uint32_t state);
+  void announce(SlotRef s, uint32_t news);
   void ring_groups();
   void fault(const Error& e) { ins_.poison(e.where); }
   bool watch(int fd, uint32_t events, uint32_t i, uint32_t gen, bool placeholder, int op);
   bool watch_placeholder(int end, uint32_t number, uint32_t gen);
-  bool watch_real(uint32_t i, Sock& s);
+  bool watch_real(SlotRef s);
 
   // beat.cc
   struct GroupDoubt {
@@ -88,119 +88,119 @@ class Worker {
   void repaired(const char* what);
   void look_after_sleep();
   void beat();
-  void beat_of(uint32_t i, Sock& s);
+  void beat_of(SlotRef s);
   void beat_of_group(uint32_t g);
   void settle_doubts();
 
   // opening.cc
   void on_drop();
   bool take_drop();
-  void init_shared_slot(uint32_t i, Sock& s);
+  void init_shared_slot(SlotRef s);
   void new_socket(const Request& r, UniqueFd placeholder, Answer& a);
-  void hand_over(uint32_t i, Sock& s, bool with_real);
+  void hand_over(SlotRef s, bool with_real);
   void give_up(uint32_t i, uint32_t gen);
-  void abandon(uint32_t i, Sock& s);
+  void abandon(SlotRef s);
 
   // closing.cc
   void close_marked();
-  void last_close(uint32_t i, Sock& s);
+  void last_close(SlotRef s);
   static void reset_at_close(int fd);
   static void note_end(Sock& s, uint8_t what);
   void note_close(Sock& s);
-  void cut_off(uint32_t i, Sock& s);
+  void cut_off(SlotRef s);
   void reset_all();
-  void abort_socket(uint32_t i, Sock& s);
-  void reset_and_free(uint32_t i, Sock& s);
-  void finish_close(uint32_t i, Sock& s);
+  void abort_socket(SlotRef s);
+  void reset_and_free(SlotRef s);
+  void finish_close(SlotRef s);
   bool lingers_for_acks(Sock& s);
   void begin_lingering(Sock& s);
-  void free_slot(uint32_t i, Sock& s);
+  void free_slot(SlotRef s);
   void bury(int placeholder);
   void close_dead();
   bool records_under_way() const;
 
   // memory.cc
-  void touch(uint32_t i, Sock& s);
+  void touch(SlotRef s);
   void release_idle_memory();
   void punch(uint64_t offset, uint64_t bytes);
 
   // stream.cc
-  void on_stream_event(uint32_t i, Sock& s, uint32_t events);
-  uint32_t stream_rx(uint32_t i, Sock& s);
+  void on_stream_event(SlotRef s, uint32_t events);
+  uint32_t stream_rx(SlotRef s);
   static int take_reset(Sock& s);
-  uint32_t stream_tx(uint32_t i, Sock& s, int flags = 0, bool even_held = false);
-  bool has_unsent(uint32_t i, const Sock& s) const;
-  void stream_send_failed(uint32_t i, Sock& s, int err, uint32_t tail);
-  void finish_connect(uint32_t i, Sock& s);
-  void on_urgent(uint32_t i, Sock& s);
-  void look_for_mark(uint32_t i, Sock& s);
+  uint32_t stream_tx(SlotRef s, int flags = 0, bool even_held = false);
+  bool has_unsent(SlotRef s) const;
+  void stream_send_failed(SlotRef s, int err, uint32_t tail);
+  void finish_connect(SlotRef s);
+  void on_urgent(SlotRef s);
+  void look_for_mark(SlotRef s);
   uint32_t end_state(Sock& s);
-  uint32_t tell_end(uint32_t i, Sock& s);
-  void publish_last_error(uint32_t i, Sock& s, int err, bool closed);
-  bool rx_wait_for_room(uint32_t i, Sock& s, uint32_t need);
+  uint32_t tell_end(SlotRef s);
+  void publish_last_error(SlotRef s, int err, bool closed);
+  bool rx_wait_for_room(SlotRef s, uint32_t need);
   uint32_t end_bits(const Sock& s) const;
   uint32_t rx_limit(const Sock& s) const;
 
   // dgram.cc
-  void on_dgram_event(uint32_t i, Sock& s, uint32_t events);
-  uint32_t dgram_rx(uint32_t i, Sock& s);
-  void dgram_option_set(uint32_t i, Sock& s, int level, int name);
-  void error_entry_taken(uint32_t i, Sock& s, msghdr& taken);
-  void dgram_errors(uint32_t i, Sock& s);
-  void dgram_send(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void on_dgram_event(SlotRef s, uint32_t events);
+  uint32_t dgram_rx(SlotRef s);
+  void dgram_option_set(SlotRef s, int level, int name);
+  void error_entry_taken(SlotRef s, msghdr& taken);
+  void dgram_errors(SlotRef s);
+  void dgram_send(SlotRef s, const Request& r, Answer& a);
 
   // listener.cc
-  void on_listener_event(uint32_t i, Sock& s);
-  void accept_some(uint32_t i, Sock& s);
-  bool accept_one(uint32_t i, Sock& s, Answer* answer = nullptr);
-  void tell_of_one(uint32_t i, Sock& s);
+  void on_listener_event(SlotRef s);
+  void accept_some(SlotRef s);
+  bool accept_one(SlotRef s, Answer* answer = nullptr);
+  void tell_of_one(SlotRef s);
   void look_later(uint32_t listener, ListenerState& l);
   static void share_out(Sock& s, uint32_t ahead);
   void count_ahead(Sock& s);
   static uint32_t most_ahead(const ListenerState& l);
   static bool is_slow(const ListenerState& l);
-  void watch_takes(uint32_t i, Sock& s, bool on);
-  bool room_ahead(uint32_t i, Sock& s);
-  void nobody_waits(uint32_t i, Sock& s);
-  void listener_started(uint32_t i, Sock& s, int backlog);
-  void announce_listener(uint32_t i, Sock& s);
+  void watch_takes(SlotRef s, bool on);
+  bool room_ahead(SlotRef s);
+  void nobody_waits(SlotRef s);
+  void listener_started(SlotRef s, int backlog);
+  void announce_listener(SlotRef s);
   struct NewPlaceholder {
     uint32_t number;
     UniqueFd theirs;
   };
   Result<NewPlaceholder> make_placeholder(uint32_t slot, uint32_t gen, bool nonblock);
-  void hand_over_accepted(uint32_t n, Sock& c, int number);
+  void hand_over_accepted(SlotRef c, int number);
   void note_bare(uint32_t listener, ListenerState& l, uint32_t slot, uint32_t gen);
   bool is_waiting(uint32_t slot, uint32_t gen) const;
   bool revoke(uint32_t slot, uint32_t gen);
   void revoke_all(ListenerState& l);
   void look_for_missing();
-  bool look_for_missing(uint32_t i, Sock& s);
+  bool look_for_missing(SlotRef s);
   void retry_stalled();
-  void stall(uint32_t i, Sock& s);
+  void stall(SlotRef s);
 
   // placeholders.cc
-  int placeholder_of(uint32_t i, const Sock& s) const;
-  uint32_t claim_of(uint32_t i, const Sock& s) const;
+  int placeholder_of(SlotRef s) const;
+  uint32_t claim_of(SlotRef s) const;
   void on_accepted_placeholder(uint32_t number, uint32_t gen, uint32_t events);
   template <class Visit>
   void each_served(uint32_t number, Visit&& visit);
   bool new_placeholder(const Request& r, UniqueFd end, Answer& a);
-  void keep_placeholder(uint32_t i, Sock& s);
+  void keep_placeholder(SlotRef s);
   static bool drain_placeholder(int end);
-  void report_bypass(uint32_t i, Sock& s);
+  void report_bypass(SlotRef s);
 
   // request.cc
   void on_request(const InsRequest& r);
-  void answer_option(uint32_t i, Sock& s, const InsRequest& r, InsReply& reply);
+  void answer_option(SlotRef s, const InsRequest& r, InsReply& reply);
   void option_of_all(const InsRequest& r, InsReply& reply);
   void cut_peer(const InsRequest& r, InsReply& reply);
   template <class Visit>
   void each_socket(Visit&& visit) {
     const uint32_t end = ins_.slots.used_end(index_);
     for (uint32_t i = index_; i < end; i += ch_.geometry().workers) {
-      Sock* s = ins_.slots.find(i);
-      if (s != nullptr && s->fd >= 0) visit(i, *s);
+      const SlotRef s = ins_.slots.find(i);
+      if (s && s->fd >= 0) visit(s);
     }
   }
 
@@ -208,19 +208,19 @@ class Worker {
   static bool is_paused(const Sock& s, uint32_t direction) {
     return (s.flags & kLimited) != 0 && (s.limits->paused & direction) != 0;
   }
-  Limits& limits_of(uint32_t i, Sock& s);
+  Limits& limits_of(SlotRef s);
   void drop_limits(Sock& s);
-  bool admit(uint32_t i, Sock& s, const mw_addr& peer);
+  bool admit(SlotRef s, const mw_addr& peer);
   void arm(Sock& s);
   void limits_received(Sock& s, uint32_t moved, bool waited);
   void limits_before_send(Sock& s);
   void limits_turn();
-  void limit_due(uint32_t i, Sock& s, int64_t now);
-  void cut(uint32_t i, Sock& s, uint32_t why);
-  void min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply);
-  void set_min_rate(uint32_t i, Sock& s, bool out, const MinRate& rule);
-  void pause(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply);
-  void set_paused(uint32_t i, Sock& s, uint32_t bits);
+  void limit_due(SlotRef s, int64_t now);
+  void cut(SlotRef s, uint32_t why);
+  void min_rate(SlotRef s, const InsRequest& r, InsReply& reply);
+  void set_min_rate(SlotRef s, bool out, const MinRate& rule);
+  void pause(SlotRef s, const InsRequest& r, InsReply& reply);
+  void set_paused(SlotRef s, uint32_t bits);
   static PeerAddress peer_named(const InsRequest& r);
   void allow(const InsRequest& r);
   void peer_cap(const InsRequest& r);
@@ -232,24 +232,24 @@ class Worker {
   void serve(uint32_t call, bool again);
   void set_aside(uint32_t call);
   void retry_late();
-  void execute(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void call_bind(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void call_listen(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void call_connect(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void note_connect(uint32_t i, Sock& s, bool established, bool dissolved);
-  void dissolved(uint32_t i, Sock& s);
-  void call_shutdown(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void execute(SlotRef s, const Request& r, Answer& a);
+  void call_bind(SlotRef s, const Request& r, Answer& a);
+  void call_listen(SlotRef s, const Request& r, Answer& a);
+  void call_connect(SlotRef s, const Request& r, Answer& a);
+  void note_connect(SlotRef s, bool established, bool dissolved);
+  void dissolved(SlotRef s);
+  void call_shutdown(SlotRef s, const Request& r, Answer& a);
   void call_getsockopt(Sock& s, const Request& r, Answer& a);
-  void call_setsockopt(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void option_set(uint32_t i, Sock& s, int level, int name);
+  void call_setsockopt(SlotRef s, const Request& r, Answer& a);
+  void option_set(SlotRef s, int level, int name);
   void call_name(Sock& s, bool peer, Answer& a);
-  void call_closed(uint32_t i, Sock& s, Answer& a);
-  void call_accept(uint32_t i, Sock& s, Answer& a);
+  void call_closed(SlotRef s, Answer& a);
+  void call_accept(SlotRef s, Answer& a);
   static void call_gifconf(Sock& s, const Request& r, Answer& a);
   static void call_ethtool(Sock& s, const Request& r, Answer& a);
-  void call_ioctl(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void call_sendmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
-  void call_recvmsg(uint32_t i, Sock& s, const Request& r, Answer& a);
+  void call_ioctl(SlotRef s, const Request& r, Answer& a);
+  void call_sendmsg(SlotRef s, const Request& r, Answer& a);
+  void call_recvmsg(SlotRef s, const Request& r, Answer& a);
 
   InsContext& ins_;
   const uint32_t index_;

@@ -144,7 +144,7 @@ class World {
   void dial() {
     sockaddr_in to{};
     socklen_t len = sizeof to;
-    const Sock& l = ins_.slots.at(0);
+    const Sock& l = *ins_.slots.at(0);
     if (l.fd < 0 || ::getsockname(l.fd, reinterpret_cast<sockaddr*>(&to), &len) < 0) return;
     peer_ = UniqueFd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
     (void)::connect(peer_.get(), reinterpret_cast<const sockaddr*>(&to), len);
@@ -168,10 +168,10 @@ class World {
         return announce(slot);
       }
       case 1:  // bytes, as they should be
-        s.tx_tail = ins_.slots.at(slot).tx_head + in.below(kGeometry.tx_ring + 1);
+        s.tx_tail = ins_.slots.at(slot)->tx_head + in.below(kGeometry.tx_ring + 1);
         return announce(slot);
       case 2:  // reading, as it should be
-        s.rx_head = ins_.slots.at(slot).rx_tail - in.below(32);
+        s.rx_head = ins_.slots.at(slot)->rx_tail - in.below(32);
         s.want &= ~MW_WANT_RX_ROOM;
         return announce(slot);
       case 3:
@@ -248,7 +248,7 @@ class World {
           ins_.channel.call_news(0).add(0);
           return;
         }
-        s.tx_tail = ins_.slots.at(slot).tx_head + static_cast<uint32_t>(n);
+        s.tx_tail = ins_.slots.at(slot)->tx_head + static_cast<uint32_t>(n);
         return honest_call(MW_OP_SENDMSG, slot, {flags, 0, 0, n}, nullptr, 0);
       }
       case 14: {  // an option or an ioctl that exists
