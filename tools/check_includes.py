@@ -71,6 +71,8 @@ def faults_of(path, text):
         kind, name = match.groups()
         if kind == '"':
             target = name.split("/")[0] if "/" in name else folder
+            if is_test and name.startswith("tests/support/"):
+                continue
             if target == folder or (folder, name) in EXCEPTIONS:
                 if name in NEVER_FILE.get(folder, ()):
                     yield number, f"{folder} may not include {name}"

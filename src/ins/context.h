@@ -15,12 +15,12 @@
 #include <vector>
 
 #include "base/unique_fd.h"
-#include "ins/decode.h"
-#include "ins/loopback_hint.h"
-#include "ins/placeholder_table.h"
-#include "ins/slot_table.h"
-#include "ins/telemetry.h"
-#include "ins/wishes.h"
+#include "ins/tables/decode.h"
+#include "ins/policy/loopback_hint.h"
+#include "ins/tables/placeholder_table.h"
+#include "ins/tables/slot_table.h"
+#include "ins/report/telemetry.h"
+#include "ins/policy/wishes.h"
 #include "ring/channel.h"
 #include "transport/local/control.h"
 #include "transport/local/mapping.h"

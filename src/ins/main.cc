@@ -13,7 +13,7 @@
 #include "base/helper.h"
 #include "base/log.h"
 #include "base/sanitized.h"
-#include "ins/control.h"
+#include "ins/control/control.h"
 #include "ins/sandbox.h"
 
 namespace mw {

@@ -14,7 +14,7 @@
 
 #include "fuzz_input.h"
 #include "ins/context.h"
-#include "ins/worker.h"
+#include "ins/worker/worker.h"
 #include "ring/atomics.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/session_fds.h"

@@ -3,7 +3,7 @@
 // precede it, does poll() ever show it while bytes are missing from the ring, does send() ever say
 // EPIPE where the error is what it should say, and does who took the error ever find a connection
 // that still stands? The INS is Worker::stream_rx(), tell_end() and publish_last_error() of
-// src/ins/stream.cc; the readers are ReceivingEnd and no_bytes(), cannot_send(), and poll_mask() of
+// src/ins/worker/stream.cc; the readers are ReceivingEnd and no_bytes(), cannot_send(), and poll_mask() of
 // src/shim.
 #include "relacy_atomics.h"
 
