@@ -126,7 +126,7 @@ int run(const Arguments& args) {
   if (!notes) return failed(notes.error());
   WorkerThreads workers(args.workers);
   Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals),
-                  std::move(front_end), started_as);
+                       std::move(front_end), started_as);
   if (const Status prepared = control.prepare(); !prepared) return failed(prepared.error());
 
   // Beyond this point: no threads, no programs, only the system calls of the table.

@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "fuzz_input.h"
-#include "ins/context.h"
+#include "ins/worker/context.h"
 #include "ins/worker/worker.h"
 #include "ring/atomics.h"
 #include "transport/local/fd_message.h"
@@ -68,7 +68,7 @@ class World {
     ins_.stats.push_back(std::make_unique<Stats>());
     require(static_cast<bool>(ins_.slots.init(kGeometry, 0xfffffff0)));
     require(static_cast<bool>(ins_.placeholders.init(kGeometry)));
-    ins_.calls.init(ins_.channel);
+    ins_.calls.init(ins_.channel, ins_.call_done);
     worker_ = std::make_unique<Worker>(ins_, 0);
     require(worker_->begin());
     // Something to start from: a listener, a connection and a datagram socket, all in good order.

@@ -314,7 +314,7 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   ins_.channel_fd = std::move(m.fds[0]);
   ins_.drop = std::move(m.fds[1]);
   ins_.first_gen = hello.first_gen;
-  ins_.calls.init(ins_.channel);
+  ins_.calls.init(ins_.channel, ins_.call_done);
   for (uint32_t w = 0; w < g.workers; ++w) {
     // Nobody but this INS sleeps on these sets: what a predecessor left there is none of ours.
     ins_.channel.sock_news(w).forget_consumer();

@@ -23,9 +23,9 @@
 #include <vector>
 
 #include "base/exit_codes.h"
-#include "ins/context.h"
 #include "ins/control/publish.h"
 #include "ins/control/resolve.h"
+#include "ins/worker/context.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {

@@ -16,7 +16,7 @@
 #include <sstream>
 
 #include "base/unique_fd.h"
-#include "ins/context.h"
+#include "ins/worker/context.h"
 
 // c-ares numbers its questions with the help of rand() where it cannot open /dev/urandom, as behind the
 // sandbox. Numbers that can be guessed would let strangers answer.

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstring>
 #include <map>
 #include <mutex>
 #include <set>
@@ -19,6 +20,14 @@
 #include "transport/local/control.h"
 
 namespace mw {
+
+// The peer that a request of the driver is about.
+inline PeerAddress peer_named(const InsRequest& r) {
+  PeerAddress peer;
+  peer.family = r.family;
+  std::memcpy(peer.bytes.data(), r.value, peer.bytes.size());
+  return peer;
+}
 
 class Wishes {
  public:

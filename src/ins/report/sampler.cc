@@ -166,10 +166,8 @@ void Sampler::fill_rings(SlotRef s, mw_sample_row& row) const {
 void Sampler::fill_listener(const Sock& s, mw_sample_row& row) const {
   tcp_info info{};
   socklen_t len = sizeof info;
-  int queued = 0;
   row.queue = ::getsockopt(s.fd, IPPROTO_TCP, TCP_INFO, &info, &len) == 0 ? info.tcpi_unacked : 0;
-  if (record_cost_ != 0 && s.ph >= 0 && ::ioctl(s.ph, SIOCOUTQ, &queued) == 0 && queued > 0)
-    row.queue += (static_cast<uint32_t>(queued) + record_cost_ - 1) / record_cost_;
+  row.queue += accepts_.queued(s);
   row.backlog = static_cast<uint32_t>(std::max(s.backlog, 0));
   row.tcp_state = info.tcpi_state;
 }

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "ins/report/telemetry.h"
+#include "ins/seams/accept_sink.h"
 #include "ins/tables/slot_table.h"
 #include "ring/channel.h"
 #include "ring/sample_rows.h"
@@ -23,13 +24,12 @@ namespace mw {
 
 class Sampler {
  public:
-  // `record_cost`: what one accept record weighs in SIOCOUTQ; 0: not known.
-  Sampler(SlotTable& slots, const Channel& channel, uint32_t worker, uint32_t record_cost)
+  Sampler(SlotTable& slots, const Channel& channel, uint32_t worker, const AcceptSink& accepts)
       : slots_(slots),
         ch_(channel),
         worker_(worker),
         workers_(channel.geometry().workers),
-        record_cost_(record_cost) {}
+        accepts_(accepts) {}
 
   void attach(std::shared_ptr<TelemetryChannel> channel);
 
@@ -67,7 +67,7 @@ class Sampler {
   const Channel ch_;
   const uint32_t worker_;
   const uint32_t workers_;
-  const uint32_t record_cost_;
+  const AcceptSink& accepts_;
   std::shared_ptr<TelemetryChannel> channel_;
   SampleRowWriter rows_;
   std::vector<Heard> heard_;  // of our slots, in their order

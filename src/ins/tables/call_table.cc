@@ -1,7 +1,7 @@
+#include "ins/tables/call_table.h"
+
 #include <cstring>
 
-#include "base/futex.h"
-#include "ins/context.h"
 #include "ring/atomics.h"
 #include "ring/call_cell.h"
 
@@ -12,7 +12,8 @@ using A = StdAtomics;
 
 }  // namespace
 
-void CallTable::init(const Channel& channel) {
+void CallTable::init(const Channel& channel, CallDone& done) {
+  done_ = &done;
   channel_ = channel;
   const uint32_t calls = channel.geometry().calls;
   last_ = std::make_unique<std::atomic<uint32_t>[]>(calls);
@@ -37,7 +38,7 @@ void CallTable::answer(uint32_t call, uint32_t seq, const Answer& a) {
   A::store_relaxed(cell.ret, a.ret);
   A::store_relaxed(cell.err, a.err);
   A::store_relaxed(cell.out_len, a.out_len);
-  if (answer_call(cell, seq)) futex_wake_all(cell.done_seq);
+  if (answer_call(cell, seq)) done_->wake(call, cell);
 }
 
 }  // namespace mw

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <new>
 
+#include "abi/mw_telemetry.h"
+
 namespace mw {
 
 LingerMode linger_mode_of(const void* value) {
@@ -16,6 +18,13 @@ LingerMode linger_mode_of(const void* value) {
   std::memcpy(&l, value, sizeof l);
   if (l.l_onoff == 0) return LingerMode::off;
   return l.l_linger == 0 ? LingerMode::reset : LingerMode::wait;
+}
+
+void note_end(Sock& s, uint8_t what) {
+  constexpr uint8_t kBothFins = MW_CONN_PEER_FIN | MW_CONN_OUR_FIN;
+  const bool over = (s.conn & (MW_CONN_PEER_RST | MW_CONN_OUR_RST)) != 0 ||
+                    (s.conn & kBothFins) == kBothFins || (s.state & MW_ST_CLOSED) != 0;
+  if ((s.conn & MW_CONN_ESTABLISHED) != 0 && !over) s.conn |= what;
 }
 
 UniqueFd SlotTable::lend(ControlOption& option) {

@@ -146,7 +146,7 @@ struct alignas(64) Sock {
   uint32_t beat_tx_tail = 0;  // as the last beat saw them
   uint32_t beat_rx_head = 0;
   LoopbackTarget loopback;  // a stream that connects
-  uint32_t untold = 0;      // MW_ST_* bits that wait for the bytes before them (Worker::tell_end)
+  uint32_t untold = 0;  // MW_ST_* bits that wait for the bytes before them (StreamPump::tell_end)
   std::unique_ptr<ListenerState> listener;
   std::unique_ptr<OptionLog> options;
   SampledState sampled;
@@ -169,6 +169,9 @@ class SlotRef {
  private:
   Sock* sock_ = nullptr;
 };
+
+// What this end of a connection does now (MW_CONN_*), unless the connection is over already.
+void note_end(Sock& s, uint8_t what);
 
 class SlotTable {
  public:

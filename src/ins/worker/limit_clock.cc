@@ -1,5 +1,4 @@
-// limits.cc - minimum rates, pauses, the peers' shares (docs/netflow.md, version 2).
-#include "ins/policy/limits.h"
+#include "ins/worker/limit_clock.h"
 
 #include <linux/sockios.h>
 #include <sys/ioctl.h>
@@ -8,7 +7,6 @@
 #include <cstring>
 
 #include "base/clock.h"
-#include "ins/worker/worker.h"
 
 namespace mw {
 namespace {
@@ -46,7 +44,7 @@ bool take_value(const InsRequest& r, T& value) {
 
 }  // namespace
 
-Limits& Worker::limits_of(SlotRef s) {
+Limits& LimitClock::limits_of(SlotRef s) {
   if (s->limits == nullptr) {
     s->limits = std::make_unique<Limits>();
     s->limits->slot = s.index;
@@ -56,20 +54,19 @@ Limits& Worker::limits_of(SlotRef s) {
   return *s->limits;
 }
 
-void Worker::drop_limits(Sock& s) {
+void LimitClock::drop(Sock& s) {
   if (s.limits == nullptr) return;
   wheel_.remove(*s.limits);
-  if (s.limits->counted != 0) ins_.wishes.gone(s.limits->peer, s.limits->counted);
+  if (s.limits->counted != 0) wishes_.gone(s.limits->peer, s.limits->counted);
   s.limits.reset();
   s.flags &= ~kLimited;
 }
 
-// A connection that was just accepted, and is nobody's yet. False: it is not wanted.
-bool Worker::admit(SlotRef s, const mw_addr& peer) {
+bool LimitClock::admit(SlotRef s, const mw_addr& peer) {
   sockaddr_storage ss{};
   std::memcpy(&ss, peer.bytes, sizeof peer.bytes);
   const PeerAddress address = peer_address_of(reinterpret_cast<const sockaddr*>(&ss), peer.len);
-  const Wishes::Admission a = ins_.wishes.admit(address);
+  const Wishes::Admission a = wishes_.admit(address);
   if (a.refused) return false;
   if (a.census == 0 && a.in.rate == 0 && a.out.rate == 0) return true;
   // Its worker puts it into its wheel with the first event, which a new socket always has.
@@ -84,8 +81,14 @@ bool Worker::admit(SlotRef s, const mw_addr& peer) {
   return true;
 }
 
-// Puts it into the wheel, if a clock runs and it does not hang there.
-void Worker::arm(Sock& s) {
+void LimitClock::stop(Sock& s) {
+  if (s.limits == nullptr) return;
+  s.limits->in.stop();
+  s.limits->out.stop();
+  wheel_.remove(*s.limits);
+}
+
+void LimitClock::arm(Sock& s) {
   Limits& l = *s.limits;
   if (l.link != nullptr) return;
   int64_t due = INT64_MAX;
@@ -96,8 +99,7 @@ void Worker::arm(Sock& s) {
   if (due != INT64_MAX) wheel_.set(l, monotonic_ns(), due);
 }
 
-// Bytes came: the first ones after the application has sent begin a turn.
-void Worker::limits_received(Sock& s, uint32_t moved, bool waited) {
+void LimitClock::received(Sock& s, uint32_t moved, bool waited) {
   RateClock& in = s.limits->in;
   if (in.rule.rate == 0) return;
   // While the application took nothing, the peer could not send.
@@ -105,23 +107,16 @@ void Worker::limits_received(Sock& s, uint32_t moved, bool waited) {
   arm(s);
 }
 
-void Worker::limits_before_send(Sock& s) {
+void LimitClock::before_send(Sock& s) {
   RateClock& out = s.limits->out;
   if (out.rule.rate == 0) return;
   if (!out.runs() || unacknowledged(s.fd) == 0) out.begin(monotonic_ns(), s.bytes_out);
   arm(s);
 }
 
-void Worker::limits_turn() {
-  const int64_t now = monotonic_ns();
-  wheel_.advance(now, [this, now](Limits& l) {
-    const SlotRef s = ins_.slots.find(l.slot);
-    if (s && s->limits.get() == &l) limit_due(s, now);
-  });
-}
-
-// A deadline may have passed.
-void Worker::limit_due(SlotRef s, int64_t now) {
+// A deadline may have passed. True: it has; Limits::cut says which. False: the next one is in the
+// wheel.
+bool LimitClock::is_too_slow(SlotRef s, int64_t now) {
   Limits& l = *s->limits;
   int64_t due = INT64_MAX;
   if (l.in.runs() && (l.paused & kPauseIn) == 0) {
@@ -131,32 +126,38 @@ void Worker::limit_due(SlotRef s, int64_t now) {
       if ((s->flags & kRxWait) != 0)
         l.in.begin(now, s->bytes_in);  // the application is the slow one
       due = l.in.deadline_ns(s->bytes_in);
-      if (due <= now) return cut(s, MW_TEL_CUT_MIN_RATE_IN);
+      if (due <= now) {
+        l.cut = MW_TEL_CUT_MIN_RATE_IN;
+        return true;
+      }
     }
   }
   if (l.out.runs() && (l.paused & kPauseOut) == 0) {
     const uint64_t waiting = unacknowledged(s->fd);
-    auto left = ring_ready(ch_.geometry().tx_ring, s->tx_head, ch_.slot(s.index).tx_tail);
-    if (!left) return fault(left.error());
+    const Channel& ch = scope_.ch;
+    auto left = ring_ready(ch.tx(s.index).capacity(), s->tx_head, ch.slot(s.index).tx_tail);
+    if (!left) {
+      scope_.fault(left.error());
+      return false;
+    }
     if (waiting == 0 && *left == 0) {
       l.out.stop();
     } else {
       const int64_t out_due = l.out.deadline_ns(std::max(l.out.base, acknowledged(*s, waiting)));
-      if (out_due <= now) return cut(s, MW_TEL_CUT_MIN_RATE_OUT);
+      if (out_due <= now) {
+        l.cut = MW_TEL_CUT_MIN_RATE_OUT;
+        return true;
+      }
       due = std::min(due, out_due);
     }
   }
   if (due != INT64_MAX) wheel_.set(l, now, due);
-}
-
-void Worker::cut(SlotRef s, uint32_t why) {
-  s->limits->cut = why;
-  cut_off(s);
+  return false;
 }
 
 // ---- what the driver asks for ----
 
-void Worker::min_rate(SlotRef s, const InsRequest& r, InsReply& reply) {
+void LimitClock::min_rate(SlotRef s, const InsRequest& r, InsReply& reply) {
   struct Value {
     uint64_t rate;
     uint64_t grace_s;
@@ -169,8 +170,8 @@ void Worker::min_rate(SlotRef s, const InsRequest& r, InsReply& reply) {
   }
   MinRate rule{value.rate, value.grace_s};
   if (!s) {
-    if (r.write != 0) ins_.wishes.set_rate(out, rule);
-    rule = ins_.wishes.rate(out);
+    if (r.write != 0) wishes_.set_rate(out, rule);
+    rule = wishes_.rate(out);
   } else if (s->kind != SockKind::stream || s->listener != nullptr) {
     reply.status = EOPNOTSUPP;
     return;
@@ -182,7 +183,7 @@ void Worker::min_rate(SlotRef s, const InsRequest& r, InsReply& reply) {
   put_value(reply, Value{rule.rate, rule.grace_s});
 }
 
-void Worker::set_min_rate(SlotRef s, bool out, const MinRate& rule) {
+void LimitClock::set_min_rate(SlotRef s, bool out, const MinRate& rule) {
   if (s->limits == nullptr && rule.rate == 0) return;
   Limits& l = limits_of(s);
   RateClock& clock = out ? l.out : l.in;
@@ -199,7 +200,7 @@ void Worker::set_min_rate(SlotRef s, bool out, const MinRate& rule) {
   arm(*s);
 }
 
-void Worker::pause(SlotRef s, const InsRequest& r, InsReply& reply) {
+void LimitClock::pause(SlotRef s, const InsRequest& r, InsReply& reply) {
   uint32_t bits = 0;
   if (!s || s->kind != SockKind::stream || s->listener != nullptr) {
     reply.status = !s ? EBADF : EOPNOTSUPP;
@@ -215,7 +216,7 @@ void Worker::pause(SlotRef s, const InsRequest& r, InsReply& reply) {
   put_value(reply, s->limits == nullptr ? 0 : s->limits->paused);
 }
 
-void Worker::set_paused(SlotRef s, uint32_t bits) {
+void LimitClock::set_paused(SlotRef s, uint32_t bits) {
   if (s->limits == nullptr && bits == 0) return;
   Limits& l = limits_of(s);
   const int64_t now = monotonic_ns();
@@ -227,22 +228,15 @@ void Worker::set_paused(SlotRef s, uint32_t bits) {
   wheel_.remove(l);
   arm(*s);
   // What waits moves on.
-  requeue(s);
+  work_.add(s);
 }
 
-PeerAddress Worker::peer_named(const InsRequest& r) {
-  PeerAddress peer;
-  peer.family = r.family;
-  std::memcpy(peer.bytes.data(), r.value, peer.bytes.size());
-  return peer;
-}
-
-void Worker::allow(const InsRequest& r) {
+void LimitClock::allow(const InsRequest& r) {
   const PeerAddress peer = peer_named(r);
-  ins_.wishes.allow(peer, r.write != 0);
+  wishes_.allow(peer, r.write != 0);
   if (r.write == 0) return;
   // What held for it by default holds no more.
-  each_socket([&](SlotRef s) {
+  scope_.each_socket([&](SlotRef s) {
     if (s->limits == nullptr || s->limits->peer != peer) return;
     s->limits->in = RateClock{};
     s->limits->out = RateClock{};
@@ -250,24 +244,23 @@ void Worker::allow(const InsRequest& r) {
   });
 }
 
-void Worker::peer_cap(const InsRequest& r) {
+void LimitClock::peer_cap(const InsRequest& r) {
   const PeerAddress peer = peer_named(r);
-  ins_.wishes.set_cap(r.family == 0 ? nullptr : &peer, static_cast<uint32_t>(r.level));
+  wishes_.set_cap(r.family == 0 ? nullptr : &peer, static_cast<uint32_t>(r.level));
 }
 
-// Connections that were accepted before there was a cap.
-void Worker::count_peers() {
-  const uint32_t census = ins_.wishes.census();
+void LimitClock::count_peers() {
+  const uint32_t census = wishes_.census();
   if (census == 0) return;
-  each_socket([&](SlotRef s) {
+  scope_.each_socket([&](SlotRef s) {
     if (s->kind != SockKind::stream || (s->flags & kAccepted) == 0) return;
     Limits& l = limits_of(s);
-    if (l.counted != census) l.counted = ins_.wishes.count(l.peer);
+    if (l.counted != census) l.counted = wishes_.count(l.peer);
   });
 }
 
-void Worker::forget_limits() {
-  each_socket([&](SlotRef s) {
+void LimitClock::forget() {
+  scope_.each_socket([&](SlotRef s) {
     if (s->limits == nullptr) return;
     set_paused(s, 0);
     s->limits->in = RateClock{};

@@ -1,4 +1,5 @@
-// opening.cc - new sockets, and how one comes to its worker.
+#include "ins/worker/openings.h"
+
 #include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
@@ -10,7 +11,6 @@
 #include "base/log.h"
 #include "base/received_fds.h"
 #include "ins/options.h"
-#include "ins/worker/worker.h"
 #include "ring/atomics.h"
 
 namespace mw {
@@ -31,20 +31,20 @@ bool is_stream_placeholder(int fd) {
 
 }  // namespace
 
-void Worker::on_drop() {
+void Openings::on_drop() {
   for (int k = 0; k < kDropsPerTurn; ++k)
     if (!take_drop()) return;
 }
 
 // One new socket from the drop socket. False: there is none, or no more is to be taken now.
-bool Worker::take_drop() {
+bool Openings::take_drop() {
   mw_drop_record record{};
   MessageRoom<4> room(&record, sizeof record);
   msghdr& m = room.message;
-  const ssize_t n = ::recvmsg(ins_.drop.get(), &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  const ssize_t n = ::recvmsg(drop_.get(), &m, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (n < 0) return errno == EINTR;
   if (n == 0) {  // nobody is left who could send one
-    ::epoll_ctl(epoll_, EPOLL_CTL_DEL, ins_.drop.get(), nullptr);
+    events_.remove(drop_.get());
     return false;
   }
   UniqueFd placeholder;
@@ -55,14 +55,14 @@ bool Worker::take_drop() {
   });
   // A descriptor that we have no room for arrives as a truncated message, like a lie.
   const bool no_room = fds == 0 && (m.msg_flags & MSG_CTRUNC) != 0;
-  if (n != sizeof record || record.magic != MW_DROP_MAGIC || record.call >= ch_.geometry().calls ||
-      (fds != 1 && !no_room)) {
-    fault({Fault::peer, 0, "a new socket's record that cannot be"});
+  if (n != sizeof record || record.magic != MW_DROP_MAGIC ||
+      record.call >= scope_.ch.geometry().calls || (fds != 1 && !no_room)) {
+    scope_.fault({Fault::peer, 0, "a new socket's record that cannot be"});
     return false;
   }
-  auto begun = ins_.calls.begin(record.call, request_, record.seq);
+  auto begun = calls_.begin(record.call, request_, record.seq);
   if (!begun) {
-    fault(begun.error());
+    scope_.fault(begun.error());
     return false;
   }
   // Else it was answered by now: the driver sends the record of a process that died once more.
@@ -72,16 +72,20 @@ bool Worker::take_drop() {
   answer_.err = ENFILE;
   answer_.out_len = 0;
   if (!no_room && !is_stream_placeholder(placeholder.get())) {
-    fault({Fault::peer, 0, "a placeholder that is none"});
+    scope_.fault({Fault::peer, 0, "a placeholder that is none"});
     return false;
   }
-  if (!no_room && bare && !new_placeholder(request_, std::move(placeholder), answer_)) return false;
+  if (!no_room && bare && (request_.slot >= scope_.ch.geometry().slots || request_.gen == 0)) {
+    scope_.fault({Fault::peer, 0, "a placeholder for a connection that cannot be"});
+    return false;
+  }
+  if (!no_room && bare) placeholders_.make(request_, std::move(placeholder), answer_);
   if (!no_room && !bare) new_socket(request_, std::move(placeholder), answer_);
-  ins_.calls.answer(record.call, request_.seq, answer_);
+  calls_.answer(record.call, request_.seq, answer_);
   return true;
 }
 
-void Worker::init_shared_slot(SlotRef s) {
+void Openings::init_shared(SlotRef s) const {
   s->rx_tail = MW_INDEX_START;
   s->tx_head = MW_INDEX_START;
   s->bytes_in = 0;
@@ -90,7 +94,7 @@ void Worker::init_shared_slot(SlotRef s) {
   s->made_ns = realtime_ns();
   s->sampled = {};
   s->sampled.made_ms = coarse_monotonic_ms();
-  mw_slot& shared = ch_.slot(s.index);
+  mw_slot& shared = scope_.ch.slot(s.index);
   A::store_relaxed(shared.tx_tail, MW_INDEX_START);
   A::store_relaxed(shared.rx_head, MW_INDEX_START);
   A::store_relaxed(shared.want, 0u);
@@ -103,7 +107,7 @@ void Worker::init_shared_slot(SlotRef s) {
   A::store_relaxed(shared.error, 0);
   A::store_relaxed(shared.error_seq, 0u);
   A::store_relaxed(shared.oob_mark, 0u);
-  A::store_relaxed(shared.rx_limit, rx_limit(*s));
+  room_.publish_limit(s);
   A::store_relaxed(shared.state, s->state);
   A::store_release(shared.gen, s->gen);
 }
@@ -134,7 +138,7 @@ int refusal(int domain, int type, int protocol) {
 
 }  // namespace
 
-void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
+void Openings::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   const auto failed = [&a](int err) {
     a.ret = -1;
     a.err = err;
@@ -146,22 +150,22 @@ void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   UniqueFd real{::socket(domain, type | SOCK_NONBLOCK | SOCK_CLOEXEC, r.arg[2])};
   // Our limit of descriptors is not the application's.
   if (!real) return failed(errno == EMFILE ? ENFILE : errno);
-  auto slot = ins_.slots.allocate(spread_);
+  auto slot = allocate();
   if (!slot) return failed(ENFILE);
   const SlotRef s = *slot;
-  spread_ = (spread_ + 1) % ch_.geometry().workers;
+  advance();
   s->fd = real.release();
   s->ph = placeholder.release();
   s->kind = type == SOCK_STREAM ? SockKind::stream : SockKind::dgram;
   s->domain = static_cast<uint8_t>(domain);
   s->protocol = r.arg[2];
   s->state = MW_ST_OPEN;
-  if (s->kind == SockKind::stream && ins_.wishes.any()) ins_.wishes.apply_to(s->fd);
+  if (s->kind == SockKind::stream && wishes_.any()) wishes_.apply_to(s->fd);
   if (s->kind == SockKind::dgram) {
     want_control_messages(s->fd, domain);
     s->rx_limit = datagrams_ahead(s->fd);
   }
-  init_shared_slot(s);
+  init_shared(s);
   const mw_new_socket out{s.index, s->gen};
   std::memcpy(a.payload, &out, sizeof out);
   a.out_len = sizeof out;
@@ -172,33 +176,17 @@ void Worker::new_socket(const Request& r, UniqueFd placeholder, Answer& a) {
   hand_over(s, s->kind == SockKind::dgram);
 }
 
-// Hands a new socket, filled in, to its worker. From here on it is that worker's.
-void Worker::hand_over(SlotRef s, bool with_real) {
+void Openings::hand_over(SlotRef s, bool with_real) const {
   const uint32_t gen = s->gen;
   const int fd = s->fd;
   const int ph = s->ph;
   if (with_real) s->flags |= kRegistered;
-  ins_.slots.publish(s.index);
-  if ((ph < 0 || watch(ph, kPlaceholderEvents, s.index, gen, true, EPOLL_CTL_ADD)) &&
-      (!with_real || watch(fd, kRealEvents, s.index, gen, false, EPOLL_CTL_ADD)))
+  scope_.slots.publish(s.index);
+  if ((ph < 0 || events_.watch_placeholder(s.index, gen, ph)) &&
+      (!with_real || events_.watch_real(s.index, gen, fd)))
     return;
   log_line("mwins", "no memory to watch a new socket");
-  give_up(s.index, gen);
-}
-
-// Has the socket's own worker abandon it.
-void Worker::give_up(uint32_t i, uint32_t gen) {
-  WorkerNote note(WorkerNote::Kind::abandon, i);
-  note.gen = gen;
-  ins_.to_worker[ch_.worker_of(i)]->post(std::move(note));
-}
-
-void Worker::abandon(SlotRef s) {
-  // An accepted one that the application has by now stays until it closes it.
-  if ((s->flags & kAccepted) != 0 && !revoke(s.index, s->gen)) return abort_socket(s);
-  if (s->ph >= 0) ::close(s->ph);  // its other end lives: it has to see this one go
-  s->ph = -1;
-  reset_and_free(s);
+  scope_.give_up(s.index, gen);
 }
 
 }  // namespace mw

@@ -15,12 +15,14 @@
 #include <vector>
 
 #include "base/unique_fd.h"
-#include "ins/tables/decode.h"
 #include "ins/policy/loopback_hint.h"
+#include "ins/policy/wishes.h"
+#include "ins/report/telemetry.h"
+#include "ins/tables/call_table.h"
+#include "ins/tables/decode.h"
 #include "ins/tables/placeholder_table.h"
 #include "ins/tables/slot_table.h"
-#include "ins/report/telemetry.h"
-#include "ins/policy/wishes.h"
+#include "ins/worker/local_call_done.h"
 #include "ring/channel.h"
 #include "transport/local/control.h"
 #include "transport/local/mapping.h"
@@ -104,26 +106,18 @@ struct WorkerNote {
   ControlOption option{};  // lend, option_set
 };
 
-// Answers to calls. Each cell has at most one call pending, and a call is answered once.
-// THREADS  begin() by the worker that drained the cell; answer() by whoever executed the call.
-class CallTable {
- public:
-  void init(const Channel& channel);
-  // Copies and claims the request in cell `call`. False: there is nothing new in it.
-  // Errors: peer (the cell cannot be; the call is claimed and stays unanswered).
-  // seq: the request that is meant, 0 for whatever stands there; another one is left alone.
-  Result<bool> begin(uint32_t call, Request& out, uint32_t seq = 0);
-  void answer(uint32_t call, uint32_t seq, const Answer& a);
-
- private:
-  Channel channel_;
-  std::unique_ptr<std::atomic<uint32_t>[]> last_;
-};
-
 struct Stats {
   std::atomic<uint32_t> beat{0};  // the tick that this worker has seen last
   std::atomic<uint64_t> bytes_recv{0};
   std::atomic<uint64_t> bytes_sent{0};
+
+  // One writer: a store costs less than an atomic addition.
+  void received(uint64_t n) {
+    bytes_recv.store(bytes_recv.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
+  void sent(uint64_t n) {
+    bytes_sent.store(bytes_sent.load(std::memory_order_relaxed) + n, std::memory_order_relaxed);
+  }
 };
 
 struct InsContext {
@@ -141,6 +135,7 @@ struct InsContext {
 
   SlotTable slots;
   PlaceholderTable placeholders;  // of accepted connections
+  LocalCallDone call_done;
   CallTable calls;
   Wishes wishes;
   LoopbackHint loopback_hint;

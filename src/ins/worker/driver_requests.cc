@@ -1,5 +1,5 @@
-// request.cc - what the driver wants of a socket, or of all (docs/protocol.md 9). Each answer is
-// given after the wish is in force, and carries what the kernel then says.
+#include "ins/worker/driver_requests.h"
+
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -9,7 +9,6 @@
 
 #include "codec/socket_options.h"
 #include "ins/options.h"
-#include "ins/worker/worker.h"
 
 namespace mw {
 namespace {
@@ -38,7 +37,7 @@ int set_and_read(int fd, const InsRequest& r, InsReply& reply) {
 
 }  // namespace
 
-void Worker::on_request(const InsRequest& r) {
+InsReply DriverRequests::execute(const InsRequest& r) {
   InsReply reply{};
   reply.id = r.id;
   switch (r.op) {
@@ -46,25 +45,9 @@ void Worker::on_request(const InsRequest& r) {
     case InsOp::close:
     case InsOp::look_again:
     case InsOp::min_rate:
-    case InsOp::pause: {
-      const SlotRef s = ins_.slots.find(r.slot);
-      const bool of_all = r.op == InsOp::min_rate && r.gen == 0;
-      if (!of_all && (!s || s->gen != r.gen || s->fd < 0))
-        reply = failed(r, EBADF);
-      else if (r.op == InsOp::min_rate)
-        min_rate(of_all ? SlotRef{} : s, r, reply);
-      else if (r.op == InsOp::pause)
-        pause(s, r, reply);
-      else if (r.op == InsOp::option)
-        answer_option(s, r, reply);
-      else if (r.op == InsOp::look_again)
-        announce(s, kNewsAll);
-      else if (s->listener != nullptr)
-        reply = failed(r, EOPNOTSUPP);
-      else
-        cut_off(s);
+    case InsOp::pause:
+      of_one(r, reply);
       break;
-    }
     case InsOp::cut_peer:
       cut_peer(r, reply);
       break;
@@ -72,26 +55,44 @@ void Worker::on_request(const InsRequest& r) {
       option_of_all(r, reply);
       break;
     case InsOp::peer_cap:
-      peer_cap(r);
+      limits_.peer_cap(r);
       break;
     case InsOp::count_peers:
-      count_peers();
+      limits_.count_peers();
       break;
     case InsOp::forget:
-      forget_limits();
+      limits_.forget();
       break;
     case InsOp::allow:
-      allow(r);
+      limits_.allow(r);
       break;
     default:
       reply = failed(r, EINVAL);
   }
-  ControlNote note(Kind::reply);
-  note.reply = reply;
-  ins_.to_control.post(std::move(note));
+  return reply;
 }
 
-void Worker::answer_option(SlotRef s, const InsRequest& r, InsReply& reply) {
+// Of one socket; a minimum rate also of all (no generation).
+void DriverRequests::of_one(const InsRequest& r, InsReply& reply) {
+  const SlotRef s = scope_.slots.find(r.slot);
+  const bool of_all = r.op == InsOp::min_rate && r.gen == 0;
+  if (!of_all && (!s || s->gen != r.gen || s->fd < 0))
+    reply = failed(r, EBADF);
+  else if (r.op == InsOp::min_rate)
+    limits_.min_rate(of_all ? SlotRef{} : s, r, reply);
+  else if (r.op == InsOp::pause)
+    limits_.pause(s, r, reply);
+  else if (r.op == InsOp::option)
+    answer_option(s, r, reply);
+  else if (r.op == InsOp::look_again)
+    news_.announce(s, kNewsAll);
+  else if (s->listener != nullptr)
+    reply = failed(r, EOPNOTSUPP);
+  else
+    ending_.cut_off(s);
+}
+
+void DriverRequests::answer_option(SlotRef s, const InsRequest& r, InsReply& reply) {
   if (!may_be_asked(r)) {
     reply = failed(r, EINVAL);
     return;
@@ -100,7 +101,7 @@ void Worker::answer_option(SlotRef s, const InsRequest& r, InsReply& reply) {
     reply = failed(r, err);
     return;
   }
-  if (r.write != 0) option_set(s, r.level, r.name);
+  if (r.write != 0) options_.option_set(s, r.level, r.name);
   if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s->kind == SockKind::stream)
     std::memcpy(reply.value, &s->rcvlowat, sizeof s->rcvlowat);
   if (r.write != 0 && r.level == SOL_SOCKET && r.name == SO_MAX_PACING_RATE) {
@@ -109,41 +110,41 @@ void Worker::answer_option(SlotRef s, const InsRequest& r, InsReply& reply) {
     s->flags = rate == UINT64_MAX ? s->flags & ~kPaced : s->flags | kPaced;
   }
   // What the application may have been waiting for can be true now.
-  if (r.write != 0) announce(s, kNewsAll);
+  if (r.write != 0) news_.announce(s, kNewsAll);
 }
 
-void Worker::option_of_all(const InsRequest& r, InsReply& reply) {
+void DriverRequests::option_of_all(const InsRequest& r, InsReply& reply) {
   if (!may_be_asked(r)) {
     reply = failed(r, EINVAL);
     return;
   }
   int err = 0;
   bool any = false;
-  each_socket([&](SlotRef s) {
+  scope_.each_socket([&](SlotRef s) {
     if (s->kind != SockKind::stream || err != 0) return;
     err = set_and_read(s->fd, r, reply);
-    if (err == 0 && r.write != 0) option_set(s, r.level, r.name);
+    if (err == 0 && r.write != 0) options_.option_set(s, r.level, r.name);
     any = true;
   });
   if (!any) {
     // Nothing is there to ask: one that is made for it is as good as those to come.
     const UniqueFd fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
     if (!fd) err = errno;
-    if (fd && r.write == 0) ins_.wishes.apply_to(fd.get());
+    if (fd && r.write == 0) wishes_.apply_to(fd.get());
     if (fd) err = set_and_read(fd.get(), r, reply);
   }
   if (err != 0)
     reply = failed(r, err);
   else if (r.write != 0)
-    ins_.wishes.set_option(r);
+    wishes_.set_option(r);
 }
 
-void Worker::cut_peer(const InsRequest& r, InsReply& reply) {
+void DriverRequests::cut_peer(const InsRequest& r, InsReply& reply) {
   const PeerAddress peer = peer_named(r);
-  ins_.wishes.block(peer, r.write != 0);
+  wishes_.block(peer, r.write != 0);
   if (r.write == 0) return;
   uint32_t cut = 0;
-  each_socket([&](SlotRef s) {
+  scope_.each_socket([&](SlotRef s) {
     sockaddr_storage ss{};
     socklen_t len = sizeof ss;
     auto* const name = reinterpret_cast<sockaddr*>(&ss);
@@ -151,7 +152,7 @@ void Worker::cut_peer(const InsRequest& r, InsReply& reply) {
         ::getpeername(s->fd, name, &len) < 0 || peer_address_of(name, len) != peer)
       return;
     ++cut;
-    cut_off(s);
+    ending_.cut_off(s);
   });
   reply.len = sizeof cut;
   std::memcpy(reply.value, &cut, sizeof cut);

@@ -1,4 +1,5 @@
-// closing.cc - the end of a socket: what is left is sent, then its slot is free.
+#include "ins/worker/ending.h"
+
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/ioctl.h>
@@ -8,10 +9,17 @@
 #include <algorithm>
 
 #include "base/futex.h"
-#include "ins/worker/worker.h"
+#include "base/log.h"
+#include "ins/worker/ending.h"
 #include "ring/atomics.h"
 
 namespace mw {
+
+void reset_at_close(int fd) {
+  const linger now{1, 0};
+  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+}
+
 namespace {
 
 using A = StdAtomics;
@@ -21,34 +29,49 @@ constexpr unsigned kLingerTimeoutMs = 60'000;
 
 }  // namespace
 
-// Calls that nobody waits for came before the close.
-void Worker::close_marked() {
-  for (const uint32_t i : closing_) {
-    const SlotRef s = ins_.slots.find(i);
-    if (s && A::load_relaxed(ch_.slot(i).closed) == s->gen) last_close(s);
-  }
-  closing_.clear();
+Ending::Ending(const WorkerScope& scope, News& news, StreamPump& streams, AcceptSink& accepts,
+               Placeholders& placeholders, LimitClock& limits, RingMemory& memory,
+               StalledListeners& stalled, Telemetry& telemetry)
+    : scope_(scope),
+      news_(news),
+      streams_(streams),
+      accepts_(accepts),
+      placeholders_(placeholders),
+      limits_(limits),
+      memory_(memory),
+      stalled_(stalled),
+      telemetry_(telemetry) {
+  marked_.reserve(scope.most_slots());
 }
 
-void Worker::last_close(SlotRef s) {
+void Ending::close_marked() {
+  for (const uint32_t i : marked_) {
+    const SlotRef s = scope_.slots.find(i);
+    if (s && A::load_relaxed(scope_.ch.slot(i).closed) == s->gen) last_close(s);
+  }
+  marked_.clear();
+}
+
+void Ending::last_close(SlotRef s) {
   if (s->listener != nullptr) {
-    ins_.to_control.post(ControlNote(Kind::listener_down, s.index, s->gen));
-    revoke_all(*s->listener);
+    scope_.tell(ControlNote::Kind::listener_down, s);
+    accepts_.on_listener_end(*s->listener);
     return free_slot(s);
   }
   if (s->kind == SockKind::dgram) return free_slot(s);
   if ((s->flags & kLingering) != 0) return;
   // Still in the queue when its listener was closed: the kernel resets such a connection.
-  if ((s->flags & kAccepted) != 0 && claim_of(s) == 0) return reset_and_free(s);
+  if ((s->flags & kAccepted) != 0 && placeholders_.claim_of(s) == 0) return reset_and_free(s);
   // A pause ends with the socket: what was written leaves, and nobody reads any more.
   if ((s->flags & kLimited) != 0) s->limits->paused = 0;
-  if ((s->flags & kTxBlocked) == 0) stream_tx(s, 0, true);
-  mw_slot& shared = ch_.slot(s.index);
-  auto room = ring_room(ch_.geometry().rx_ring, s->rx_tail, shared.rx_head);
-  auto left = ring_ready(ch_.geometry().tx_ring, s->tx_head, shared.tx_tail);
-  if (!room) return fault(room.error());
-  if (!left) return fault(left.error());
-  if (*room != ch_.geometry().rx_ring) return reset_and_free(s);  // unread bytes, as in the kernel
+  if ((s->flags & kTxBlocked) == 0) streams_.send(s, 0, true);
+  const uint32_t rx_bytes = scope_.ch.rx(s.index).capacity();
+  mw_slot& shared = scope_.ch.slot(s.index);
+  auto room = ring_room(rx_bytes, s->rx_tail, shared.rx_head);
+  auto left = ring_ready(scope_.ch.tx(s.index).capacity(), s->tx_head, shared.tx_tail);
+  if (!room) return scope_.fault(room.error());
+  if (!left) return scope_.fault(left.error());
+  if (*room != rx_bytes) return reset_and_free(s);  // unread bytes, as in the kernel
   if (*left == 0 || (s->state & MW_ST_CONNECTED) == 0 || s->linger == LingerMode::reset)
     return finish_close(s);
   // The kernel's own unread bytes make its close() reset; with bytes of ours still to go, look.
@@ -57,7 +80,7 @@ void Worker::last_close(SlotRef s) {
   begin_lingering(*s);
 }
 
-void Worker::begin_lingering(Sock& s) {
+void Ending::begin_lingering(Sock& s) {
   if ((s.flags & kLingering) != 0) return;
   s.flags |= kLingering;
   if ((s.flags & kUserTimeout) == 0)
@@ -67,7 +90,7 @@ void Worker::begin_lingering(Sock& s) {
 // SO_LINGER with a time: the kernel waits in close() until the peer has acknowledged all bytes and
 // the FIN. Here the application's thread waits until the slot is free, so the slot is kept until
 // then. True: it is to be kept. Ends the sending direction.
-bool Worker::lingers_for_acks(Sock& s) {
+bool Ending::lingers_for_acks(Sock& s) const {
   if (s.linger != LingerMode::wait || s.fd < 0 || (s.state & MW_ST_CONNECTED) == 0) return false;
   int unread = 0;
   if (::ioctl(s.fd, FIONREAD, &unread) < 0 || unread > 0) return false;  // close() resets it
@@ -83,24 +106,15 @@ bool Worker::lingers_for_acks(Sock& s) {
          info.tcpi_state == TCP_LAST_ACK;
 }
 
-// What this end of a connection does now, unless the connection is over already.
-void Worker::note_end(Sock& s, uint8_t what) {
-  constexpr uint8_t kBothFins = MW_CONN_PEER_FIN | MW_CONN_OUR_FIN;
-  const bool over = (s.conn & (MW_CONN_PEER_RST | MW_CONN_OUR_RST)) != 0 ||
-                    (s.conn & kBothFins) == kBothFins || (s.state & MW_ST_CLOSED) != 0;
-  if ((s.conn & MW_CONN_ESTABLISHED) != 0 && !over) s.conn |= what;
-}
-
 // As close() will end it: with a reset if there are bytes that nobody has read.
-void Worker::note_close(Sock& s) {
+void Ending::note_close(Sock& s) const {
   int unread = 0;
   const bool reset = s.linger == LingerMode::reset ||
                      (telemetry_.on() && ::ioctl(s.fd, FIONREAD, &unread) == 0 && unread > 0);
   note_end(s, reset ? MW_CONN_OUR_RST : MW_CONN_OUR_FIN);
 }
 
-// For somebody else than the application.
-void Worker::cut_off(SlotRef s) {
+void Ending::cut_off(SlotRef s) {
   s->conn |= MW_CONN_CUT;
   if ((s->flags & kLingering) != 0)
     reset_and_free(s);
@@ -108,44 +122,36 @@ void Worker::cut_off(SlotRef s) {
     abort_socket(s);
 }
 
-// Before an INS that nobody supervises ends: the application comes to know of its connections, and so
-// do their peers. Whoever waits at a listener sees the end of its placeholder.
-void Worker::reset_all() {
-  each_socket([&](SlotRef s) {
+void Ending::cut_off_all() {
+  scope_.each_socket([&](SlotRef s) {
     if (s->listener == nullptr) cut_off(s);
   });
-  ring_groups();
+  news_.flush();
 }
 
-void Worker::reset_at_close(int fd) {
-  const linger now{1, 0};
-  ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
-}
-
-// Closes the connection now and with a reset; the slot and its placeholder stay.
-void Worker::abort_socket(SlotRef s) {
+void Ending::abort_socket(SlotRef s) {
   if (s->listener != nullptr || s->fd < 0) return;
   reset_at_close(s->fd);
   note_end(*s, MW_CONN_OUR_RST);
   telemetry_.event(MW_TEL_CLOSE, s);
   ::close(s->fd);
   s->fd = -1;
-  drop_limits(*s);
+  limits_.drop(*s);
   s->flags |= kReadDone;
   s->untold = 0;
-  publish_failure(s, ECONNRESET,
-                  (s->state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED | MW_ST_RCV_SHUT |
-                      MW_ST_SND_SHUT | MW_ST_EOF);
-  announce(s, kNewsAll);
+  news_.publish_failure(s, ECONNRESET,
+                        (s->state & ~(MW_ST_CONNECTING | MW_ST_BEHIND)) | MW_ST_CLOSED |
+                            MW_ST_RCV_SHUT | MW_ST_SND_SHUT | MW_ST_EOF);
+  news_.announce(s, kNewsAll);
 }
 
-void Worker::reset_and_free(SlotRef s) {
+void Ending::reset_and_free(SlotRef s) {
   if (s->fd >= 0) reset_at_close(s->fd);
   note_end(*s, MW_CONN_OUR_RST);
   free_slot(s);
 }
 
-void Worker::finish_close(SlotRef s) {
+void Ending::finish_close(SlotRef s) {
   if (lingers_for_acks(*s)) return begin_lingering(*s);
   if (s->fd >= 0) note_close(*s);
   if (s->fd >= 0 && s->linger == LingerMode::wait) {
@@ -156,26 +162,24 @@ void Worker::finish_close(SlotRef s) {
   free_slot(s);
 }
 
-void Worker::free_slot(SlotRef s) {
+void Ending::free_slot(SlotRef s) {
   if (s->fd >= 0) {
     telemetry_.event(MW_TEL_CLOSE, s);
     ::close(s->fd);
   }
-  drop_limits(*s);
-  if (s->ph >= 0) bury(s->ph);
+  limits_.drop(*s);
+  if (s->ph >= 0) placeholders_.bury(s->ph);
   s->fd = -1;
   s->ph = -1;
-  // How far the send ring was used decides how much of it may be resident.
-  s->tx_high = std::max(s->tx_high, s->tx_head - MW_INDEX_START);
+  memory_.release(s);
   // A thread that still waits there is to know if the peer's end came first.
-  mw_slot& shared = ch_.slot(s.index);
+  mw_slot& shared = scope_.ch.slot(s.index);
   A::store_relaxed(shared.state, MW_ST_CLOSED | (s->state & MW_ST_EOF));
   if (s->linger == LingerMode::wait) {
     A::fence();  // pairs with the application's between its wish and its look at the state
     if ((A::load_relaxed(shared.want) & MW_WANT_CLOSED) != 0) futex_wake_all(shared.state);
   }
-  const uint32_t keep = s->flags & kWarm;
-  s->flags = keep;
+  s->flags &= kWarm;
   s->conn = 0;
   s->error_seq = 0;
   s->oob_mark = 0;
@@ -185,34 +189,43 @@ void Worker::free_slot(SlotRef s) {
   s->control_room = 0;
   s->backlog = 0;
   s->linger = LingerMode::off;
-  if (s->tx_high > MW_PAGE && keep == 0) {
-    s->flags |= kWarm;
-    warm_.push_back(s.index);
+  scope_.slots.release(s.index);
+  stalled_.came_free();
+}
+
+void Ending::abandon(SlotRef s) {
+  // An accepted one that the application has by now stays until it closes it.
+  if ((s->flags & kAccepted) != 0 && !accepts_.revoke(s)) return abort_socket(s);
+  if (s->ph >= 0) ::close(s->ph);  // its other end lives: it has to see this one go
+  s->ph = -1;
+  reset_and_free(s);
+}
+
+void Ending::report_bypass(SlotRef s) {
+  if ((s->flags & kBypassSeen) != 0) return;
+  s->flags |= kBypassSeen;
+  log_line("mwins", "socket %u: bytes on the placeholder: a system call went past the shim",
+           s.index);
+  scope_.tell(ControlNote::Kind::bypass, s);
+  abort_socket(s);
+}
+
+void Ending::on_lingering(SlotRef s, uint32_t events) {
+  int unread = 0;
+  if ((events & (EPOLLERR | EPOLLHUP)) != 0) {
+    StreamPump::take_reset(*s);
+    return free_slot(s);
   }
-  s->last_tick = tick_;
-  ins_.slots.release(s.index);
-  if (!stalled_.empty()) retry_now_ = true;
-}
-
-// Closes a placeholder whose other end is gone, some time. While any AF_UNIX descriptor travels in
-// a message (an accept record that waits, say) the kernel answers each close() of such a socket
-// with a run of its garbage collector in another thread; so we wait until none of ours does.
-void Worker::bury(int placeholder) {
-  dead_.push_back(placeholder);
-  if (dead_.size() >= kMaxDead) close_dead();
-}
-
-bool Worker::records_under_way() const {
-  // None was handed over yet: the slot is another worker's.
-  if (ch_.worker_of(handed_by_) != index_) return false;
-  const SlotRef s = ins_.slots.find(handed_by_);
-  int queued = 0;
-  return s && s->listener != nullptr && ::ioctl(s->ph, TIOCOUTQ, &queued) == 0 && queued != 0;
-}
-
-void Worker::close_dead() {
-  for (const int fd : dead_) ::close(fd);
-  dead_.clear();
+  if ((events & EPOLLRDHUP) != 0) s->conn |= MW_CONN_PEER_FIN;
+  // Bytes that nobody will read: the kernel answers them with a reset after close().
+  if ((events & EPOLLIN) != 0 && ::ioctl(s->fd, FIONREAD, &unread) == 0 && unread > 0)
+    return reset_and_free(s);
+  s->flags &= ~kTxBlocked;
+  streams_.send(s);
+  auto left =
+      ring_ready(scope_.ch.tx(s.index).capacity(), s->tx_head, scope_.ch.slot(s.index).tx_tail);
+  if (!left) return scope_.fault(left.error());
+  if (*left == 0) finish_close(s);
 }
 
 }  // namespace mw

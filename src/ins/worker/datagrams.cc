@@ -1,5 +1,5 @@
-// dgram.cc - datagram sockets: records in the receive ring; a send is a call, its data the next
-// bytes of the send ring.
+#include "ins/worker/datagrams.h"
+
 #include <time.h>
 
 // needs timespec
@@ -14,7 +14,6 @@
 #include <cstring>
 
 #include "ins/options.h"
-#include "ins/worker/worker.h"
 #include "ring/atomics.h"
 
 namespace mw {
@@ -49,27 +48,32 @@ bool is_icmp(msghdr& m) {
 }  // namespace
 
 // Tells the pending error, and whether there are entries in the error queue.
-void Worker::dgram_errors(SlotRef s) {
+void Datagrams::tell_errors(SlotRef s) {
   int err = 0;
   socklen_t len = sizeof err;
   if (::getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 && err != 0) publish_error(s, err);
-  if (has_error_queue(*s)) set_state(s, s->state | MW_ST_ERRQ);
+  if (has_error_queue(*s)) news_.set_state(s, s->state | MW_ST_ERRQ);
 }
 
-void Worker::datagram_refused(const Sock& s) {
+void Datagrams::publish_error(SlotRef s, int err) {
+  if (err == ECONNREFUSED) note_refusal(*s);
+  news_.publish_error(s, err);
+}
+
+// Says once which option leads to the host's services.
+void Datagrams::note_refusal(const Sock& s) {
   sockaddr_storage peer{};
   socklen_t len = sizeof peer;
   auto* const address = reinterpret_cast<sockaddr*>(&peer);
   if (::getpeername(s.fd, address, &len) == 0)
-    ins_.loopback_hint.refused(true, loopback_target(address, len));
+    loopback_hint_.refused(true, loopback_target(address, len));
 }
 
-void Worker::on_dgram_event(SlotRef s, uint32_t events) {
-  if (s->fd < 0) return;
+void Datagrams::on_event(SlotRef s, uint32_t events) {
   uint32_t news = 0;
-  if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 || events == 0) news |= dgram_rx(s);
+  if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) != 0 || events == 0) news |= receive(s);
   if ((events & EPOLLERR) != 0) {
-    dgram_errors(s);
+    tell_errors(s);
     news |= kNewsAll;
   }
   // The shut sides and their poll bits are decided by the application's own shutdown().
@@ -77,39 +81,40 @@ void Worker::on_dgram_event(SlotRef s, uint32_t events) {
   if ((events & EPOLLRDHUP) != 0) state |= MW_ST_RCV_SHUT;
   if ((events & EPOLLHUP) != 0) state |= MW_ST_CLOSED;
   if (state != s->state) {
-    set_state(s, state);
+    news_.set_state(s, state);
     news |= kNewsAll;
   }
   if ((events & EPOLLOUT) != 0) news |= kNewsOut;
-  if (news != 0) announce(s, news);
+  if (news != 0) news_.announce(s, news);
 }
 
-uint32_t Worker::dgram_rx(SlotRef s) {
-  const uint32_t capacity = ch_.geometry().rx_ring;
+uint32_t Datagrams::receive(SlotRef s) {
+  if (!memory_.acquire_rx(s)) return 0;
   const RingBytes ring = ch_.rx(s.index);
+  const uint32_t capacity = ring.capacity();
   mw_slot& shared = ch_.slot(s.index);
   const auto largest = static_cast<uint32_t>(mw_dgram_bytes(kMaxControl, kMaxDatagram));
   const uint32_t need = largest < capacity ? largest : capacity;
   const uint32_t data_room = need - static_cast<uint32_t>(sizeof(mw_dgram_head)) - kMaxControl - 7;
   // The application can tell how many datagrams there are ahead of it: few, and never none.
-  const uint32_t limit = rx_limit(*s);
+  const uint32_t limit = room_.limit(s);
   const uint32_t enough = std::max(need, capacity - limit / 2);
   uint32_t news = 0;
   for (int turn = 0;; ++turn) {
     auto room = ring_room(capacity, s->rx_tail, shared.rx_head);
     if (!room) {
-      fault(room.error());
+      scope_.fault(room.error());
       return 0;
     }
     const uint32_t used = capacity - *room;
     if (*room < need || (used != 0 && used >= limit) ||
         ((s->flags & kRxWait) != 0 && *room < enough)) {
-      if (!rx_wait_for_room(s, enough)) break;
+      if (!room_.wait_for(s, enough)) break;
       continue;
     }
     s->flags &= ~kRxWait;
     if (turn == kDatagramsPerTurn) {
-      requeue(s);
+      work_.add(s);
       break;
     }
     mw_dgram_head head{};
@@ -134,8 +139,8 @@ uint32_t Worker::dgram_rx(SlotRef s) {
       if (errno == ENOTCONN || errno == EBADF || turn >= kDatagramsPerTurn) break;
       continue;  // an ICMP error does not stand for a datagram
     }
-    if (ins_.wishes.any() && ins_.wishes.is_blocked(peer_address_of(
-                                 static_cast<const sockaddr*>(m.msg_name), m.msg_namelen)))
+    if (wishes_.any() && wishes_.is_blocked(peer_address_of(
+                             static_cast<const sockaddr*>(m.msg_name), m.msg_namelen)))
       continue;
     const auto data_len = static_cast<uint32_t>(n);
     // After shutdown for reading an empty queue reads as an empty datagram from nowhere.
@@ -160,35 +165,33 @@ uint32_t Worker::dgram_rx(SlotRef s) {
     s->bytes_in += data_len;
     if (s->bytes_in == data_len) s->sampled.first_in_ms = coarse_monotonic_ms();
     telemetry_.event(MW_TEL_RECV, s);
-    touch(s);
-    stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + data_len,
-                            std::memory_order_relaxed);
+    s->last_tick = scope_.tick;
+    s->rx_touched = 1;
+    stats_.received(data_len);
     news |= kNewsIn;
   }
   return news;
 }
 
-void Worker::dgram_option_set(SlotRef s, int level, int name) {
+void Datagrams::option_set(SlotRef s, int level, int name) {
   keep_control_messages(s->fd, level, name);
   if (level != SOL_SOCKET || (name != SO_RCVBUF && name != SO_RCVBUFFORCE)) return;
   s->rx_limit = datagrams_ahead(s->fd);
-  A::store_relaxed(ch_.slot(s.index).rx_limit, rx_limit(*s));
+  room_.publish_limit(s);
   if ((s->flags & kRxWait) == 0) return;
-  if (const uint32_t news = dgram_rx(s); news != 0) announce(s, news);
+  if (const uint32_t news = receive(s); news != 0) news_.announce(s, news);
 }
 
-// An entry of the error queue was taken. The kernel's pending error is then that of the next entry,
-// and none if there is no next one; ours follows.
-void Worker::error_entry_taken(SlotRef s, msghdr& taken) {
+void Datagrams::error_entry_taken(SlotRef s, msghdr& taken) {
   int err = 0;
   socklen_t len = sizeof err;
   if (s->kind == SockKind::dgram && ::getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &err, &len) == 0 &&
       (err != 0 || is_icmp(taken)))
     publish_error(s, err);
-  set_state(s, has_error_queue(*s) ? s->state | MW_ST_ERRQ : s->state & ~MW_ST_ERRQ);
+  news_.set_state(s, has_error_queue(*s) ? s->state | MW_ST_ERRQ : s->state & ~MW_ST_ERRQ);
 }
 
-void Worker::dgram_send(SlotRef s, const Request& r, Answer& a) {
+void Datagrams::send(SlotRef s, const Request& r, Answer& a) {
   const auto name_len = static_cast<uint32_t>(r.arg[1]);
   const auto control_len = static_cast<uint32_t>(r.arg[2]);
   const auto data_len = static_cast<uint32_t>(r.arg[3]);
@@ -215,10 +218,12 @@ void Worker::dgram_send(SlotRef s, const Request& r, Answer& a) {
     iov[0] = {nullptr, data_len};
     m.msg_iovlen = 1;
   } else {
-    auto ready = ring_ready(ch_.geometry().tx_ring, s->tx_head, shared.tx_tail);
-    if (!ready) return fault(ready.error());
-    if (*ready < data_len) return fault({Fault::peer, 0, "a message that is not in its ring"});
-    m.msg_iovlen = static_cast<size_t>(ch_.tx(s.index).pieces(s->tx_head, data_len, iov));
+    const RingBytes ring = ch_.tx(s.index);
+    auto ready = ring_ready(ring.capacity(), s->tx_head, shared.tx_tail);
+    if (!ready) return scope_.fault(ready.error());
+    if (*ready < data_len)
+      return scope_.fault({Fault::peer, 0, "a message that is not in its ring"});
+    m.msg_iovlen = static_cast<size_t>(ring.pieces(s->tx_head, data_len, iov));
   }
   constexpr int kRefused = MSG_ZEROCOPY | MSG_FASTOPEN | MSG_ERRQUEUE;
   const int flags = (r.arg[0] & ~kRefused) | MSG_DONTWAIT | MSG_NOSIGNAL;
@@ -231,21 +236,18 @@ void Worker::dgram_send(SlotRef s, const Request& r, Answer& a) {
   if (!inlined && !too_long) {
     s->tx_head += data_len;
     A::store_release(shared.tx_head, s->tx_head);
-    s->last_tick = tick_;
+    s->last_tick = scope_.tick;
   }
   if (n < 0) {
     // What it left in the error queue is seen as soon as the call has returned.
-    if (s->kind == SockKind::dgram && a.err == ECONNREFUSED) datagram_refused(*s);
-    if (s->kind == SockKind::dgram && a.err != EAGAIN) dgram_errors(s);
+    if (s->kind == SockKind::dgram && a.err == ECONNREFUSED) note_refusal(*s);
+    if (s->kind == SockKind::dgram && a.err != EAGAIN) tell_errors(s);
     return;
   }
   s->bytes_out += static_cast<uint64_t>(n);
   if (s->sampled.first_out_ms == 0) s->sampled.first_out_ms = coarse_monotonic_ms();
   telemetry_.event(MW_TEL_SEND, s);
-  if (n > 0)
-    stats_.bytes_sent.store(
-        stats_.bytes_sent.load(std::memory_order_relaxed) + static_cast<uint64_t>(n),
-        std::memory_order_relaxed);
+  if (n > 0) stats_.sent(static_cast<uint64_t>(n));
 }
 
 }  // namespace mw

@@ -1,4 +1,5 @@
-// stream.cc - the data path of stream sockets: kernel to receive ring, send ring to kernel.
+#include "ins/worker/stream_pump.h"
+
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -7,7 +8,7 @@
 
 #include <algorithm>
 
-#include "ins/worker/worker.h"
+#include "ins/options.h"
 #include "ring/atomics.h"
 
 namespace mw {
@@ -27,34 +28,29 @@ bool is_reset(int err) {
   return err == ECONNRESET || err == EPIPE;
 }
 
+constexpr uint32_t kHangs = MW_ST_CLOSED | MW_ST_SND_SHUT;
+
+// Reads into the free part of the ring. `asked`: how much may be read; becomes how much was asked
+// for, as most requests are small, and recv() is cheaper than readv().
+ssize_t read_into(const RingBytes& ring, SlotRef s, uint32_t& asked) {
+  iovec iov[2];
+  int pieces = ring.pieces(s->rx_tail, asked, iov);
+  if (pieces == 2 && iov[0].iov_len >= kEnoughForOnePiece) {
+    pieces = 1;
+    asked = static_cast<uint32_t>(iov[0].iov_len);
+  }
+  return pieces == 1 ? ::recv(s->fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT)
+                     : ::readv(s->fd, iov, pieces);
+}
+
 }  // namespace
 
-// events: EPOLL* bits, or 0 for work left over from the last turn.
-void Worker::on_stream_event(SlotRef s, uint32_t events) {
-  if (s->fd < 0) return;
-  if ((s->flags & kLimited) != 0) arm(*s);
-  if ((s->flags & kLingering) != 0) {
-    int unread = 0;
-    if ((events & (EPOLLERR | EPOLLHUP)) != 0) {
-      take_reset(*s);
-      return free_slot(s);
-    }
-    if ((events & EPOLLRDHUP) != 0) s->conn |= MW_CONN_PEER_FIN;
-    // Bytes that nobody will read: the kernel answers them with a reset after close().
-    if ((events & EPOLLIN) != 0 && ::ioctl(s->fd, FIONREAD, &unread) == 0 && unread > 0)
-      return reset_and_free(s);
-    s->flags &= ~kTxBlocked;
-    stream_tx(s);
-    auto left = ring_ready(ch_.geometry().tx_ring, s->tx_head, ch_.slot(s.index).tx_tail);
-    if (!left) return fault(left.error());
-    if (*left == 0) finish_close(s);
-    return;
-  }
+void StreamPump::on_event(SlotRef s, uint32_t events) {
   uint32_t news = 0;
   if ((s->state & MW_ST_CONNECTING) != 0) {
     if ((events & (EPOLLOUT | EPOLLERR | EPOLLHUP)) == 0) return;
     finish_connect(s);
-    if ((s->state & MW_ST_CONNECTED) == 0) return announce(s, kNewsAll);
+    if ((s->state & MW_ST_CONNECTED) == 0) return news_.announce(s, kNewsAll);
     news |= kNewsAll;
   } else if ((s->state & MW_ST_CONNECTED) == 0) {
     return;
@@ -62,38 +58,42 @@ void Worker::on_stream_event(SlotRef s, uint32_t events) {
   if ((events & EPOLLPRI) != 0) on_urgent(s);
   if ((events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0) s->flags |= kToEnd;
   if ((events & EPOLLRDHUP) != 0) s->untold |= MW_ST_RCV_SHUT;
-  constexpr uint32_t kHangs = MW_ST_CLOSED | MW_ST_SND_SHUT;
   const bool hangs = (events & EPOLLHUP) != 0;
   if (hangs && (events & EPOLLERR) == 0) s->untold |= kHangs;
   if ((events & (EPOLLIN | EPOLLPRI)) != 0 || (s->flags & kToEnd) != 0 || events == 0)
-    news |= stream_rx(s);
-  if ((events & EPOLLERR) != 0 && s->fd >= 0) {
-    // recv() tells most errors; what it left is either pending or in the error queue.
-    const uint8_t before = s->conn;
-    const int err = take_reset(*s);
-    if (hangs) s->untold |= kHangs;
-    if (err != 0) {
-      if (s->conn != before) telemetry_.changed(s);
-      publish_last_error(s, err, hangs);
-      news |= kNewsAll;
-    } else {
-      pollfd p{s->fd, 0, 0};
-      if (::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0 && (s->state & MW_ST_ERRQ) == 0) {
-        set_state(s, s->state | MW_ST_ERRQ);
-        news |= kNewsAll;
-      }
-    }
-    if (hangs) news |= tell_end(s);
-  }
+    news |= receive(s);
+  if ((events & EPOLLERR) != 0 && s->fd >= 0) news |= on_error(s, hangs);
   if ((events & EPOLLOUT) != 0) s->flags &= ~kTxBlocked;
-  if ((events & EPOLLOUT) != 0 || events == 0) news |= stream_tx(s);
-  if (news != 0) announce(s, news);
+  if ((events & EPOLLOUT) != 0 || events == 0) news |= send(s);
+  if (news != 0) news_.announce(s, news);
+}
+
+// recv() tells most errors; what it left is either pending or in the error queue. Returns the news
+// of it.
+uint32_t StreamPump::on_error(SlotRef s, bool hangs) {
+  uint32_t news = 0;
+  const uint8_t before = s->conn;
+  const int err = take_reset(*s);
+  if (hangs) s->untold |= kHangs;
+  if (err != 0) {
+    if (s->conn != before) telemetry_.changed(s);
+    publish_last_error(s, err, hangs);
+    news |= kNewsAll;
+  } else {
+    pollfd p{s->fd, 0, 0};
+    if (::poll(&p, 1, 0) > 0 && (p.revents & POLLERR) != 0 && (s->state & MW_ST_ERRQ) == 0) {
+      news_.set_state(s, s->state | MW_ST_ERRQ);
+      news |= kNewsAll;
+    }
+  }
+  if (hangs) news |= tell_end(s);
+  return news;
 }
 
 // The state in which what the kernel said of the connection's end, or of urgent data, is told, as far
 // as every byte that came before it is in the receive ring: a program takes the end for the end of
 // the bytes that it finds there.
-uint32_t Worker::end_state(Sock& s) {
+uint32_t StreamPump::end_state(Sock& s) {
   uint32_t told = s.untold;
   if ((s.flags & kToEnd) != 0)
     told = (s.flags & kMarkAhead) == 0 ? s.untold & MW_ST_PRI : 0;  // the mark is in the ring
@@ -104,24 +104,23 @@ uint32_t Worker::end_state(Sock& s) {
 }
 
 // Returns the news of it.
-uint32_t Worker::tell_end(SlotRef s) {
+uint32_t StreamPump::tell_end(SlotRef s) {
   const uint32_t state = end_state(*s);
   if (state == s->state) return 0;
-  set_state(s, state);
+  news_.set_state(s, state);
   return kNewsAll;
 }
 
 // Publishes an error that may have left bytes in the kernel. Who writes is told at once, who reads
 // after those bytes.
-void Worker::publish_last_error(SlotRef s, int err, bool closed) {
+void StreamPump::publish_last_error(SlotRef s, int err, bool closed) {
   uint32_t state = end_state(*s);
   if ((s->flags & kToEnd) != 0) state |= MW_ST_BEHIND;
   if (closed) state |= MW_ST_SND_SHUT;
-  publish_failure(s, err, state);
+  news_.publish_failure(s, err, state);
 }
 
-// The error that is pending, which is taken; if it is the peer's reset, that is noted.
-int Worker::take_reset(Sock& s) {
+int StreamPump::take_reset(Sock& s) {
   int err = 0;
   socklen_t len = sizeof err;
   if (::getsockopt(s.fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0) return 0;
@@ -130,144 +129,134 @@ int Worker::take_reset(Sock& s) {
   return err;
 }
 
-// Asks for news of `need` bytes of room in the receive ring. True: there is room already, try
-// again.
-bool Worker::rx_wait_for_room(SlotRef s, uint32_t need) {
-  mw_slot& shared = ch_.slot(s.index);
-  A::fetch_or(shared.want, MW_WANT_RX_ROOM);
-  A::fence();
-  auto room = ring_room(ch_.geometry().rx_ring, s->rx_tail, shared.rx_head);
-  if (!room) {
-    fault(room.error());
-    return false;
-  }
-  if (*room >= need) {
-    A::fetch_and(shared.want, ~MW_WANT_RX_ROOM);
-    s->flags &= ~kRxWait;
-    return true;
-  }
-  s->flags |= kRxWait;
-  return false;
-}
-
-uint32_t Worker::rx_limit(const Sock& s) const {
-  const uint32_t capacity = ch_.geometry().rx_ring;
-  return s.rx_limit != 0 ? std::min(s.rx_limit, capacity) : capacity;
-}
-
-// Moves what the kernel holds into the receive ring. Returns the news of it.
-uint32_t Worker::stream_rx(SlotRef s) {
-  const uint32_t capacity = ch_.geometry().rx_ring;
-  const uint32_t limit = rx_limit(*s);
-  const RingBytes ring = ch_.rx(s.index);
-  mw_slot& shared = ch_.slot(s.index);
-  uint32_t moved = 0;
-  uint32_t news = 0;
+uint32_t StreamPump::receive(SlotRef s) {
   if ((s->flags & kReadDone) != 0 || s->fd < 0) {
     s->flags &= ~(kRxWait | kToEnd);
     return tell_end(s);
   }
-  if (is_paused(*s, kPauseIn)) return 0;
+  if (LimitClock::is_paused(*s, kPauseIn) || !memory_.acquire_rx(s)) return 0;
+  const RingBytes ring = ch_.rx(s.index);
+  const uint32_t capacity = ring.capacity();
+  const uint32_t limit = room_.limit(s);
+  const uint32_t beyond = capacity - limit;
+  mw_slot& shared = ch_.slot(s.index);
+  uint32_t moved = 0;
+  uint32_t news = 0;
   const bool waited = (s->flags & kRxWait) != 0;
   const uint8_t conn = s->conn;
   for (;;) {
     auto room = ring_room(capacity, s->rx_tail, shared.rx_head);
     if (!room) {
-      fault(room.error());
+      scope_.fault(room.error());
       return 0;
     }
-    const uint32_t beyond = capacity - limit;
     if (*room <= beyond || ((s->flags & kRxWait) != 0 && *room < capacity - limit / 2)) {
       // Half, and not a byte: a slow reader must not cost a system call for every byte it takes.
-      if (!rx_wait_for_room(s, capacity - limit / 2)) break;
+      if (!room_.wait_for(s, capacity - limit / 2)) break;
       continue;
     }
-    *room -= beyond;
     s->flags &= ~kRxWait;
     if (moved >= kBytesPerTurn) {
-      requeue(s);
+      work_.add(s);
       break;
     }
-    iovec iov[2];
-    uint32_t asked = *room;
-    int pieces = ring.pieces(s->rx_tail, asked, iov);
-    // Most requests are small, and recv() is cheaper than readv().
-    if (pieces == 2 && iov[0].iov_len >= kEnoughForOnePiece) {
-      pieces = 1;
-      asked = static_cast<uint32_t>(iov[0].iov_len);
-    }
-    const ssize_t n = pieces == 1 ? ::recv(s->fd, iov[0].iov_base, iov[0].iov_len, MSG_DONTWAIT)
-                                  : ::readv(s->fd, iov, pieces);
-    if (n > 0) {
-      const auto got = static_cast<uint32_t>(n);
-      s->rx_tail += got;
-      s->bytes_in += got;
-      moved += got;
-      A::store_release(shared.rx_tail, s->rx_tail);
-      news |= kNewsIn;
-      if ((s->flags & kMarkAhead) != 0) {
-        look_for_mark(s);
-        continue;  // a short read ended at the mark, perhaps
-      }
-      // Less than we asked for: the kernel holds no more, and what comes is a new edge.
-      if (got < asked && (s->flags & kToEnd) == 0) break;
-      continue;
-    }
+    uint32_t asked = *room - beyond;
+    const ssize_t n = read_into(ring, s, asked);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0 && errno == EAGAIN) {
-      s->flags &= ~kToEnd;
+    if (n <= 0) {
+      news |= n == 0 ? on_read_end(s) : on_read_error(s, errno);
       break;
     }
-    if (n < 0) {
-      const int err = errno;
-      if (is_reset(err)) s->conn |= MW_CONN_PEER_RST;
-      s->untold |= end_bits(*s);
-      s->flags &= ~kToEnd;
-      if (((s->state | s->untold) & MW_ST_CLOSED) != 0) {  // else ICMP: the connection lives
-        s->untold |= MW_ST_EOF | MW_ST_RCV_SHUT;
-        s->flags |= kReadDone;
-      }
-      publish_failure(s, err, end_state(*s));
-      news |= kNewsAll;
-      break;
+    const auto got = static_cast<uint32_t>(n);
+    s->rx_tail += got;
+    s->bytes_in += got;
+    moved += got;
+    A::store_release(shared.rx_tail, s->rx_tail);
+    news |= kNewsIn;
+    if ((s->flags & kMarkAhead) != 0) {
+      look_for_mark(s);
+      continue;  // a short read ended at the mark, perhaps
     }
-    s->flags &= ~kToEnd;
-    if (((s->state | s->untold) & MW_ST_EOF) == 0) {
-      s->conn |= MW_CONN_PEER_FIN;
-      s->untold |= MW_ST_EOF | MW_ST_RCV_SHUT | ((s->flags & kErrorTaken) != 0 ? 0 : MW_ST_FIN);
-    }
-    break;
+    // Less than we asked for: the kernel holds no more, and what comes is a new edge.
+    if (got < asked && (s->flags & kToEnd) == 0) break;
   }
   if (s->untold != 0 || (s->state & MW_ST_BEHIND) != 0) news |= tell_end(s);
-  if (moved != 0) {
-    if (s->bytes_in == moved) s->sampled.first_in_ms = coarse_monotonic_ms();
-    s->flags &= ~kSentLast;
-    if ((s->flags & kLimited) != 0) limits_received(*s, moved, waited);
-    telemetry_.event(MW_TEL_RECV, s);
-    touch(s);
-    stats_.bytes_recv.store(stats_.bytes_recv.load(std::memory_order_relaxed) + moved,
-                            std::memory_order_relaxed);
-  } else if (s->conn != conn) {
+  if (moved != 0)
+    count_received(s, moved, waited);
+  else if (s->conn != conn)
     telemetry_.changed(s);
-  }
   return news;
 }
 
-// What was written is not all sent: the kernel's buffer is full, or a pause or an error holds it up.
-bool Worker::has_unsent(SlotRef s) const {
+void StreamPump::count_received(SlotRef s, uint32_t moved, bool waited) {
+  if (s->bytes_in == moved) s->sampled.first_in_ms = coarse_monotonic_ms();
+  s->flags &= ~kSentLast;
+  if ((s->flags & kLimited) != 0) limits_.received(*s, moved, waited);
+  telemetry_.event(MW_TEL_RECV, s);
+  s->last_tick = scope_.tick;
+  s->rx_touched = 1;
+  stats_.received(moved);
+}
+
+// Returns the news of it.
+uint32_t StreamPump::on_read_error(SlotRef s, int err) {
+  if (err == EAGAIN) {
+    s->flags &= ~kToEnd;
+    return 0;
+  }
+  if (is_reset(err)) s->conn |= MW_CONN_PEER_RST;
+  s->untold |= end_bits(*s);
+  s->flags &= ~kToEnd;
+  if (((s->state | s->untold) & MW_ST_CLOSED) != 0) {  // else ICMP: the connection lives
+    s->untold |= MW_ST_EOF | MW_ST_RCV_SHUT;
+    s->flags |= kReadDone;
+  }
+  news_.publish_failure(s, err, end_state(*s));
+  return kNewsAll;
+}
+
+// The peer's FIN, which tell_end() tells. Returns no news.
+uint32_t StreamPump::on_read_end(SlotRef s) {
+  s->flags &= ~kToEnd;
+  if (((s->state | s->untold) & MW_ST_EOF) == 0) {
+    s->conn |= MW_CONN_PEER_FIN;
+    s->untold |= MW_ST_EOF | MW_ST_RCV_SHUT | ((s->flags & kErrorTaken) != 0 ? 0 : MW_ST_FIN);
+  }
+  return 0;
+}
+
+void StreamPump::option_set(SlotRef s, int level, int name) {
+  if (level != SOL_SOCKET) return;
+  if (name == SO_RCVLOWAT) {
+    // The mark was set on the real socket, but it is the application's; our reading must see every
+    // byte.
+    int value = 1;
+    socklen_t len = sizeof value;
+    ::getsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &value, &len);
+    s->rcvlowat = static_cast<uint32_t>(value);
+    const int every = 1;
+    ::setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &every, sizeof every);
+  } else if (name == SO_RCVBUF || name == SO_RCVBUFFORCE) {
+    // A window that was made small on purpose is not to be undone by what we read ahead.
+    s->rx_limit = granted_rcvbuf(s->fd);
+    room_.publish_limit(s);
+    if ((s->flags & kRxWait) == 0) return;
+    if (const uint32_t news = receive(s); news != 0) news_.announce(s, news);
+  }
+}
+
+bool StreamPump::has_unsent(SlotRef s) const {
   return A::load_acquire(ch_.slot(s.index).tx_tail) != s->tx_head;
 }
 
-// Moves what is new in the send ring into the kernel, bytes that the program holds back only if
-// `even_held`. Returns the news of it.
-uint32_t Worker::stream_tx(SlotRef s, int flags, bool even_held) {
-  const uint32_t capacity = ch_.geometry().tx_ring;
+uint32_t StreamPump::send(SlotRef s, int flags, bool even_held) {
   const RingBytes ring = ch_.tx(s.index);
+  const uint32_t capacity = ring.capacity();
   mw_slot& shared = ch_.slot(s.index);
   uint32_t moved = 0;
   auto ready = ring_ready(capacity, s->tx_head, shared.tx_tail);
   if (!ready) {
-    fault(ready.error());
+    scope_.fault(ready.error());
     return 0;
   }
   uint32_t left = *ready;
@@ -275,9 +264,10 @@ uint32_t Worker::stream_tx(SlotRef s, int flags, bool even_held) {
   if ((A::load_relaxed(shared.want) & MW_WANT_HOLD) != 0 && !even_held &&
       (s->flags & (kFinPending | kLingering)) == 0)
     return 0;
-  if (left == 0 || s->fd < 0 || (s->state & MW_ST_CONNECTING) != 0 || is_paused(*s, kPauseOut))
+  if (left == 0 || s->fd < 0 || (s->state & MW_ST_CONNECTING) != 0 ||
+      LimitClock::is_paused(*s, kPauseOut))
     return 0;
-  if ((s->flags & kLimited) != 0) limits_before_send(*s);
+  if ((s->flags & kLimited) != 0) limits_.before_send(*s);
   uint32_t news = 0;
   const uint32_t tail = s->tx_head + left;
   while (left != 0) {
@@ -299,7 +289,7 @@ uint32_t Worker::stream_tx(SlotRef s, int flags, bool even_held) {
         s->flags |= kTxBlocked;
         break;
       }
-      stream_send_failed(s, errno, tail);
+      send_failed(s, errno, tail);
       return kNewsAll;
     }
     const auto sent = static_cast<uint32_t>(n);
@@ -312,16 +302,15 @@ uint32_t Worker::stream_tx(SlotRef s, int flags, bool even_held) {
       s->flags |= kTxBlocked;  // the kernel's buffer is full, and EPOLLOUT will say when it is not
       break;
     }
-    if (left != 0 && ring_writable(capacity, capacity - left)) announce(s, kNewsOut);
+    if (left != 0 && ring_writable(capacity, capacity - left)) news_.announce(s, kNewsOut);
   }
   if (moved != 0) {
     if (s->bytes_out == moved) s->sampled.first_out_ms = coarse_monotonic_ms();
     s->flags |= kSentLast;
     if ((s->flags & kLimited) != 0) s->limits->in.stop();
     telemetry_.event(MW_TEL_SEND, s);
-    s->last_tick = tick_;
-    stats_.bytes_sent.store(stats_.bytes_sent.load(std::memory_order_relaxed) + moved,
-                            std::memory_order_relaxed);
+    s->last_tick = scope_.tick;
+    stats_.sent(moved);
     if (ring_writable(capacity, capacity - left)) news |= kNewsOut;
   }
   if (left == 0 && (s->flags & kFinPending) != 0) {
@@ -333,8 +322,7 @@ uint32_t Worker::stream_tx(SlotRef s, int flags, bool even_held) {
   return news;
 }
 
-// What the kernel's own poll() says about the connection's end.
-uint32_t Worker::end_bits(const Sock& s) const {
+uint32_t StreamPump::end_bits(const Sock& s) {
   pollfd p{s.fd, POLLIN | POLLRDHUP, 0};
   if (::poll(&p, 1, 0) <= 0) return 0;
   uint32_t bits = 0;
@@ -343,7 +331,7 @@ uint32_t Worker::end_bits(const Sock& s) const {
   return bits;
 }
 
-void Worker::stream_send_failed(SlotRef s, int err, uint32_t tail) {
+void StreamPump::send_failed(SlotRef s, int err, uint32_t tail) {
   const uint32_t bits = end_bits(*s);
   if (is_reset(err) && (s->state & MW_ST_CLOSED) == 0 && (s->conn & MW_CONN_OUR_FIN) == 0) {
     s->conn |= MW_CONN_PEER_RST;
@@ -351,8 +339,8 @@ void Worker::stream_send_failed(SlotRef s, int err, uint32_t tail) {
   }
   if (err != EPIPE && (bits & MW_ST_CLOSED) == 0 && (s->state & MW_ST_CONNECTED) != 0) {
     // A passing error (ICMP, no memory): the kernel reports it once and the bytes stay to be sent.
-    publish_error(s, err);
-    requeue(s);
+    news_.publish_error(s, err);
+    work_.add(s);
     return;
   }
   s->tx_head = tail;
@@ -363,13 +351,13 @@ void Worker::stream_send_failed(SlotRef s, int err, uint32_t tail) {
   s->untold |= bits;
   // EPIPE is a state and no event: the application's next send fails by MW_ST_SND_SHUT.
   if (err == EPIPE)
-    set_state(s, s->state | MW_ST_SND_SHUT);
+    news_.set_state(s, s->state | MW_ST_SND_SHUT);
   else
     publish_last_error(s, err, true);
-  stream_rx(s);
+  receive(s);
 }
 
-void Worker::finish_connect(SlotRef s) {
+void StreamPump::finish_connect(SlotRef s) {
   int err = 0;
   socklen_t len = sizeof err;
   if (::getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &err, &len) < 0) err = errno;
@@ -385,11 +373,11 @@ void Worker::finish_connect(SlotRef s) {
     s->flags &= ~kBlockingConnect;
     s->conn |= MW_CONN_ESTABLISHED;
     telemetry_.changed(s);
-    set_state(s, rest | MW_ST_CONNECTED);
+    news_.set_state(s, rest | MW_ST_CONNECTED);
     return;
   }
   if (err == ECONNREFUSED) {
-    ins_.loopback_hint.refused(false, s->loopback);
+    loopback_hint_.refused(false, s->loopback);
     s->conn |= MW_CONN_PEER_RST;
     telemetry_.changed(s);
   }
@@ -402,10 +390,10 @@ void Worker::finish_connect(SlotRef s) {
     if (::connect(s->fd, &none, sizeof none) == 0) bits = 0;
     s->flags &= ~kBlockingConnect;
   }
-  publish_failure(s, err, rest | bits);
+  news_.publish_failure(s, err, rest | bits);
 }
 
-void Worker::on_urgent(SlotRef s) {
+void StreamPump::on_urgent(SlotRef s) {
   // Fetched at once: reading on past the mark would lose it.
   char byte = 0;
   if (::recv(s->fd, &byte, 1, MSG_OOB | MSG_DONTWAIT) == 1) {
@@ -414,18 +402,18 @@ void Worker::on_urgent(SlotRef s) {
   }
   s->flags |= kMarkAhead | kToEnd;
   s->untold |= MW_ST_PRI;
-  set_state(s, s->state & ~(MW_ST_AT_MARK | MW_ST_PRI));
+  news_.set_state(s, s->state & ~(MW_ST_AT_MARK | MW_ST_PRI));
   look_for_mark(s);
 }
 
 // Urgent data is ahead: is it what comes next?
-void Worker::look_for_mark(SlotRef s) {
+void StreamPump::look_for_mark(SlotRef s) {
   int at_mark = 0;
   if (::ioctl(s->fd, SIOCATMARK, &at_mark) == 0 && at_mark != 0) {
     s->flags &= ~kMarkAhead;
     s->oob_mark = s->rx_tail;
     A::store_relaxed(ch_.slot(s.index).oob_mark, s->rx_tail);
-    set_state(s, s->state | MW_ST_AT_MARK);
+    news_.set_state(s, s->state | MW_ST_AT_MARK);
   }
 }
 
