@@ -18,7 +18,7 @@
 #include <string>
 #include <thread>
 
-#include "ins/control/control.h"
+#include "ins/control/local_control.h"
 #include "ring/atomics.h"
 #include "transport/local/session_fds.h"
 
@@ -144,7 +144,7 @@ class FakePvm {
     if (!listener) std::abort();
     stop_ = UniqueFd{::eventfd(0, EFD_CLOEXEC)};
     control_ =
-        std::make_unique<Control>(*ins, *threads_, *publisher_, *resolver_, std::move(*listener),
+        std::make_unique<LocalControl>(*ins, *threads_, *publisher_, *resolver_, std::move(*listener),
                                   UniqueFd{::dup(stop_.get())}, UniqueFd{}, ::getuid());
     if (!control_->prepare()) std::abort();
     serving_ = std::thread([this] { exit_code = control_->serve(); });
@@ -432,7 +432,7 @@ class FakePvm {
   std::unique_ptr<WorkerThreads> threads_;
   std::unique_ptr<Publisher> publisher_;
   std::unique_ptr<Resolver> resolver_;
-  std::unique_ptr<Control> control_;
+  std::unique_ptr<LocalControl> control_;
   std::thread serving_;
   UniqueFd stop_;
   uint32_t seq_ = 0;

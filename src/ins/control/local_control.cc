@@ -1,4 +1,4 @@
-#include "ins/control/control.h"
+#include "ins/control/local_control.h"
 
 #include <netinet/in.h>
 #include <sys/epoll.h>
@@ -9,12 +9,10 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
 
 #include "base/log.h"
 #include "base/raw_syscall.h"
 #include "ins/options.h"
-#include "ins/worker/worker.h"
 #include "ring/atomics.h"
 #include "transport/local/listener_record.h"
 
@@ -53,51 +51,14 @@ bool is_unix(int fd, int type) {
   return domain == AF_UNIX && ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &got, &len) == 0 && got == type;
 }
 
-uint16_t port_of(const mw_addr& a) {
-  // The port stands at the same place in both families.
-  sockaddr_in in{};
-  std::memcpy(&in, a.bytes, sizeof in);
-  return ntohs(in.sin_port);
-}
-
 }  // namespace
 
-WorkerThreads::WorkerThreads(uint32_t count) : count_(count) {
-  for (uint32_t i = 0; i < count; ++i) threads_.emplace_back([this, i] { run(i); });
-}
-
-WorkerThreads::~WorkerThreads() {
-  {
-    const std::lock_guard hold(lock_);
-    over_ = true;
-  }
-  changed_.notify_all();
-  for (std::thread& t : threads_) t.join();
-}
-
-void WorkerThreads::start(InsContext& ins) {
-  {
-    const std::lock_guard hold(lock_);
-    ins_ = &ins;
-  }
-  changed_.notify_all();
-}
-
-void WorkerThreads::run(uint32_t index) {
-  InsContext* ins = nullptr;
-  {
-    std::unique_lock hold(lock_);
-    changed_.wait(hold, [this] { return over_ || ins_ != nullptr; });
-    ins = ins_;
-  }
-  if (ins != nullptr && index < ins->channel.geometry().workers) Worker(*ins, index).run();
-}
-
-Control::Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
-                 UniqueFd listener, UniqueFd signals, UniqueFd front_end, uint32_t driver_uid)
+LocalControl::LocalControl(InsContext& ins, WorkerThreads& workers, Publisher& publisher,
+                           Resolver& resolver, UniqueFd listener, UniqueFd signals,
+                           UniqueFd front_end, uint32_t driver_uid)
     : ins_(ins),
       workers_(workers),
-      publisher_(publisher),
+      core_(ins, workers, publisher, resolver, *this),
       resolver_(resolver),
       listener_(std::move(listener)),
       signals_(std::move(signals)),
@@ -106,7 +67,7 @@ Control::Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, 
       driver_uid_(driver_uid),
       in_{} {}
 
-Status Control::prepare() {
+Status LocalControl::prepare() {
   epoll_ = UniqueFd{::epoll_create1(EPOLL_CLOEXEC)};
   timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
   const itimerspec every{{1, 0}, {1, 0}};
@@ -126,7 +87,7 @@ Status Control::prepare() {
   return Ok{};
 }
 
-int Control::serve() {
+int LocalControl::serve() {
   on_tick();
   while (!stop_) {
     epoll_event events[16];
@@ -140,7 +101,7 @@ int Control::serve() {
           if (driver_) on_driver(events[k].events);
           break;
         case kTagNotes:
-          on_notes();
+          if (!core_.on_notes()) stop_ = true;
           break;
         case kTagTimer:
           on_tick();
@@ -166,14 +127,13 @@ int Control::serve() {
       stop_ = true;
     }
   }
-  if (workers_.started())
-    for (const auto& queue : ins_.to_worker) queue->post(WorkerNote(WorkerNote::Kind::stop));
+  core_.tell_workers(WorkerNote::Kind::stop);
   return ins_.poisoned.load() != nullptr ? kExitPoisoned : 0;
 }
 
 // ---- the driver ----
 
-void Control::on_connect() {
+void LocalControl::on_connect() {
   UniqueFd fd{::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
   if (!fd) return;
   ucred who{};
@@ -196,7 +156,7 @@ void Control::on_connect() {
     drop_driver("cannot watch it");
 }
 
-void Control::drop_driver(const char* why) {
+void LocalControl::drop_driver(const char* why) {
   if (why != nullptr) log_line("mwins", "driver: %s; connection closed", why);
   driver_.reset();
   out_.clear();
@@ -204,7 +164,7 @@ void Control::drop_driver(const char* why) {
   driver_waits_ = false;
 }
 
-void Control::on_driver(uint32_t events) {
+void LocalControl::on_driver(uint32_t events) {
   if ((events & EPOLLOUT) != 0) flush();
   for (int k = 0; driver_ && k < 64; ++k) {
     auto m = receive_message(driver_.get(), in_.bytes, MSG_DONTWAIT);
@@ -223,7 +183,7 @@ void Control::on_driver(uint32_t events) {
   }
 }
 
-bool Control::on_message(ReceivedMessage& m) {
+bool LocalControl::on_message(ReceivedMessage& m) {
   if (in_.type == ControlType::hello) return on_hello(m);
   if (!greeted_) return false;
   switch (in_.type) {
@@ -271,7 +231,7 @@ bool Control::on_message(ReceivedMessage& m) {
   }
 }
 
-bool Control::on_hello(ReceivedMessage& m) {
+bool LocalControl::on_hello(ReceivedMessage& m) {
   if (m.bytes != sizeof(ControlHello)) return false;
   const ControlHello hello = in_.hello;
   ControlHello ack = hello;
@@ -286,20 +246,20 @@ bool Control::on_hello(ReceivedMessage& m) {
   ack.first_gen = ins_.first_gen;
   send(ack);
   greeted_ = ack.status == 0;
-  if (greeted_)
-    for (const auto& [slot, l] : listeners_) send(*l.up, l.placeholder.get());
+  if (greeted_) core_.tell_listeners();
   return true;
 }
 
 // The session that the hello describes becomes ours, or is the one that we have. Returns 0 or
 // errno.
-uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
+uint32_t LocalControl::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
   const mw_geometry& g = hello.geometry;
   mw_layout layout{};
   if (mw_layout_of(&g, &layout) != 0 || g.workers != workers_.count() ||
       m.fd_count != 2 + size_t{g.workers})
     return EINVAL;
-  if (adopted_) return std::memcmp(&g, &ins_.channel.geometry(), sizeof g) == 0 ? 0 : EINVAL;
+  if (core_.is_adopted())
+    return std::memcmp(&g, &ins_.channel.geometry(), sizeof g) == 0 ? 0 : EINVAL;
   if (hello.first_gen == 0 || !is_unix(m.fds[1].get(), SOCK_SEQPACKET)) return EINVAL;
   for (uint32_t w = 0; w < g.workers; ++w)
     if (!is_eventfd_like(m.fds[2 + w].get())) return EINVAL;
@@ -325,13 +285,13 @@ uint32_t Control::adopt_session(const ControlHello& hello, ReceivedMessage& m) {
     ins_.stats.push_back(std::make_unique<Stats>());
     if (!ins_.epolls.back() || ins_.to_worker.back()->bell() < 0) return EMFILE;
   }
-  adopted_ = true;
+  core_.on_adopted();
   return 0;
 }
 
 // Makes a listener of our predecessor again, in its slot. Returns 0 or the errno of the step that
 // failed.
-uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
+uint32_t LocalControl::replay(const ControlListener& l, UniqueFd placeholder) {
   const auto error = [] { return static_cast<uint32_t>(errno); };
   const mw_geometry& g = ins_.channel.geometry();
   if (!check_listener(l, g.slots) || !is_unix(placeholder.get(), SOCK_STREAM)) return EINVAL;
@@ -379,7 +339,7 @@ uint32_t Control::replay(const ControlListener& l, UniqueFd placeholder) {
   return 0;
 }
 
-bool Control::on_group(const ControlSlot& c, ReceivedMessage& m) {
+bool LocalControl::on_group(const ControlSlot& c, ReceivedMessage& m) {
   const bool open = c.type == ControlType::group_open;
   if (c.slot >= ins_.channel.geometry().groups || m.fd_count != (open ? 1u : 0u)) return false;
   // A doorbell comes from the application: a wrong one costs the application its wake-ups and no
@@ -397,7 +357,7 @@ bool Control::on_group(const ControlSlot& c, ReceivedMessage& m) {
 }
 
 // Lookups that are under way end as they began.
-bool Control::on_names(const ControlSlot& c, ReceivedMessage& m) {
+bool LocalControl::on_names(const ControlSlot& c, ReceivedMessage& m) {
   struct stat st {};
   if (c.slot >= kNameFileCount || m.fd_count != 1 || raw_fstat(m.fds[0].get(), st) < 0 ||
       !S_ISREG(st.st_mode))
@@ -417,17 +377,17 @@ bool Control::on_names(const ControlSlot& c, ReceivedMessage& m) {
 
 // ---- whether anybody is left ----
 
-bool Control::on_front_end(ReceivedMessage& m) {
+bool LocalControl::on_front_end(ReceivedMessage& m) {
   return m.fd_count == 1 && watch_front_end(std::move(m.fds[0]));
 }
 
 // The driver has the same open file: our epoll set would go on with it.
-void Control::forget_front_end() {
+void LocalControl::forget_front_end() {
   if (front_end_) ::epoll_ctl(epoll_.get(), EPOLL_CTL_DEL, front_end_.get(), nullptr);
   front_end_.reset();
 }
 
-bool Control::watch_front_end(UniqueFd pidfd) {
+bool LocalControl::watch_front_end(UniqueFd pidfd) {
   forget_front_end();
   has_front_end_ = true;
   front_end_ = std::move(pidfd);
@@ -437,7 +397,7 @@ bool Control::watch_front_end(UniqueFd pidfd) {
   return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, front_end_.get(), &e) == 0;
 }
 
-void Control::look_who_is_left() {
+void LocalControl::look_who_is_left() {
   const auto now = std::chrono::steady_clock::now();
   if (driver_ || front_end_ || !has_front_end_) {
     alone_since_ = {};
@@ -447,14 +407,13 @@ void Control::look_who_is_left() {
   if (now - alone_since_ < kLongestAlone) return;
   log_line("mwins", "mwcommsd and mw run are gone, and no others came: this INS ends");
   resolver_.give_up();
-  if (workers_.started())
-    for (const auto& queue : ins_.to_worker) queue->post(WorkerNote(WorkerNote::Kind::reset_all));
+  core_.tell_workers(WorkerNote::Kind::reset_all);
   stop_ = true;
 }
 
 // ---- telemetry ----
 
-bool Control::on_telemetry(ReceivedMessage& m) {
+bool LocalControl::on_telemetry(ReceivedMessage& m) {
   if (m.fd_count != 3 || !is_eventfd_like(m.fds[1].get()) ||
       !is_unix(m.fds[2].get(), SOCK_SEQPACKET))
     return false;
@@ -472,75 +431,33 @@ bool Control::on_telemetry(ReceivedMessage& m) {
   }
   // A driver that was started anew asks through a socket of its own.
   requests_ = std::move(m.fds[2]);
-  pending_.clear();
+  core_.forget_questions();
   epoll_event e{};
   e.events = EPOLLIN;
   e.data.u64 = kTagRequests;
   return ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, requests_.get(), &e) == 0;
 }
 
-void Control::on_requests() {
+void LocalControl::on_requests() {
   for (int k = 0; requests_ && k < 64; ++k) {
     InsRequest r{};
     auto m = receive_message(requests_.get(), writable_bytes_of(r), MSG_DONTWAIT);
     if (!m && m.error().fault == Fault::would_block) return;
-    const bool fits = m && m->bytes == sizeof r && m->fd_count == 0 &&
-                      r.slot < ins_.channel.geometry().slots && pending_.size() < kMaxQueued &&
-                      pending_.count(r.id) == 0;
+    const bool fits = m && m->bytes == sizeof r && m->fd_count == 0 && core_.ask(r);
     if (!fits) return requests_.reset();
-    ask_workers(r);
   }
 }
 
-void Control::ask_workers(const InsRequest& r) {
-  const uint32_t workers = ins_.channel.geometry().workers;
-  const bool all = r.op == InsOp::cut_peer || r.op == InsOp::all_option ||
-                   r.op == InsOp::peer_cap || r.op == InsOp::count_peers || r.op == InsOp::allow ||
-                   r.op == InsOp::forget;
-  Pending& p = pending_[r.id];
-  p.op = r.op;
-  p.left = all ? workers : 1;
-  p.reply.id = r.id;
-  if (r.op == InsOp::forget) {
-    // Here, and once: what is asked for next may reach one worker before another forgets.
-    const uint32_t blocked = ins_.wishes.forget();
-    p.reply.len = sizeof blocked;
-    std::memcpy(p.reply.value, &blocked, sizeof blocked);
-  }
-  for (uint32_t w = 0; w < workers; ++w) {
-    if (!all && w != r.slot % workers) continue;
-    WorkerNote note(WorkerNote::Kind::request);
-    note.request = r;
-    ins_.to_worker[w]->post(std::move(note));
-  }
-}
-
-// The answer of one worker; the driver gets one when all have given theirs.
-void Control::on_reply(const InsReply& reply) {
-  const auto it = pending_.find(reply.id);
-  if (it == pending_.end()) return;
-  Pending& p = it->second;
-  // What one of them tells is not lost to another that has nothing to tell.
-  const bool tells = reply.status != 0 || reply.len >= p.reply.len;
-  if (p.reply.status == 0 && tells) p.reply = reply;
-  if (p.op == InsOp::cut_peer && p.reply.len == sizeof p.cut) {
-    // Each worker cuts those that it has.
-    if (reply.len == sizeof p.cut) {
-      uint32_t cut = 0;
-      std::memcpy(&cut, reply.value, sizeof cut);
-      p.cut += cut;
-    }
-    std::memcpy(p.reply.value, &p.cut, sizeof p.cut);
-  }
-  if (--p.left != 0) return;
-  const Status sent = send_message(requests_.get(), bytes_of(p.reply), {}, MSG_DONTWAIT);
-  pending_.erase(it);
+void LocalControl::reply(const InsReply& reply) {
   // The driver reads all the time and has a bounded number of questions.
-  if (!sent) requests_.reset();
+  if (requests_ && !send_message(requests_.get(), bytes_of(reply), {}, MSG_DONTWAIT))
+    requests_.reset();
 }
+
+// ---- what the driver is told ----
 
 template <class T>
-void Control::send(const T& message, int fd) {
+void LocalControl::send(const T& message, int fd) {
   if (!driver_) return;
   if (out_.size() >= kMaxQueued) return drop_driver("does not read");
   Outgoing o;
@@ -551,7 +468,7 @@ void Control::send(const T& message, int fd) {
   flush();
 }
 
-void Control::flush() {
+void LocalControl::flush() {
   while (driver_ && !out_.empty()) {
     const Outgoing& o = out_.front();
     const int fd = o.fd.get();
@@ -571,101 +488,27 @@ void Control::flush() {
   ::epoll_ctl(epoll_.get(), EPOLL_CTL_MOD, driver_.get(), &e);
 }
 
-// ---- the workers ----
-
-void Control::on_notes() {
-  if (adopted_) publish_repairs();
-  bool listeners_changed = false;
-  for (ControlNote& note : ins_.to_control.take()) {
-    switch (note.kind) {
-      case ControlNote::Kind::listener_up: {
-        Listener& l = listeners_[note.slot];
-        l.up = std::move(note.listener);
-        l.placeholder = std::move(note.placeholder);
-        send(*l.up, l.placeholder.get());
-        listeners_changed = true;
-        break;
-      }
-      case ControlNote::Kind::listener_down: {
-        const auto it = listeners_.find(note.slot);
-        if (it == listeners_.end() || it->second.up->gen != note.gen) break;
-        listeners_.erase(it);
-        send(ControlSlot{ControlType::listener_down, note.slot, note.gen, 0});
-        listeners_changed = true;
-        break;
-      }
-      case ControlNote::Kind::bypass:
-        send(ControlSlot{ControlType::bypass, note.slot, note.gen, 0});
-        break;
-      case ControlNote::Kind::resolve:
-        resolver_.lookup(note.call, *note.request);
-        break;
-      case ControlNote::Kind::lent:
-        send(note.option, note.socket.get());
-        break;
-      case ControlNote::Kind::reply:
-        if (requests_) on_reply(note.reply);
-        break;
-      case ControlNote::Kind::stopped:
-        stop_ = stop_ || ins_.poisoned.load() == nullptr;
-        break;
-    }
-  }
-  if (listeners_changed) publish_listeners();
+void LocalControl::listener_up(const ControlListener& l, int placeholder) {
+  send(l, placeholder);
 }
 
-void Control::publish_listeners() {
-  std::set<uint16_t> ports;
-  std::string options;
-  for (const auto& [slot, l] : listeners_) {
-    const uint16_t port = port_of(l.up->local);
-    ports.insert(port);
-    for (uint32_t k = 0; k < l.up->option_count; ++k) {
-      const ReplayOption& o = l.up->options[k];
-      char text[128];
-      int n = std::snprintf(text, sizeof text, "%s%u:%d:%d=", options.empty() ? "" : " ", port,
-                            o.level, o.name);
-      for (uint32_t b = 0; b < o.len; ++b)
-        n += std::snprintf(text + n, sizeof text - static_cast<size_t>(n), "%02x", o.value[b]);
-      options += text;
-    }
-  }
-  std::string list;
-  for (const uint16_t port : ports) list += (list.empty() ? "" : " ") + std::to_string(port);
-  publisher_.set("listening_ports", list);
-  publisher_.set("sockopts", options);
+void LocalControl::listener_down(uint32_t slot, uint32_t gen) {
+  send(ControlSlot{ControlType::listener_down, slot, gen, 0});
 }
 
-void Control::on_tick() {
+void LocalControl::bypass(uint32_t slot, uint32_t gen) {
+  send(ControlSlot{ControlType::bypass, slot, gen, 0});
+}
+
+void LocalControl::lent(const ControlOption& option, int socket) {
+  send(option, socket);
+}
+
+void LocalControl::on_tick() {
   uint64_t expirations = 0;
   (void)!::read(timer_.get(), &expirations, sizeof expirations);
-  const uint32_t tick = ins_.tick.fetch_add(1) + 1;
-  // As far as the slowest of our loops has come.
-  uint32_t beat = tick;
-  if (workers_.started())
-    for (const auto& s : ins_.stats) beat = std::min(beat, s->beat.load(std::memory_order_relaxed));
-  publisher_.heartbeat(beat);
+  core_.on_tick();
   look_who_is_left();
-  if (!adopted_) return;
-  uint64_t received = 0;
-  uint64_t sent = 0;
-  for (const auto& s : ins_.stats) {
-    received += s->bytes_recv.load(std::memory_order_relaxed);
-    sent += s->bytes_sent.load(std::memory_order_relaxed);
-  }
-  char text[96];
-  std::snprintf(text, sizeof text, "%x:%x:%llx:%llx", ins_.channel.geometry().slots,
-                ins_.slots.open_count(), static_cast<unsigned long long>(received),
-                static_cast<unsigned long long>(sent));
-  publisher_.set("network_stats", text);
-  publish_repairs();
-}
-
-void Control::publish_repairs() {
-  uint64_t repairs = 0;
-  for (uint32_t w = 0; w < ins_.channel.geometry().workers; ++w)
-    repairs += ins_.channel.sock_news(w).repairs();
-  publisher_.set("repairs", std::to_string(repairs));
 }
 
 }  // namespace mw

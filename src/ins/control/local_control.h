@@ -1,4 +1,5 @@
-// control.h - the control thread: the driver's connection, publication, name lookups, the end.
+// local_control.h - the control thread of an INS on one host: the driver's connection, the session
+// that it hands over, and the end.
 //
 // TRUST       The driver is checked by SO_PEERCRED, and every message and descriptor of it by kind,
 //             size and range. One that does not fit ends the connection, with one log line; the
@@ -13,52 +14,23 @@
 #include <sys/uio.h>
 
 #include <chrono>
-#include <condition_variable>
 #include <deque>
-#include <map>
 #include <memory>
-#include <mutex>
-#include <string>
-#include <thread>
 #include <vector>
 
 #include "base/exit_codes.h"
-#include "ins/control/publish.h"
-#include "ins/control/resolve.h"
-#include "ins/worker/context.h"
+#include "ins/control/control_core.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {
 
-// The workers' threads, made before the sandbox closes and set to work by start().
-class WorkerThreads {
- public:
-  explicit WorkerThreads(uint32_t count);
-  WorkerThreads(const WorkerThreads&) = delete;
-  WorkerThreads& operator=(const WorkerThreads&) = delete;
-  // Stops them if they run. Whoever started them has sent the stop notes.
-  ~WorkerThreads();
-  void start(InsContext& ins);
-  uint32_t count() const { return count_; }
-  bool started() const { return ins_ != nullptr; }
-
- private:
-  void run(uint32_t index);
-  const uint32_t count_;
-  std::mutex lock_;
-  std::condition_variable changed_;
-  InsContext* ins_ = nullptr;
-  bool over_ = false;
-  std::vector<std::thread> threads_;
-};
-
-class Control {
+class LocalControl final : private DriverLink {
  public:
   // With the beat in which the loss is seen, and the one in which this is over: less than ten seconds.
   static constexpr std::chrono::milliseconds kLongestAlone{8500};
 
-  Control(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
-          UniqueFd listener, UniqueFd signals, UniqueFd front_end, uint32_t driver_uid);
+  LocalControl(InsContext& ins, WorkerThreads& workers, Publisher& publisher, Resolver& resolver,
+               UniqueFd listener, UniqueFd signals, UniqueFd front_end, uint32_t driver_uid);
   // Makes what serve() needs. Errors: sys.
   Status prepare();
   // Serves until a signal, or until nobody is left (0), or until the session is poisoned
@@ -70,10 +42,12 @@ class Control {
     std::vector<std::byte> bytes;
     UniqueFd fd;
   };
-  struct Listener {
-    std::unique_ptr<ControlListener> up;
-    UniqueFd placeholder;
-  };
+  void listener_up(const ControlListener& l, int placeholder) override;
+  void listener_down(uint32_t slot, uint32_t gen) override;
+  void bypass(uint32_t slot, uint32_t gen) override;
+  void lent(const ControlOption& option, int socket) override;
+  void reply(const InsReply& reply) override;
+
   void on_connect();
   void on_driver(uint32_t events);
   bool on_message(ReceivedMessage& m);
@@ -88,12 +62,7 @@ class Control {
   void look_who_is_left();
   bool on_telemetry(ReceivedMessage& m);
   void on_requests();
-  void ask_workers(const InsRequest& r);
-  void on_reply(const InsReply& reply);
-  void on_notes();
   void on_tick();
-  void publish_repairs();
-  void publish_listeners();
   template <class T>
   void send(const T& message, int fd = -1);
   void flush();
@@ -101,7 +70,7 @@ class Control {
 
   InsContext& ins_;
   WorkerThreads& workers_;
-  Publisher& publisher_;
+  ControlCore core_;
   Resolver& resolver_;
   UniqueFd listener_;
   UniqueFd signals_;
@@ -112,21 +81,12 @@ class Control {
   bool has_front_end_;                                   // it once was told
   std::chrono::steady_clock::time_point alone_since_{};  // 0: not alone
   uint32_t driver_uid_;
-  bool adopted_ = false;  // the region is ours
   bool greeted_ = false;  // this driver said hello
   bool stop_ = false;
   bool driver_waits_ = false;  // EPOLLOUT is watched
   std::deque<Outgoing> out_;
-  std::map<uint32_t, Listener> listeners_;
-  // The driver's questions about sockets, and how many workers still owe an answer to each.
-  struct Pending {
-    InsOp op{};
-    uint32_t left = 0;
-    uint32_t cut = 0;  // cut_peer: by all workers that answered
-    InsReply reply{};
-  };
+  // The driver's questions about sockets.
   UniqueFd requests_;
-  std::map<uint32_t, Pending> pending_;
   union {
     ControlType type;
     ControlHello hello;
