@@ -151,12 +151,13 @@ void Sampler::name(const Sock& s, mw_sample_row& row) {
 
 // What waits in the rings, and in the kernel if the receive ring is full: else it holds nothing.
 void Sampler::fill_rings(SlotRef s, mw_sample_row& row) const {
-  const mw_geometry& g = ch_.geometry();
+  const uint32_t rx_bytes = ch_.rx(s.index).capacity();
   mw_slot& shared = ch_.slot(s.index);
   row.unread = row.unsent = 0;
   // An index out of its window is dealt with where the ring is used.
-  if (auto room = ring_room(g.rx_ring, s->rx_tail, shared.rx_head)) row.unread = g.rx_ring - *room;
-  if (auto left = ring_ready(g.tx_ring, s->tx_head, shared.tx_tail)) row.unsent = *left;
+  if (auto room = ring_room(rx_bytes, s->rx_tail, shared.rx_head)) row.unread = rx_bytes - *room;
+  if (auto left = ring_ready(ch_.tx(s.index).capacity(), s->tx_head, shared.tx_tail))
+    row.unsent = *left;
   int below = 0;
   if ((s->flags & kRxWait) != 0 && ::ioctl(s->fd, SIOCINQ, &below) == 0 && below > 0)
     row.unread += static_cast<uint32_t>(below);
