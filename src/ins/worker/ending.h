@@ -12,7 +12,7 @@
 //   ---------------------------    -------------------------    -------------    -----------------
 //   listener                       release; unclaimed: revoke   nothing          -
 //   datagram                       release                      abort            -
-//   connecting                     release                      abort            abort by an error
+//   connecting                     release                      abort            -
 //   accepted, not claimed          reset, release               abort            -
 //   connected, unread bytes        reset, release               abort            -
 //   connected, all sent            finish                       abort            -
