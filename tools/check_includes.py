@@ -25,6 +25,12 @@ MAY_USE = {
     "cli": {"base", "netflow", "guard", "registry", "frontend", "transport"},
 }
 
+# Wings of a folder, the lowest first: files include from their own wing and from lower ones. Files that stand in no
+# wing put the folder together, and include from all of them; nothing in a wing includes them.
+WINGS = {
+    "ins": ["policy", "tables", "seams", "report", "worker", "control"],
+}
+
 # Single files that a folder may use although it may not use the rest of theirs.
 EXCEPTIONS = {("cli", "transport/local/session_fds.h")}
 EXCEPTION_ONLY = {("cli", "transport")}
@@ -55,6 +61,25 @@ def folder_of(path):
     return "abi" if parts[0] == "abi" else None
 
 
+def wing_of(folder, parts):
+    """Which wing of the folder a file stands in, as its place in WINGS[folder]; None if in none."""
+    wings = WINGS.get(folder, [])
+    return wings.index(parts[0]) if len(parts) > 1 and parts[0] in wings else None
+
+
+def wing_fault(folder, path, name):
+    """The sentence about an include from the same folder that goes up, or None."""
+    if folder not in WINGS:
+        return None
+    wings = WINGS[folder]
+    mine, other = wing_of(folder, path.parts[2:]), wing_of(folder, name.split("/")[1:])
+    if mine is None:
+        return None if len(path.parts) == 3 else f"src/{folder}/{path.parts[2]} is no wing of {folder}: {', '.join(wings)}"
+    if other is None:
+        return f"{folder}/{wings[mine]} may not include {name}, which stands in no wing"
+    return None if other <= mine else f"{folder}/{wings[mine]} may not include from {folder}/{wings[other]} ({name})"
+
+
 def faults_of(path, text):
     """Yields (line number, sentence) for each include of this file that is not allowed."""
     folder = folder_of(path)
@@ -76,6 +101,8 @@ def faults_of(path, text):
             if target == folder or (folder, name) in EXCEPTIONS:
                 if name in NEVER_FILE.get(folder, ()):
                     yield number, f"{folder} may not include {name}"
+                elif target == folder and (sentence := wing_fault(folder, path, name)):
+                    yield number, sentence
             elif (folder, target) in EXCEPTION_ONLY:
                 yield number, f"{folder} may include only some files of {target}, and {name} is none of them"
             elif target not in MAY_USE:

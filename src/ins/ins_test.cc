@@ -14,7 +14,7 @@
 #include <sstream>
 
 #include "ins/control/resolve.h"
-#include "ins/options.h"
+#include "ins/policy/options.h"
 #include "ins/tables/decode.h"
 #include "ins/worker/worker.h"
 #include "ring/order.h"

@@ -47,6 +47,13 @@ class IncludeRules(unittest.TestCase):
         ]:
             self.assertEqual(self.faults(path, text + "\n"), 1, f"{path}: {text}")
 
+    def test_the_ins_has_wings(self):
+        for path, name, faults in [("worker/a.cc", "ins/tables/a.h", 0), ("a_test.cc", "ins/control/a.h", 0),
+                                   ("worker/a_test.cc", "tests/support/a.h", 0), ("tables/a.h", "ins/worker/a.h", 1),
+                                   ("worker/a.cc", "ins/control/a.h", 1), ("worker/a.cc", "ins/sandbox.h", 1),
+                                   ("worker/a.cc", "tests/support/a.h", 1), ("newcomer/a.cc", "ins/tables/a.h", 1)]:
+            self.assertEqual(self.faults(f"src/ins/{path}", f'#include "{name}"\n'), faults, f"{path}: {name}")
+
     def test_nothing_to_check_is_no_success(self):
         self.assertEqual(self.faults("README", ""), -1)
 

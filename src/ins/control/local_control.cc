@@ -12,7 +12,7 @@
 
 #include "base/log.h"
 #include "base/raw_syscall.h"
-#include "ins/options.h"
+#include "ins/policy/options.h"
 #include "ring/atomics.h"
 #include "transport/local/listener_record.h"
 

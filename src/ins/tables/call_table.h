@@ -9,7 +9,7 @@
 #include <memory>
 
 #include "base/result.h"
-#include "ins/seams/call_done.h"
+#include "ins/tables/call_done.h"
 #include "ins/tables/decode.h"
 #include "ring/channel.h"
 

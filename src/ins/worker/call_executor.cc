@@ -17,7 +17,7 @@
 
 #include "codec/socket_ioctl.h"
 #include "codec/socket_options.h"
-#include "ins/options.h"
+#include "ins/policy/options.h"
 #include "ring/atomics.h"
 
 namespace mw {

@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ins/options.h"
+#include "ins/policy/options.h"
 #include "ring/atomics.h"
 
 namespace mw {

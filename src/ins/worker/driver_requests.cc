@@ -8,7 +8,7 @@
 #include <cstring>
 
 #include "codec/socket_options.h"
-#include "ins/options.h"
+#include "ins/policy/options.h"
 
 namespace mw {
 namespace {

@@ -2,7 +2,7 @@
 #pragma once
 
 #include "base/futex.h"
-#include "ins/seams/call_done.h"
+#include "ins/tables/call_done.h"
 
 namespace mw {
 

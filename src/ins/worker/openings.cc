@@ -10,7 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/received_fds.h"
-#include "ins/options.h"
+#include "ins/policy/options.h"
 #include "ring/atomics.h"
 
 namespace mw {

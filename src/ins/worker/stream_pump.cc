@@ -8,7 +8,7 @@
 
 #include <algorithm>
 
-#include "ins/options.h"
+#include "ins/policy/options.h"
 #include "ring/atomics.h"
 
 namespace mw {

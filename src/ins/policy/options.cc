@@ -1,4 +1,4 @@
-#include "ins/options.h"
+#include "ins/policy/options.h"
 
 #include <errno.h>
 #include <linux/filter.h>
