@@ -29,7 +29,10 @@ MAY_USE = {
 
 # Wings of a folder, the lowest first: files include from their own wing and from lower ones. Files that stand in no
 # wing put the folder together, and include from all of them; nothing in a wing includes them.
-WINGS = {"shim": ["process", "socket", "calls", "libc"]}
+WINGS = {
+    "ins": ["policy", "tables", "seams", "report", "worker", "control"],
+    "shim": ["process", "socket", "calls", "libc"],
+}
 
 # Single files that a folder may use although it may not use the rest of theirs.
 EXCEPTIONS = {("cli", "transport/local/session_fds.h")}

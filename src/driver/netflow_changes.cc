@@ -20,7 +20,7 @@ using netflow::Request;
 
 constexpr uint64_t kMaxConnections = INT32_MAX;
 constexpr uint64_t kSlowestPacing = 100;
-// As in the INS: ins/limits.h.
+// As in the INS: ins/policy/limits.h.
 constexpr uint64_t kMaxMinRate = 1'000'000'000;
 constexpr uint64_t kMaxGraceSeconds = 1'000'000;
 constexpr uint64_t kMaxTimeoutSeconds = 1'000'000'000;

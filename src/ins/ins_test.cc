@@ -13,12 +13,12 @@
 #include <fstream>
 #include <sstream>
 
-#include "ins/decode.h"
-#include "ins/fake_pvm.h"
-#include "ins/options.h"
-#include "ins/resolve.h"
-#include "ins/worker.h"
+#include "ins/control/resolve.h"
+#include "ins/policy/options.h"
+#include "ins/tables/decode.h"
+#include "ins/worker/worker.h"
 #include "ring/order.h"
+#include "tests/support/fake_pvm.h"
 
 namespace mw {
 namespace {

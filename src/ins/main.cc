@@ -13,7 +13,7 @@
 #include "base/helper.h"
 #include "base/log.h"
 #include "base/sanitized.h"
-#include "ins/control.h"
+#include "ins/control/local_control.h"
 #include "ins/sandbox.h"
 
 namespace mw {
@@ -125,8 +125,8 @@ int run(const Arguments& args) {
   auto notes = drop_privileges(args.uid, args.gid);
   if (!notes) return failed(notes.error());
   WorkerThreads workers(args.workers);
-  Control control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals),
-                  std::move(front_end), started_as);
+  LocalControl control(ins, workers, *publisher, resolver, std::move(*listener), std::move(signals),
+                       std::move(front_end), started_as);
   if (const Status prepared = control.prepare(); !prepared) return failed(prepared.error());
 
   // Beyond this point: no threads, no programs, only the system calls of the table.

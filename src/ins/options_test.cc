@@ -7,8 +7,8 @@
 #include <sys/wait.h>
 
 #include "codec/socket_options.h"
-#include "ins/fake_pvm.h"
 #include "ins/sandbox.h"
+#include "tests/support/fake_pvm.h"
 
 namespace mw {
 namespace {

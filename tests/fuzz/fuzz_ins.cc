@@ -13,8 +13,8 @@
 #include <vector>
 
 #include "fuzz_input.h"
-#include "ins/context.h"
-#include "ins/worker.h"
+#include "ins/worker/context.h"
+#include "ins/worker/worker.h"
 #include "ring/atomics.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/session_fds.h"
@@ -68,7 +68,7 @@ class World {
     ins_.stats.push_back(std::make_unique<Stats>());
     require(static_cast<bool>(ins_.slots.init(kGeometry, 0xfffffff0)));
     require(static_cast<bool>(ins_.placeholders.init(kGeometry)));
-    ins_.calls.init(ins_.channel);
+    ins_.calls.init(ins_.channel, ins_.call_done);
     worker_ = std::make_unique<Worker>(ins_, 0);
     require(worker_->begin());
     // Something to start from: a listener, a connection and a datagram socket, all in good order.
@@ -144,7 +144,7 @@ class World {
   void dial() {
     sockaddr_in to{};
     socklen_t len = sizeof to;
-    const Sock& l = ins_.slots.at(0);
+    const Sock& l = *ins_.slots.at(0);
     if (l.fd < 0 || ::getsockname(l.fd, reinterpret_cast<sockaddr*>(&to), &len) < 0) return;
     peer_ = UniqueFd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0)};
     (void)::connect(peer_.get(), reinterpret_cast<const sockaddr*>(&to), len);
@@ -168,10 +168,10 @@ class World {
         return announce(slot);
       }
       case 1:  // bytes, as they should be
-        s.tx_tail = ins_.slots.at(slot).tx_head + in.below(kGeometry.tx_ring + 1);
+        s.tx_tail = ins_.slots.at(slot)->tx_head + in.below(kGeometry.tx_ring + 1);
         return announce(slot);
       case 2:  // reading, as it should be
-        s.rx_head = ins_.slots.at(slot).rx_tail - in.below(32);
+        s.rx_head = ins_.slots.at(slot)->rx_tail - in.below(32);
         s.want &= ~MW_WANT_RX_ROOM;
         return announce(slot);
       case 3:
@@ -248,7 +248,7 @@ class World {
           ins_.channel.call_news(0).add(0);
           return;
         }
-        s.tx_tail = ins_.slots.at(slot).tx_head + static_cast<uint32_t>(n);
+        s.tx_tail = ins_.slots.at(slot)->tx_head + static_cast<uint32_t>(n);
         return honest_call(MW_OP_SENDMSG, slot, {flags, 0, 0, n}, nullptr, 0);
       }
       case 14: {  // an option or an ioctl that exists

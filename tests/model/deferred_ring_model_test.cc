@@ -82,7 +82,7 @@ struct DeferredRingModel : rl::test_suite<DeferredRingModel<How>, 2> {
     due = worker_rests = sender_sleeps = false;
   }
 
-  // Worker::announce(), for news of room.
+  // News::announce(), for news of room.
   void announce() {
     if (How::kFenceOfIns) W::fence();
     if ((W::load_relaxed(want) & MW_WANT_OUT_EVENT) == 0) return;

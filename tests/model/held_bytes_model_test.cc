@@ -1,7 +1,7 @@
 // Bytes that a program holds back (TCP_CORK, MSG_MORE). Once it has sent without MSG_MORE, or waits,
 // is the INS told of every byte? Two threads send on one socket. The ready set is the shipped
 // template; the rest is hold_back(), announce_bytes(), announce_held() and release_held_slot() of
-// src/shim/socket/socket.cc, and Worker::stream_tx() of src/ins/stream.cc.
+// src/shim/socket/socket.cc, and StreamPump::send() of src/ins/worker/stream_pump.cc.
 #include "relacy_atomics.h"
 
 namespace mw::model {

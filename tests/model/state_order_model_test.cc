@@ -2,8 +2,8 @@
 // the application looks at them. Does recv() ever tell the end or the error before all bytes that
 // precede it, does poll() ever show it while bytes are missing from the ring, does send() ever say
 // EPIPE where the error is what it should say, and does who took the error ever find a connection
-// that still stands? The INS is Worker::stream_rx(), tell_end() and publish_last_error() of
-// src/ins/stream.cc; the readers are ReceivingEnd and no_bytes(), cannot_send(), and poll_mask() of
+// that still stands? The INS is StreamPump::receive(), tell_end() and publish_last_error() of
+// src/ins/worker/stream_pump.cc; the readers are ReceivingEnd and no_bytes(), cannot_send(), and poll_mask() of
 // src/shim.
 #include "relacy_atomics.h"
 
