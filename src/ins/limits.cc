@@ -156,10 +156,7 @@ void Worker::cut(uint32_t i, Sock& s, uint32_t why) {
 // ---- what the driver asks for ----
 
 void Worker::min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply) {
-  struct Value {
-    uint64_t rate;
-    uint64_t grace_s;
-  } value{};
+  MinRate value;
   const bool out = r.name != 0;
   if (r.write != 0 &&
       (!take_value(r, value) || value.rate > kMaxMinRate || value.grace_s > kMaxGraceSeconds)) {
@@ -178,7 +175,7 @@ void Worker::min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply)
   } else {
     set_min_rate(i, *s, out, rule);
   }
-  put_value(reply, Value{rule.rate, rule.grace_s});
+  put_value(reply, rule);
 }
 
 void Worker::set_min_rate(uint32_t i, Sock& s, bool out, const MinRate& rule) {

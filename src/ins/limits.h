@@ -12,15 +12,9 @@
 #include <cstdint>
 
 #include "ins/peer_address.h"
+#include "transport/local/control.h"
 
 namespace mw {
-
-struct MinRate {
-  uint64_t rate = 0;  // bytes a second, 0: none
-  uint64_t grace_s = 0;
-};
-constexpr uint64_t kMaxMinRate = 1'000'000'000;
-constexpr uint64_t kMaxGraceSeconds = 1'000'000;
 
 // The clock of one direction: it runs during a turn, and counts all bytes of the turn.
 struct RateClock {
