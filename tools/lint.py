@@ -93,11 +93,12 @@ class Tidy:
         return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def entries(self) -> list:
-        """What is to be looked at: the sources in TIDY_FOLDERS, each once."""
+        """What is to be looked at: the product's sources in TIDY_FOLDERS, each once."""
         database = json.loads((self.build / "compile_commands.json").read_text(encoding="utf-8"))
         wanted = tuple(f"{self.root}/src/{name}/" for name in TIDY_FOLDERS)
         found = {entry["file"]: entry for entry in database
-                 if entry["file"].startswith(wanted) and entry["file"].endswith(".cc")}
+                 if entry["file"].startswith(wanted) and entry["file"].endswith(".cc")
+                 and not entry["file"].endswith("_test.cc")}
         return [found[name] for name in sorted(found)]
 
     def check(self) -> tuple:

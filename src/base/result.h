@@ -20,24 +20,25 @@ struct Error {
   const char* where;  // a literal that names the step
 };
 
-template <class T>
+// E: what says why. The front end's has sentences (frontend/failure.h).
+template <class T, class E = Error>
 class [[nodiscard]] Result {
  public:
   Result(T value) : v_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit by design
-  Result(Error error) : v_(std::in_place_index<1>, error) {}         // NOLINT
+  Result(E error) : v_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
   explicit operator bool() const { return v_.index() == 0; }
   T& operator*() {
     if (v_.index() != 0) std::abort();
     return *std::get_if<0>(&v_);
   }
   T* operator->() { return &**this; }
-  const Error& error() const {
+  const E& error() const {
     if (v_.index() != 1) std::abort();
     return *std::get_if<1>(&v_);
   }
 
  private:
-  std::variant<T, Error> v_;
+  std::variant<T, E> v_;
 };
 
 struct Ok {};

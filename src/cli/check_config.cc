@@ -68,7 +68,7 @@ Result<SessionConfig> read_session_config(const std::string& path) {
       to = *parsed;
     else
       out.faults.push_back(
-          {said->line, said->column, parsed.failure().cause + "; " + parsed.failure().remedy});
+          {said->line, said->column, parsed.error().cause + "; " + parsed.error().remedy});
   };
   const netflow::NetworkConfig& network = reading->config.network;
   take(network.egress, parse_egress, out.egress);

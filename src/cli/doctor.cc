@@ -19,6 +19,7 @@
 #include <functional>
 #include <nlohmann/json.hpp>
 
+#include "base/pidfd.h"
 #include "base/unique_fd.h"
 #include "frontend/app_network.h"
 #include "frontend/inspect.h"
@@ -103,7 +104,7 @@ void Examiner::kernel() {
   } else {
     fail("version", machine + " is not supported", "use a 64-bit x86 machine");
   }
-  const UniqueFd self{static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0))};
+  const UniqueFd self = open_pidfd(::getpid());
   if (self) {
     ok("process descriptors", "pidfd_open works");
   } else {
@@ -249,7 +250,7 @@ void Examiner::installation() {
                          {"env", "LD_PRELOAD=" + programs_.shim, "LD_TRACE_LOADED_OBJECTS=1",
                           "LD_WARN=1", "LD_BIND_NOW=1", "/bin/true"});
   if (!listed) {
-    fail("libmwshim.so", listed.failure().cause, listed.failure().remedy);
+    fail("libmwshim.so", listed.error().cause, listed.error().remedy);
   } else if (listed->find(programs_.shim) == std::string::npos ||
              listed->find("not found") != std::string::npos) {
     fail("libmwshim.so", programs_.shim + " cannot be preloaded by the dynamic linker",
@@ -303,7 +304,7 @@ Attempt in_fresh_network(const std::function<std::string()>& what) {
 }
 
 std::string cause_of(const Outcome<std::string>& done) {
-  return done ? "" : done.failure().cause;
+  return done ? "" : done.error().cause;
 }
 
 void Examiner::network() {
@@ -329,7 +330,7 @@ void Examiner::network() {
   }
   const Attempt shown = in_fresh_network([] {
     auto end = make_dead_end({});
-    return end ? std::string() : end.failure().cause;
+    return end ? std::string() : end.error().cause;
   });
   if (shown.cause.empty()) {
     ok("dead end", "the application's network can show the INS's interface");
@@ -434,7 +435,7 @@ void Examiner::choose() {
   auto plan = plan_network(list_sessions(default_base()), true);
   if (!plan) {
     group("network");
-    fail("addresses", plan.failure().cause, plan.failure().remedy);
+    fail("addresses", plan.error().cause, plan.error().remedy);
     out_.choice = "--net isolated, which cannot work now";
     return;
   }

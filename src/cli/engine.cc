@@ -40,12 +40,8 @@ std::string name_of(int64_t socket) {
   return id ? std::to_string(id->ins) + ":" + std::to_string(id->number) : "?";
 }
 
-std::string text_of(const std::array<char, 16>& padded) {
-  return std::string(padded.data(), ::strnlen(padded.data(), padded.size()));
-}
-
-std::string process_text(uint32_t pid, const std::array<char, 16>& command) {
-  return pid == 0 ? "-" : text_of(command) + "[" + std::to_string(pid) + "]";
+std::string process_text(uint32_t pid, const netflow::CommandName& command) {
+  return pid == 0 ? "-" : command_text(command) + "[" + std::to_string(pid) + "]";
 }
 
 const char* type_text(uint16_t type, bool listener) {

@@ -25,9 +25,8 @@ struct EngineOptions {
 // "1:104" (INS and number), "M5300010000000068" (a record's uid), or the whole identifier.
 std::optional<netflow::SocketId> parse_socket(const std::string& text);
 std::string name_of(int64_t socket);
-// "nginx" out of its NUL-padded place; "nginx[12]", "-" if the process is not known.
-std::string text_of(const std::array<char, 16>& padded);
-std::string process_text(uint32_t pid, const std::array<char, 16>& command);
+// "nginx[12]", "-" if the process is not known.
+std::string process_text(uint32_t pid, const netflow::CommandName& command);
 // listen, tcp or udp.
 const char* type_text(uint16_t type, bool listener);
 double seconds(const netflow::Timestamp& t);

@@ -39,15 +39,15 @@ void print_document(const std::vector<Flow>& flows, double now) {
   for (const Flow& f : flows) {
     const double last = std::max(seconds(f.last), seconds(f.session_start));
     out += out.size() == 1 ? "\n" : ",\n";
-    out += "{\"socket\":" + quoted(name_of(f.socket)) + ",\"id\":" + std::to_string(f.socket) +
-           ",\"type\":" + quoted(type_of(f)) + ",\"local\":" + quoted(to_string(f.local)) +
-           ",\"peer\":" + quoted(to_string(f.remote)) +
-           ",\"bytes_in\":" + std::to_string(f.bytes_in) +
-           ",\"bytes_out\":" + std::to_string(f.bytes_out) +
-           ",\"start\":" + number(seconds(f.session_start)) +
-           ",\"age\":" + number(now - seconds(f.session_start)) +
-           ",\"idle\":" + number(now - last) + ",\"pid\":" + std::to_string(f.pid) +
-           ",\"uid\":" + std::to_string(f.uid) + ",\"command\":" + quoted(text_of(f.command)) + "}";
+    out +=
+        "{\"socket\":" + quoted(name_of(f.socket)) + ",\"id\":" + std::to_string(f.socket) +
+        ",\"type\":" + quoted(type_of(f)) + ",\"local\":" + quoted(to_string(f.local)) +
+        ",\"peer\":" + quoted(to_string(f.remote)) + ",\"bytes_in\":" + std::to_string(f.bytes_in) +
+        ",\"bytes_out\":" + std::to_string(f.bytes_out) +
+        ",\"start\":" + number(seconds(f.session_start)) +
+        ",\"age\":" + number(now - seconds(f.session_start)) + ",\"idle\":" + number(now - last) +
+        ",\"pid\":" + std::to_string(f.pid) + ",\"uid\":" + std::to_string(f.uid) +
+        ",\"command\":" + quoted(command_text(f.command)) + "}";
   }
   std::printf("%s%s]\n", out.c_str(), flows.empty() ? "" : "\n");
 }
@@ -55,7 +55,7 @@ void print_document(const std::vector<Flow>& flows, double now) {
 int list(Client& engine, const FlowFilter& filter, bool json) {
   std::vector<Flow> flows = engine.take_flows();
   std::erase_if(flows, [&](const Flow& f) {
-    return !filter.takes({type_of(f), f.local, f.remote, f.pid, f.uid, text_of(f.command)});
+    return !filter.takes({type_of(f), f.local, f.remote, f.pid, f.uid, command_text(f.command)});
   });
   std::sort(flows.begin(), flows.end(),
             [](const Flow& a, const Flow& b) { return a.socket < b.socket; });
@@ -93,15 +93,15 @@ Result<Response> begin_to_follow(Client& engine) {
 
 int follow(Client& engine, const FlowFilter& filter, uint32_t interval_s, bool json) {
   // A silent connection lasts like any other.
-  FlowCache cache({.active_s = interval_s, .idle_s = UINT32_MAX, .tell_beginning = true},
-                  [&](const FlowRecord& r) {
-                    const char* type = r.protocol == netflow::Protocol::udp ? "udp" : "tcp";
-                    if (!filter.takes({type, r.local, r.remote, r.pid, r.uid, text_of(r.command)}))
-                      return;
-                    const auto now = static_cast<uint64_t>(monotonic_ns());
-                    std::fputs(json_line(r, now).c_str(), stdout);
-                    std::fflush(stdout);
-                  });
+  FlowCache cache(
+      {.active_s = interval_s, .idle_s = UINT32_MAX, .tell_beginning = true},
+      [&](const FlowRecord& r) {
+        const char* type = r.protocol == netflow::Protocol::udp ? "udp" : "tcp";
+        if (!filter.takes({type, r.local, r.remote, r.pid, r.uid, command_text(r.command)})) return;
+        const auto now = static_cast<uint64_t>(monotonic_ns());
+        std::fputs(json_line(r, now).c_str(), stdout);
+        std::fflush(stdout);
+      });
   auto begun = begin_to_follow(engine);
   if (!begun) return fail(json, begun.error());
   if (begun->status != 0) return refusal(json, begun->status);

@@ -17,7 +17,7 @@ bool is_web(const Sample& listener) {
   constexpr std::array<uint16_t, 5> kPorts = {80, 8000, 8008, 8080, 8081};
   constexpr std::array<std::string_view, 7> kServers = {"apache2", "httpd",   "nginx",   "lighttpd",
                                                         "caddy",   "haproxy", "varnishd"};
-  const std::string command = text_of(listener.command);
+  const std::string command = netflow::command_text(listener.command);
   return std::find(kPorts.begin(), kPorts.end(), listener.local.port) != kPorts.end() ||
          (listener.local.port != 443 &&
           std::find(kServers.begin(), kServers.end(), command) != kServers.end());

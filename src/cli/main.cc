@@ -13,6 +13,7 @@
 #include <filesystem>
 #include <sstream>
 
+#include "base/hex.h"
 #include "base/log.h"
 #include "cli/changes.h"
 #include "cli/check_config.h"
@@ -55,9 +56,8 @@ mw::Programs programs() {
 std::string hex(const mw::SessionToken& token) {
   std::string text;
   for (const uint8_t byte : token) {
-    char two[3];
-    std::snprintf(two, sizeof(two), "%02x", byte);
-    text += two;
+    const auto two = mw::hex_digits(byte);
+    text.append(two.begin(), two.end());
   }
   return text;
 }
@@ -248,12 +248,12 @@ Outcome<mw::Done> take_reach(const RunArguments& args, const mw::SessionConfig& 
   if (config.to_host) reach->to_host = *config.to_host;
   if (!args.egress.empty()) {
     auto egress = mw::parse_egress(joined(args.egress));
-    if (!egress) return egress.failure();
+    if (!egress) return egress.error();
     reach->egress = *egress;
   }
   if (!args.to_host.empty()) {
     auto ports = mw::parse_to_host(joined(args.to_host));
-    if (!ports) return ports.failure();
+    if (!ports) return ports.error();
     reach->to_host = *ports;
   }
   return mw::Done{};
@@ -289,7 +289,7 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
   if (command.empty()) return usage_error(run, "no command given");
   for (const std::string& text : args.publish) {
     auto publish = mw::parse_publish(text);
-    if (!publish) return usage_error(run, publish.failure().text());
+    if (!publish) return usage_error(run, publish.error().text());
     request.published.push_back(*publish);
   }
   request.net = (args.net.empty() ? root : args.net == "isolated") ? mw::NetMode::isolated
@@ -328,14 +328,14 @@ int run_command(const CLI::App& run, const RunArguments& args, std::vector<std::
                          "host's own already");
   }
   if (auto taken = take_reach(args, config, &request.reach); !taken)
-    return usage_error(run, taken.failure().text());
+    return usage_error(run, taken.error().text());
   if (!args.netflow.empty() && args.netflow != "none") {
     const auto address = mw::netflow::parse_socket_address(args.netflow);
     if (!address || address->family() == AF_UNIX)
       return usage_error(run, "--netflow: not ADDRESS:PORT, and not none: " + args.netflow);
   }
   auto uncovered = uncovered_programs(args, config);
-  if (!uncovered) return usage_error(run, uncovered.failure().text());
+  if (!uncovered) return usage_error(run, uncovered.error().text());
   request.uncovered = *uncovered;
   request.command = std::move(command);
   request.workers = args.workers;

@@ -71,7 +71,7 @@ Json json_of(const Sample& s) {
           {"peer", to_string(s.remote)},
           {"pid", s.pid},
           {"uid", s.uid},
-          {"command", text_of(s.command)},
+          {"command", command_text(s.command)},
           {"bytes_in", s.bytes_in},
           {"bytes_out", s.bytes_out},
           {"calls_in", s.calls_in},
@@ -115,7 +115,7 @@ Json json_of(const Sample& s) {
 Json json_of(const ProcessSample& s) {
   return {{"pid", s.pid},
           {"uid", s.uid},
-          {"command", text_of(s.command)},
+          {"command", command_text(s.command)},
           {"rss_bytes", s.rss_bytes},
           {"cpu_seconds", static_cast<double>(s.cpu_us) / 1e6},
           {"threads", s.threads},

@@ -131,7 +131,7 @@ void TopView::set_round(SampledRound round) {
 
 bool TopView::is_shown(const Sample& s) const {
   if (filter_)
-    return filter_->takes({type_of(s), s.local, s.remote, s.pid, s.uid, text_of(s.command)});
+    return filter_->takes({type_of(s), s.local, s.remote, s.pid, s.uid, command_text(s.command)});
   return joined(10'000, [&](const TopColumn& c) { return c.text(s); }).find(filter_text_) !=
          std::string::npos;
 }

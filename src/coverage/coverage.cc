@@ -14,6 +14,7 @@
 
 #include <algorithm>
 
+#include "base/hex.h"
 #include "base/raw_syscall.h"
 
 namespace mw {
@@ -300,12 +301,6 @@ bool parse_script(const File& file, Judgement& j) {
   return j.interpreter[0] != 0;
 }
 
-int hex_digit(char c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  return -1;
-}
-
 // One registration of binfmt_misc, as its file shows it.
 struct Handler {
   const char* interpreter = nullptr;
@@ -348,7 +343,7 @@ bool is_for(const Handler& h, const File& file, const char* name) {
   size_t at = h.offset;
   for (size_t i = 0; h.magic[i] != 0 && h.magic[i + 1] != 0; i += 2, ++at) {
     const auto byte_of = [i](const char* hex) {
-      return hex_digit(hex[i]) << 4 | hex_digit(hex[i + 1]);
+      return hex_value(hex[i]) << 4 | hex_value(hex[i + 1]);
     };
     const bool is_masked = h.mask != nullptr && strlen(h.mask) >= i + 2;
     const int mask = is_masked ? byte_of(h.mask) : 0xff;

@@ -1,7 +1,6 @@
 #include "driver/driver.h"
 
 #include <fcntl.h>
-#include <sys/syscall.h>
 #include <sys/timerfd.h>
 
 #include <csignal>
@@ -9,6 +8,7 @@
 
 #include "base/log.h"
 #include "base/name_files.h"
+#include "base/pidfd.h"
 #include "transport/local/namespace.h"
 
 namespace mw {
@@ -242,8 +242,7 @@ void Driver::look_for_ins() {
   if (survivor_ && !again) {
     // It lives, but cannot be reached: nobody else gets the region before it is gone.
     log_line("mwcommsd", "INS %u does not answer any more: ending it", *survivor_);
-    if (options_.kill_lost_ins)
-      (void)::syscall(SYS_pidfd_send_signal, survivor_death_.get(), SIGKILL, nullptr, 0);
+    if (options_.kill_lost_ins) (void)signal_pidfd(survivor_death_.get(), SIGKILL);
   }
 }
 
@@ -548,7 +547,7 @@ void Driver::lose_ins(const char* why) {
 
 void Driver::kill_ins() {
   const int death = ins_->who().death.get();
-  if (::syscall(SYS_pidfd_send_signal, death, SIGKILL, nullptr, 0) < 0 && errno != ESRCH)
+  if (!signal_pidfd(death, SIGKILL) && errno != ESRCH)
     log_line("mwcommsd", "cannot end %s: error %d; waiting for its end", ins_->name().c_str(),
              errno);
 }

@@ -2,7 +2,6 @@
 
 #include <signal.h>
 #include <sys/socket.h>
-#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -13,6 +12,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/pidfd.h"
 #include "driver/keepers.h"
 #include "driver/process_info.h"
 #include "transport/local/session_fds.h"
@@ -56,7 +56,7 @@ Status FrontEnd::listen(LocalRegistry& registry) {
 }
 
 bool FrontEnd::watch(uint32_t pid) {
-  UniqueFd death{static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
+  UniqueFd death = open_pidfd(static_cast<pid_t>(pid));
   if (!death || !poller_.add(death.get(), EPOLLIN, Source::front_end_death)) return false;
   death_ = std::move(death);
   pid_ = pid;
@@ -100,7 +100,7 @@ void FrontEnd::start_adopter() {
   adopter_ = 0;
   if (auto started = ask_for_front_end(options_.front_end_keeper)) {
     adopter_ = *started;
-    adopter_death_ = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, adopter_, 0))};
+    adopter_death_ = open_pidfd(adopter_);
     if (adopter_death_ && poller_.add(adopter_death_.get(), EPOLLIN, Source::adopter_death)) return;
     log_line("mwcommsd", "cannot watch the new front end (pid %d): error %d", adopter_, errno);
     return;

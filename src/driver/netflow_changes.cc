@@ -20,9 +20,6 @@ using netflow::Request;
 
 constexpr uint64_t kMaxConnections = INT32_MAX;
 constexpr uint64_t kSlowestPacing = 100;
-// As in the INS: ins/policy/limits.h.
-constexpr uint64_t kMaxMinRate = 1'000'000'000;
-constexpr uint64_t kMaxGraceSeconds = 1'000'000;
 constexpr uint64_t kMaxTimeoutSeconds = 1'000'000'000;
 constexpr size_t kRulesBytesAtOnce = 65536;
 constexpr size_t kMaxAllowed = 65536;
@@ -127,17 +124,12 @@ Rules::Values expected(const Request& r, const Rules::Values& before) {
   }
 }
 
-struct RateValue {
-  uint64_t rate;
-  uint64_t grace_s;
-};
-
 InsRequest rate_request(Feature f, bool write, const Rules::Values& v) {
   InsRequest r{};
   r.op = InsOp::min_rate;
   r.name = f == Feature::min_rate_out ? 1 : 0;
   r.write = write ? 1 : 0;
-  const RateValue value{v.value0, v.value1};
+  const MinRate value{v.value0, v.value1};
   r.len = sizeof value;
   std::memcpy(r.value, &value, sizeof value);
   return r;
@@ -448,7 +440,7 @@ void NetflowService::on_limit(const Asked& a, uint32_t slot, uint32_t number) {
   r.slot = slot;
   r.gen = number;
   ins_->ask(r, [this, a, f](const InsReply& reply) {
-    RateValue value{};
+    MinRate value{};
     std::memcpy(&value, reply.value, std::min<size_t>(reply.len, sizeof value));
     if (f == Feature::pacing && (value.rate == UINT64_MAX || value.rate == UINT32_MAX))
       value.rate = 0;

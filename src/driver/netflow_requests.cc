@@ -5,7 +5,6 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 #include <csignal>
@@ -15,6 +14,7 @@
 
 #include "base/clock.h"
 #include "base/log.h"
+#include "base/pidfd.h"
 #include "driver/netflow_service.h"
 #include "driver/process_info.h"
 #include "netflow/address.h"
@@ -282,14 +282,13 @@ void NetflowService::on_owner(const Asked& a, uint32_t slot, uint32_t number) {
   if (!a.request.write()) return answer(a, 0, lives ? 1 : 0);
   if (a.request.value0 != 0) return answer(a, EINVAL);
   if (!lives) return answer(a, ESRCH);
-  if (::syscall(SYS_pidfd_send_signal, process.get(), SIGINT, nullptr, 0) < 0)
-    return answer(a, static_cast<uint32_t>(errno));
+  if (!signal_pidfd(process.get(), SIGINT)) return answer(a, static_cast<uint32_t>(errno));
   answer(a, 0, has_died(process.get()) ? 0 : 1);
 }
 
 // The pidfd of a process that has the session's region mapped. None: it is no such process.
 UniqueFd NetflowService::process_of_session(uint32_t pid) const {
-  UniqueFd process{pid == 0 ? -1 : static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
+  UniqueFd process = pid == 0 ? UniqueFd{} : open_pidfd(static_cast<pid_t>(pid));
   struct stat region {};
   if (!process || ::fstat(session_fd_, &region) < 0) return UniqueFd{};
   const std::string inode = " " + std::to_string(region.st_ino) + " ";
@@ -402,7 +401,7 @@ bool NetflowService::on_list(const Asked& a, bool may_wait) {
   struct Owner {
     bool ours;
     uint32_t uid;
-    std::array<char, 16> command;
+    netflow::CommandName command;
   };
   std::map<uint32_t, Owner> owners;
   std::vector<uint8_t> part;
@@ -425,9 +424,7 @@ bool NetflowService::on_list(const Asked& a, bool may_wait) {
     Owner& owner = it->second;
     if (fresh) {
       owner.ours = static_cast<bool>(process_of_session(pid));
-      const std::string command = command_of(pid);
-      std::copy_n(command.data(), std::min(command.size(), owner.command.size()),
-                  owner.command.data());
+      owner.command = netflow::command_name(command_of(pid));
       struct stat st {};
       if (::stat(("/proc/" + std::to_string(pid)).c_str(), &st) == 0) owner.uid = st.st_uid;
     }

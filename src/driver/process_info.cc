@@ -1,16 +1,16 @@
 #include "driver/process_info.h"
 
 #include <dirent.h>
-#include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <memory>
+
+#include "base/pidfd.h"
 
 namespace mw {
 // A process chooses its own name: control characters do not get into our log.
@@ -35,20 +35,15 @@ Result<ProcessInfo> peer_of(int socket) {
   ProcessInfo p;
   p.pid = static_cast<uint32_t>(credentials.pid);
   p.uid = credentials.uid;
-  p.death = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, credentials.pid, 0))};
+  p.death = open_pidfd(credentials.pid);
   p.command = command_of(p.pid);
   return p;
 }
 
 bool is_dead(uint32_t pid) {
-  const UniqueFd fd{static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
+  const UniqueFd fd = open_pidfd(static_cast<pid_t>(pid));
   if (!fd) return errno == ESRCH;
   return has_died(fd.get());  // also a zombie that nobody has waited for
-}
-
-bool has_died(int pidfd) {
-  pollfd p{pidfd, POLLIN, 0};
-  return ::poll(&p, 1, 0) == 1;
 }
 
 uint32_t uid_of(uint32_t pid) {

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "base/pidfd.h"
 #include "base/result.h"
 #include "base/unique_fd.h"
 
@@ -21,8 +22,6 @@ struct ProcessInfo {
 Result<ProcessInfo> peer_of(int socket);
 // True only for a process that is known to be gone.
 bool is_dead(uint32_t pid);
-// True once the process of a pidfd has died.
-bool has_died(int pidfd);
 std::string command_of(uint32_t pid);  // printable; "?" if it cannot be read
 uint32_t uid_of(uint32_t pid);         // 0 if it cannot be read
 

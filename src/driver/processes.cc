@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/log.h"
+#include "base/pidfd.h"
 #include "transport/local/fd_message.h"
 
 namespace mw {

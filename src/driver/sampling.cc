@@ -21,12 +21,6 @@ constexpr int64_t kHolderNs = 2'000'000'000;
 constexpr uint32_t kLooksPerRound = 32;
 constexpr uint64_t kImpossibleUs = uint64_t{1} << 50;
 
-std::array<char, 16> padded(const std::string& command) {
-  std::array<char, 16> out{};
-  std::copy_n(command.data(), std::min(command.size(), out.size()), out.data());
-  return out;
-}
-
 uint16_t flags_of(uint32_t row) {
   constexpr std::pair<uint32_t, uint16_t> kFlags[] = {
       {MW_ROW_LISTENER, netflow::kSampleListener}, {MW_ROW_INBOUND, netflow::kSampleInbound},
@@ -277,7 +271,7 @@ const Sampling::Holder& Sampling::holder(uint32_t pid, int64_t now_ns) {
     processes_.try_emplace(pid);
   }
   h.uid = uid_of(pid);
-  h.command = padded(command_of(pid));
+  h.command = netflow::command_name(command_of(pid));
   return h;
 }
 
@@ -304,7 +298,7 @@ void Sampling::add_processes(netflow::SampledBatches& out, const Now& now) {
     netflow::ProcessSample s;
     s.pid = pid;
     s.uid = p.use->uid;
-    s.command = padded(p.use->command);
+    s.command = netflow::command_name(p.use->command);
     s.rss_bytes = p.use->rss_bytes;
     s.cpu_us = p.use->cpu_us;
     s.threads = p.use->threads;

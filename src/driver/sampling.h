@@ -61,7 +61,7 @@ class Sampling {
     bool ours = false;
     bool alive = false;
     uint32_t uid = 0;
-    std::array<char, 16> command{};
+    netflow::CommandName command{};
   };
   // Who held the socket in a slot when it was observed last.
   struct Identity {
@@ -69,7 +69,7 @@ class Sampling {
     uint32_t pid;
     uint32_t uid;
     uint32_t of_listener;
-    std::array<char, 16> command;
+    netflow::CommandName command;
   };
   struct Process {
     int64_t until_ns = 0;

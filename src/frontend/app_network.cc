@@ -9,6 +9,7 @@
 
 #include <cstdio>
 
+#include "base/hex.h"
 #include "frontend/in_network.h"
 #include "frontend/net.h"
 #include "frontend/process.h"
@@ -28,7 +29,7 @@ struct Interface {
 
 Outcome<Interface> ins_interface(int ins_network) {
   auto there = InNetwork::enter(ins_network);
-  if (!there) return there.failure();
+  if (!there) return there.error();
   const UniqueFd socket{::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0)};
   ifreq r{};
   ::strncpy(r.ifr_name, kInsInterface, sizeof r.ifr_name - 1);
@@ -40,10 +41,9 @@ Outcome<Interface> ins_interface(int ins_network) {
   if (!ok)
     return Failure{kStep, std::string("look at ") + kInsInterface + ": " + errno_text(errno), ""};
   for (int i = 0; i < 6; ++i) {
-    char byte[4];
-    std::snprintf(byte, sizeof byte, i == 0 ? "%02x" : ":%02x",
-                  static_cast<unsigned char>(r.ifr_hwaddr.sa_data[i]));
-    out.hardware_address += byte;
+    const auto two = hex_digits(static_cast<uint8_t>(r.ifr_hwaddr.sa_data[i]));
+    if (i != 0) out.hardware_address += ':';
+    out.hardware_address.append(two.begin(), two.end());
   }
   return out;
 }
@@ -52,7 +52,7 @@ Outcome<Interface> ins_interface(int ins_network) {
 
 Outcome<UniqueFd> make_app_network() {
   auto home = current_network();
-  if (!home) return home.failure();
+  if (!home) return home.error();
   if (::unshare(CLONE_NEWNET) < 0) return Failure{kStep, "unshare: " + errno_text(errno), kRemedy};
   auto made = current_network();
   if (::setns(home->get(), CLONE_NEWNET) < 0)
@@ -70,22 +70,22 @@ Outcome<Done> make_dead_end(const std::vector<std::string>& properties) {
     made = run_tool(kStep, words);
     if (made) return Done{};
   }
-  return Failure{kStep, made.failure().cause,
+  return Failure{kStep, made.error().cause,
                  "load the kernel's module dummy or ifb, or use --net host"};
 }
 
 Outcome<Done> show_ins_interfaces(int app_network, int ins_network, const AddressPlan& plan) {
   auto wanted = ins_interface(ins_network);
-  if (!wanted) return wanted.failure();
+  if (!wanted) return wanted.error();
   if (auto done = take_over_settings(app_network); !done) return done;
   auto there = InNetwork::enter(app_network);
-  if (!there) return there.failure();
+  if (!there) return there.error();
   auto made = make_dead_end({"index", std::to_string(wanted->index), "address",
                              wanted->hardware_address, "mtu", std::to_string(wanted->mtu)});
   if (!made) return made;
   const std::string flags = std::string("link set dev ") + kInsInterface + " arp on multicast on\n";
   auto addressed = run_tool(kStep, {"ip", "-batch", "-"}, flags + ins_addresses(plan));
-  if (!addressed) return addressed.failure();
+  if (!addressed) return addressed.error();
   return Done{};
 }
 

@@ -5,10 +5,9 @@
 // step, what went wrong, and what to do about it.
 #pragma once
 
-#include <cstdlib>
 #include <string>
-#include <utility>
-#include <variant>
+
+#include "base/result.h"
 
 namespace mw {
 
@@ -32,24 +31,7 @@ inline constexpr const char* kWriteRemedy =
 std::string errno_text(int err);
 
 template <class T>
-class [[nodiscard]] Outcome {
- public:
-  Outcome(T value) : v_(std::in_place_index<0>, std::move(value)) {}            // NOLINT: implicit
-  Outcome(Failure failure) : v_(std::in_place_index<1>, std::move(failure)) {}  // NOLINT
-  explicit operator bool() const { return v_.index() == 0; }
-  T& operator*() {
-    if (v_.index() != 0) std::abort();
-    return *std::get_if<0>(&v_);
-  }
-  T* operator->() { return &**this; }
-  const Failure& failure() const {
-    if (v_.index() != 1) std::abort();
-    return *std::get_if<1>(&v_);
-  }
-
- private:
-  std::variant<T, Failure> v_;
-};
+using Outcome = Result<T, Failure>;
 
 struct Done {};
 

@@ -145,19 +145,19 @@ Outcome<Done> acquire_forwarding(const std::string& base, const std::string& lin
   for (const Change& c : changes) text << c.path << " " << c.before << " " << c.after << "\n";
   if (!changes.empty()) {
     if (auto saved = write_text_atomically(record_path(base), text.str()); !saved) {
-      return saved.failure();
+      return saved.error();
     }
   }
-  if (auto guarded = guard(guarded_by(paths, changes)); !guarded) return guarded.failure();
+  if (auto guarded = guard(guarded_by(paths, changes)); !guarded) return guarded.error();
   for (const Change& c : missing) {
     // An interface that has gone meanwhile needs nothing any more.
     if (::access(c.path.c_str(), F_OK) < 0 && errno == ENOENT) continue;
-    if (auto set = set_value(c.path, c.after); !set) return set.failure();
+    if (auto set = set_value(c.path, c.after); !set) return set.error();
   }
-  if (auto set = set_value(paths.conf4 + link + "/forwarding", "1"); !set) return set.failure();
+  if (auto set = set_value(paths.conf4 + link + "/forwarding", "1"); !set) return set.error();
   const std::string single = paths.conf6 + link + "/force_forwarding";
   if (value_of(paths.global6) == "0" && !value_of(single).empty()) {
-    if (auto set = set_value(single, "1"); !set) return set.failure();
+    if (auto set = set_value(single, "1"); !set) return set.error();
   }
   return Done{};
 }
@@ -171,7 +171,7 @@ Outcome<Done> release_forwarding(const std::string& base, const std::string& sys
   for (const Change& c : changes) {
     const bool v4 = !folder_below(c.path, paths.conf4).empty();
     if ((v4 && taken_over) || value_of(c.path) != c.after) continue;
-    if (auto set = set_value(c.path, c.before); !set) return set.failure();
+    if (auto set = set_value(c.path, c.before); !set) return set.error();
   }
   if (::unlink(record_path(base).c_str()) < 0 && errno != ENOENT) {
     return Failure{"remove " + record_path(base), errno_text(errno), ""};

@@ -67,7 +67,7 @@ class ForwardingSettings : public ::testing::Test {
           return Done{};
         },
         sys_);
-    if (!done) return done.failure();
+    if (!done) return done.error();
     return out;
   }
 

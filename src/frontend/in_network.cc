@@ -26,7 +26,7 @@ Outcome<UniqueFd> current_network() {
 
 Outcome<InNetwork> InNetwork::enter(int netns) {
   auto home = current_network();
-  if (!home) return home.failure();
+  if (!home) return home.error();
   if (::setns(netns, CLONE_NEWNET) < 0)
     return Failure{kStep, "setns: " + errno_text(errno), kRemedy};
   return InNetwork(std::move(*home));

@@ -97,9 +97,9 @@ Outcome<std::unique_ptr<Names>> Names::start(const std::string& session_folder, 
     names->watch_ = std::make_unique<FileWatch>(std::move(*watch));
   else
     log_line("mw", "changes of /etc/resolv.conf and /etc/hosts will not be followed: %s",
-             watch.failure().text().c_str());
+             watch.error().text().c_str());
   names->watch();
-  if (auto done = names->copy_all(); !done) return done.failure();
+  if (auto done = names->copy_all(); !done) return done.error();
   return names;
 }
 
@@ -116,7 +116,7 @@ void Names::on_event() {
   watch();
   auto done = copy_all();
   if (!done) {
-    if (!cannot_write_) log_line("mw", "%s", done.failure().text().c_str());
+    if (!cannot_write_) log_line("mw", "%s", done.error().text().c_str());
     watch_->look_again_in(kAgainMs);
   }
   cannot_write_ = !done;

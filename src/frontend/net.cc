@@ -5,13 +5,11 @@
 #include <fcntl.h>
 #include <net/if.h>
 #include <netinet/in.h>
-#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -24,6 +22,7 @@
 #include <sstream>
 
 #include "base/log.h"
+#include "base/pidfd.h"
 #include "frontend/conntrack.h"
 #include "frontend/forwarding.h"
 #include "frontend/in_network.h"
@@ -86,7 +85,7 @@ std::vector<Setting> inherited_settings() {
 // Writes the namespace's settings from inside it: /proc/sys/net shows the namespace of who looks.
 Outcome<Done> write_settings(int netns, const std::vector<Setting>& settings) {
   auto there = InNetwork::enter(netns);
-  if (!there) return there.failure();
+  if (!there) return there.error();
   for (const Setting& setting : settings) {
     const UniqueFd fd{::open(setting.path.c_str(), O_WRONLY | O_CLOEXEC)};
     if (!fd && errno == ENOENT && !setting.is_needed) continue;
@@ -111,9 +110,8 @@ uint64_t index_of_link(const std::string& link) {
 // "table inet NAME { # handle 7", the first line that nft prints of it. 0: there is none.
 Outcome<uint64_t> handle_of_table(const std::string& table) {
   auto text = run_tool("look at the table " + table, {"nft", "-a", "list", "table", "inet", table});
-  if (!text && text.failure().cause.find(errno_text(ENOENT)) != std::string::npos)
-    return uint64_t{0};
-  if (!text) return text.failure();
+  if (!text && text.error().cause.find(errno_text(ENOENT)) != std::string::npos) return uint64_t{0};
+  if (!text) return text.error();
   const std::string first = text->substr(0, text->find('\n'));
   const size_t at = first.find("# handle ");
   if (at == std::string::npos) return Failure{"look at the table " + table, "it has no handle", ""};
@@ -137,10 +135,10 @@ template <class Make, class Identify>
 Outcome<Done> make_known(const std::string& base, SessionRecord& r, uint64_t SessionRecord::*what,
                          Make&& make, Identify&& identity) {
   r.*what = kBeingMade;
-  if (auto saved = save(base, r); !saved) return saved.failure();
+  if (auto saved = save(base, r); !saved) return saved.error();
   Outcome<Done> made = make();
   r.*what = made ? identity() : 0;
-  if (auto saved = save(base, r); !saved) return saved.failure();
+  if (auto saved = save(base, r); !saved) return saved.error();
   return made;
 }
 
@@ -155,9 +153,9 @@ Outcome<Done> build_links(const SessionRecord& r) {
   }
   host << "link set dev " << p.link << " up\n";
   auto made = run_tool("connect the namespace " + ns, {"ip", "-batch", "-"}, host.str());
-  if (!made) return made.failure();
+  if (!made) return made.error();
   made = run_tool("address the namespace " + ns, {"ip", "-n", ns, "-batch", "-"}, ins_addresses(p));
-  if (!made) return made.failure();
+  if (!made) return made.error();
   return Done{};
 }
 
@@ -173,7 +171,7 @@ Outcome<Done> allow_loopback(const std::string& link) {
 }
 
 Outcome<Done> done_if(const Outcome<std::string>& ran) {
-  if (!ran) return ran.failure();
+  if (!ran) return ran.error();
   return Done{};
 }
 
@@ -185,8 +183,8 @@ Outcome<Done> make_netns(const std::string& base, SessionRecord& r) {
                                 {"ip", "netns", "add", r.netns()}));
       },
       [&r] { return inode_of(netns_path(r)); });
-  if (made || !made.failure().remedy.empty()) return made;
-  return Failure{made.failure().step, made.failure().cause, kRootRemedy};
+  if (made || !made.error().remedy.empty()) return made;
+  return Failure{made.error().step, made.error().cause, kRootRemedy};
 }
 
 Outcome<Done> make_link(const std::string& base, SessionRecord& r) {
@@ -215,25 +213,25 @@ Outcome<Done> make_table(const std::string& base, SessionRecord& r, const Guarde
 
 // The session works without; those whom it concerns should know.
 void say_if_failed(const Outcome<Done>& done) {
-  if (!done) log_line("mw", "%s", done.failure().text().c_str());
+  if (!done) log_line("mw", "%s", done.error().text().c_str());
 }
 
 Outcome<UniqueFd> build_all(const std::string& base, SessionRecord& r) {
-  if (auto made = make_netns(base, r); !made) return made.failure();
+  if (auto made = make_netns(base, r); !made) return made.error();
   auto ns = open_network(r);
   if (!ns) return ns;
   std::vector<Setting> settings = inherited_settings();
   settings.push_back({"/proc/sys/net/ipv4/ip_unprivileged_port_start", "0", true});
-  if (auto done = write_settings(ns->get(), settings); !done) return done.failure();
-  if (auto made = make_link(base, r); !made) return made.failure();
-  if (auto done = build_links(r); !done) return done.failure();
+  if (auto done = write_settings(ns->get(), settings); !done) return done.error();
+  if (auto made = make_link(base, r); !made) return made.error();
+  if (auto done = build_links(r); !done) return done.error();
   const auto guard = [&](const GuardedLinks& links) { return make_table(base, r, links); };
   auto forwarded = acquire_forwarding(base, r.plan.link, guard);
-  if (!forwarded) return forwarded.failure();
+  if (!forwarded) return forwarded.error();
   // After the rules: the INS must not reach the host's loopback for a single packet.
-  if (auto done = allow_loopback(r.plan.link); !done) return done.failure();
+  if (auto done = allow_loopback(r.plan.link); !done) return done.error();
   if (!passage_chains(r.published, r.reach).empty()) {
-    if (auto done = restore_passages(r, ns->get()); !done) return done.failure();
+    if (auto done = restore_passages(r, ns->get()); !done) return done.error();
   }
   say_if_failed(forget_flows(r.published, r.plan));
   return ns;
@@ -298,11 +296,10 @@ std::set<unsigned> slots_of_links() {
 
 void end_process(const ProcId& id, int signal = SIGKILL) {
   if (!is_alive(id)) return;
-  const UniqueFd fd{static_cast<int>(::syscall(SYS_pidfd_open, id.pid, 0))};
-  if (!fd || !is_alive(id)) return;  // checked again: the pidfd now pins who it is
-  ::syscall(SYS_pidfd_send_signal, fd.get(), signal, nullptr, 0);
-  pollfd gone{fd.get(), POLLIN, 0};
-  ::poll(&gone, 1, kKillTimeoutMs);
+  const UniqueFd fd = open_pidfd(id.pid);
+  if (!fd || !is_alive(id)) return;      // checked again: the pidfd now pins who it is
+  (void)signal_pidfd(fd.get(), signal);  // it may have died by itself
+  (void)has_died(fd.get(), kKillTimeoutMs);
 }
 
 }  // namespace
@@ -313,14 +310,14 @@ Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bo
   if (!isolated) return choose_slot(taken);
   for (const unsigned slot : slots_of_links()) taken.insert(slot);
   // Asked for before anything is made: without it nothing could be published.
-  if (auto nft = run_tool("find nft", {"nft", "--version"}); !nft) return nft.failure();
+  if (auto nft = run_tool("find nft", {"nft", "--version"}); !nft) return nft.error();
   auto v4 = run_tool("read the host's routes", {"ip", "-4", "route", "show", "table", "all"});
-  if (!v4) return v4.failure();
+  if (!v4) return v4.error();
   std::vector<Prefix> routes = parse_routes(*v4);
   const bool have_v6 = host_has_v6();
   if (have_v6) {
     auto v6 = run_tool("read the host's routes", {"ip", "-6", "route", "show", "table", "all"});
-    if (!v6) return v6.failure();
+    if (!v6) return v6.error();
     const std::vector<Prefix> more = parse_routes(*v6);
     routes.insert(routes.end(), more.begin(), more.end());
   }
@@ -343,7 +340,7 @@ Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& publish
     for (const int family : {AF_INET, AF_INET6}) {
       if (!p.host.empty() && v6 != (family == AF_INET6)) continue;
       auto fd = reserve(p, family);
-      if (!fd) return fd.failure();
+      if (!fd) return fd.error();
       if (*fd) out.push_back(std::move(*fd));
     }
   }
@@ -352,7 +349,7 @@ Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& publish
 
 Outcome<std::vector<std::string>> names_in_use() {
   auto tables = run_tool("look at the host's nftables", {"nft", "list", "tables", "inet"});
-  if (!tables) return tables.failure();
+  if (!tables) return tables.error();
   std::vector<std::string> out;
   std::istringstream lines(*tables);
   for (std::string line; std::getline(lines, line);) {
@@ -375,8 +372,8 @@ Outcome<UniqueFd> build_network(const std::string& base, SessionRecord& record) 
   auto made = build_all(base, record);
   if (made) return made;
   if (auto removed = remove_network(record); !removed) {
-    return Failure{made.failure().step, made.failure().cause,
-                   made.failure().remedy + " (and then: " + removed.failure().text() + ")"};
+    return Failure{made.error().step, made.error().cause,
+                   made.error().remedy + " (and then: " + removed.error().text() + ")"};
   }
   return made;
 }
@@ -401,8 +398,8 @@ Outcome<Done> remove_network(const SessionRecord& r) {
   if (r.table_handle != 0) {
     auto handle = handle_of_table(r.table());
     if (!handle)
-      return Failure{"remove the nftables table " + r.table(), handle.failure().cause,
-                     handle.failure().remedy};
+      return Failure{"remove the nftables table " + r.table(), handle.error().cause,
+                     handle.error().remedy};
     if (is_ours(r.table_handle, *handle))
       steps.push_back(run_tool("remove the nftables table " + r.table(),
                                {"nft", "delete", "table", "inet", r.table()}));
@@ -414,7 +411,7 @@ Outcome<Done> remove_network(const SessionRecord& r) {
     steps.push_back(
         run_tool("remove the network namespace " + r.netns(), {"ip", "netns", "del", r.netns()}));
   for (const Outcome<std::string>& step : steps) {
-    if (!step) return step.failure();
+    if (!step) return step.error();
   }
   // Else whoever gets these addresses next has our clients' flows.
   if (!steps.empty()) say_if_failed(forget_flows(r.published, r.plan));
@@ -475,9 +472,9 @@ Outcome<Done> restore_passages(const SessionRecord& r, int netns) {
   const std::string rules = table + " {}\ndelete " + table + "\n" + table + " {\n" +
                             passage_chains(r.published, r.reach) + "}\n";
   auto there = InNetwork::enter(netns);
-  if (!there) return there.failure();
+  if (!there) return there.error();
   if (auto done = run_tool("lead ports of 127.0.0.1 to the host", {"nft", "-f", "-"}, rules); !done)
-    return done.failure();
+    return done.error();
   // What goes to 127.0.0.1 leaves through eth0, and its answers come back there.
   return write_settings(netns, {{"/proc/sys/net/ipv4/conf/eth0/route_localnet", "1", true}});
 }
@@ -602,7 +599,7 @@ Swept sweep(const std::string& base, const SessionRecord* ending) {
   });
   // Before the rules go that guard it.
   if (!any_left && ::geteuid() == 0) {
-    if (auto done = leave_forwarding(base); !done) out.failures.push_back(done.failure());
+    if (auto done = leave_forwarding(base); !done) out.failures.push_back(done.error());
   }
   for (const SessionRecord& r : sessions) {
     if (!is_over(r)) continue;
@@ -618,7 +615,7 @@ Swept sweep(const std::string& base, const SessionRecord* ending) {
     if (done)
       out.buried.push_back(r.name);
     else
-      out.failures.push_back(done.failure());
+      out.failures.push_back(done.error());
   }
   return out;
 }

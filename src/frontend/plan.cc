@@ -246,10 +246,10 @@ Outcome<Publish> parse_publish(const std::string& text) {
   if (p.host == "0.0.0.0" || p.host == "::") p.host.clear();
   const size_t colon = rest.find(':');
   auto port = parse_port(text, rest.substr(0, colon));
-  if (!port) return port.failure();
+  if (!port) return port.error();
   p.port = *port;
   auto ins_port = colon == std::string::npos ? port : parse_port(text, rest.substr(colon + 1));
-  if (!ins_port) return ins_port.failure();
+  if (!ins_port) return ins_port.error();
   p.ins_port = *ins_port;
   return p;
 }

@@ -69,7 +69,7 @@ TEST(Publish, RefusesAddressesThatNothingCanLeadFrom) {
                                      {"[::ffff:127.0.0.1]:80", "write the IPv4 address"}}) {
     auto p = parse_publish(text);
     ASSERT_FALSE(p) << text;
-    EXPECT_NE(p.failure().text().find(reason), std::string::npos) << p.failure().text();
+    EXPECT_NE(p.error().text().find(reason), std::string::npos) << p.error().text();
   }
 }
 
@@ -121,7 +121,7 @@ TEST(ChooseAddresses, SaysWhenNothingIsLeft) {
       "10.0.0.0/8 dev a\n100.64.0.0/10 dev a\n172.16.0.0/12 dev a\n198.18.0.0/15 dev a\n");
   auto plan = choose_addresses(routes, {}, false);
   ASSERT_FALSE(plan);
-  EXPECT_NE(plan.failure().remedy.find("--net host"), std::string::npos);
+  EXPECT_NE(plan.error().remedy.find("--net host"), std::string::npos);
 }
 
 TEST(ChooseAddresses, EverySlotHasItsOwn) {

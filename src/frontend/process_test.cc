@@ -28,7 +28,7 @@ TEST(Spawn, ReportsAFailedExec) {
   request.argv = {"/no/such/program"};
   auto pid = spawn(request);
   ASSERT_FALSE(pid);
-  EXPECT_NE(pid.failure().text().find("No such file"), std::string::npos) << pid.failure().text();
+  EXPECT_NE(pid.error().text().find("No such file"), std::string::npos) << pid.error().text();
 }
 
 TEST(Spawn, PassesOnWhatWasAskedFor) {
@@ -70,10 +70,10 @@ TEST(RunTool, QuotesWhatTheToolSays) {
   EXPECT_EQ(*good, "5\n");
   auto bad = run_tool("list", {"sh", "-c", "echo this is why >&2; exit 3"});
   ASSERT_FALSE(bad);
-  EXPECT_NE(bad.failure().text().find("this is why"), std::string::npos);
+  EXPECT_NE(bad.error().text().find("this is why"), std::string::npos);
   auto missing = run_tool("try", {"no-such-tool"});
   ASSERT_FALSE(missing);
-  EXPECT_NE(missing.failure().remedy.find("install"), std::string::npos);
+  EXPECT_NE(missing.error().remedy.find("install"), std::string::npos);
 }
 
 TEST(RunTool, SurvivesAToolThatReadsNothing) {

@@ -259,7 +259,7 @@ Outcome<Egress> parse_egress(const std::string& text) {
       continue;
     }
     auto to = parse_destination(text, word);
-    if (!to) return to.failure();
+    if (!to) return to.error();
     out.to.push_back(*to);
   }
   return out;

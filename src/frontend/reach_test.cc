@@ -74,7 +74,7 @@ TEST(ParseEgress, RefusesWhatIsNoPolicy) {
   // A wrong network names the right one.
   auto wrong = parse_egress("10.1.2.3/8");
   ASSERT_FALSE(wrong);
-  EXPECT_TRUE(has(wrong.failure().text(), "10.0.0.0/8"));
+  EXPECT_TRUE(has(wrong.error().text(), "10.0.0.0/8"));
 }
 
 TEST(ParseToHost, ReadsPortsOfBothProtocols) {

@@ -1,7 +1,6 @@
 #include "frontend/run.h"
 
 #include <errno.h>
-#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
@@ -17,6 +16,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "base/pidfd.h"
 #include "frontend/app_network.h"
 #include "frontend/forwarding.h"
 #include "frontend/in_network.h"
@@ -77,20 +77,20 @@ class Session {
 
   Outcome<Done> open(const RunRequest& request) {
     auto lock = BaseLock::acquire(base_);
-    if (!lock) return lock.failure();
+    if (!lock) return lock.error();
     const Swept swept = sweep(base_);
     for (const std::string& name : swept.buried)
       log_line(kWho, "removed what the dead session %s had left behind", name.c_str());
     for (const Failure& failure : swept.failures) fail(failure);
     const std::vector<SessionRecord> others = list_sessions(base_);
     auto plan = plan_network(others, request.net == NetMode::isolated);
-    if (!plan) return plan.failure();
+    if (!plan) return plan.error();
     auto ports = reserve_ports(request.published, others);
-    if (!ports) return ports.failure();
+    if (!ports) return ports.error();
     std::vector<std::string> used;
     if (request.net == NetMode::isolated) {
       auto names = names_in_use();
-      if (!names) return names.failure();
+      if (!names) return names.error();
       used = std::move(*names);
     }
     record_.name = free_name(session_stem(request.command[0]), others, used);
@@ -116,10 +116,10 @@ class Session {
     record_.mark = "MWCOMMS_SESSION=" + descriptors_.attach_name + ":";
     record_.memory = descriptors_.memory;
     ours_ = true;
-    if (auto done = make_session_folder(base_, record_); !done) return done.failure();
+    if (auto done = make_session_folder(base_, record_); !done) return done.error();
     if (!record_.isolated) return Done{};
     auto netns = build_network(base_, record_);
-    if (!netns) return netns.failure();
+    if (!netns) return netns.error();
     netns_ = std::move(*netns);
     return show_ins_interfaces(app_network_.get(), netns_.get(), record_.plan);
   }
@@ -128,9 +128,9 @@ class Session {
   // had left behind is removed.
   Outcome<bool> adopt(const AdoptRequest& request) {
     auto lock = BaseLock::acquire(base_);
-    if (!lock) return lock.failure();
+    if (!lock) return lock.error();
     auto found = find_session(base_, request.session);
-    if (!found) return found.failure();
+    if (!found) return found.error();
     const std::string step = "adopt session " + found->name;
     if (state_of(*found) == SessionState::running) {
       return Failure{step, "it has its front end, pid " + std::to_string(found->owner.pid), ""};
@@ -146,20 +146,20 @@ class Session {
     }
     auto descriptors = request.descriptors(folder());
     if (!descriptors) {
-      return Failure{step, descriptors.failure().cause,
+      return Failure{step, descriptors.error().cause,
                      "without its mwcommsd a session cannot be adopted; `mw clean " + record_.name +
                          "` ends it"};
     }
     descriptors_ = std::move(*descriptors);
     if (record_.isolated) {
       auto netns = open_network(record_);
-      if (!netns) return netns.failure();
+      if (!netns) return netns.error();
       netns_ = std::move(*netns);
     }
     end_unknown_helpers(record_);
     record_.owner = identify(::getpid());
     ours_ = true;
-    if (auto saved = save(base_, record_); !saved) return saved.failure();
+    if (auto saved = save(base_, record_); !saved) return saved.error();
     return true;
   }
 
@@ -180,14 +180,14 @@ class Session {
     std::optional<InNetwork> there;
     if (record_.isolated) {
       auto made = make_app_network();
-      if (!made) return made.failure();
+      if (!made) return made.error();
       app_network_ = std::move(*made);
       auto entered = InNetwork::enter(app_network_.get());
-      if (!entered) return entered.failure();
+      if (!entered) return entered.error();
       there.emplace(std::move(*entered));
     }
     auto made = request.descriptors(record_.name, request.workers, std::move(ports));
-    if (!made) return made.failure();
+    if (!made) return made.error();
     descriptors_ = std::move(*made);
     return Done{};
   }
@@ -197,7 +197,7 @@ class Session {
     netns_.reset();
     auto lock = BaseLock::acquire(base_);
     if (!lock) {
-      fail(lock.failure());
+      fail(lock.error());
       return;
     }
     // Our own helpers are gone; those pids are nobody's.
@@ -211,7 +211,7 @@ class Session {
   SessionDescriptors descriptors_;
   UniqueFd netns_;
   UniqueFd app_network_;  // until the application holds it
-  const UniqueFd self_{static_cast<int>(::syscall(SYS_pidfd_open, ::getpid(), 0))};
+  const UniqueFd self_ = open_pidfd(::getpid());
   bool ours_ = false;
 };
 
@@ -392,7 +392,7 @@ class RulesKeeper {
     Outcome<Done> done = attempt(&record);
     if (!done) {
       if (!has_rules(record)) stop();
-      if (!complained_) fail(done.failure());
+      if (!complained_) fail(done.error());
       complained_ = true;
       return watch_.look_again_in(kAgainMs);
     }
@@ -420,7 +420,7 @@ class RulesKeeper {
     // Without the rules that guard it the host would be an open router.
     if (auto stopped = release_forwarding(session_->base()); !stopped && !complained_)
       log_line(kWho, "the host may forward packets between its interfaces: %s",
-               stopped.failure().text().c_str());
+               stopped.error().text().c_str());
   }
 
   static constexpr int kBusyMs = 50;
@@ -446,7 +446,7 @@ std::shared_ptr<RulesKeeper> keep_rules(Session* session, SupervisorConfig* conf
   if (!session->record().isolated) return nullptr;
   auto watch = NetWatch::open(session->record().table());
   if (!watch) {
-    fail(watch.failure());
+    fail(watch.error());
     return nullptr;
   }
   auto keeper = std::make_shared<RulesKeeper>(session, std::move(*watch));
@@ -458,7 +458,7 @@ std::shared_ptr<RulesKeeper> keep_rules(Session* session, SupervisorConfig* conf
 Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
   const std::shared_ptr<RulesKeeper> keeper = keep_rules(session, config);
   auto started = Names::start(session->folder(), session->record().isolated);
-  if (!started) return started.failure();
+  if (!started) return started.error();
   std::shared_ptr<Names> names = std::move(*started);
   if (keeper) {
     names->on_resolver = [keeper](const InsResolver& now) { return keeper->follow_name_servers(now); };
@@ -482,7 +482,7 @@ SupervisorConfig supervision(Session* session, const Supervisor* const* supervis
     record.ins_id = (*supervisor)->ins_id();
     // A full disk must not end the session; the record is then only less exact, which is said once.
     auto done = save(session->base(), record);
-    if (!done && saved_last) fail(done.failure());
+    if (!done && saved_last) fail(done.error());
     saved_last = static_cast<bool>(done);
   };
   config.ins_gone = [session](unsigned id) {
@@ -542,14 +542,14 @@ int run_session(const RunRequest& request) {
   else if (inspection.verdict != Inspection::Verdict::coverable)
     return refuse_command(inspection);
   if (auto missing = missing_program(request.programs)) return fail(*missing);
-  if (auto done = check_preload(request.programs.shim, "true"); !done) return fail(done.failure());
+  if (auto done = check_preload(request.programs.shim, "true"); !done) return fail(done.error());
   const HeldSignals signals;
   Session session(request.base, request.programs);
-  if (auto done = session.open(request); !done) return fail(done.failure());
+  if (auto done = session.open(request); !done) return fail(done.error());
   announce(request, session.record());
   const Supervisor* self = nullptr;
   SupervisorConfig config = supervision(&session, &self);
-  if (auto done = follow_host(&session, &config); !done) return fail(done.failure());
+  if (auto done = follow_host(&session, &config); !done) return fail(done.error());
   const SessionDescriptors& d = session.descriptors();
   config.application.argv = request.command;
   config.application.netns = session.app_network();
@@ -565,19 +565,19 @@ int run_session(const RunRequest& request) {
   Supervisor supervisor(std::move(config), signals);
   self = &supervisor;
   auto status = supervisor.run();
-  return status ? *status : fail(status.failure());
+  return status ? *status : fail(status.error());
 }
 
 int adopt_session(const AdoptRequest& request) {
   InheritedDescriptors().close();
   if (auto missing = missing_program(request.programs)) return fail(*missing, kExitFailed);
   if (auto found = find_session(request.base, request.session); !found) {
-    return fail(found.failure(), kExitUnreachable);
+    return fail(found.error(), kExitUnreachable);
   }
   const HeldSignals signals;
   Session session(request.base, request.programs);
   auto adopted = session.adopt(request);
-  if (!adopted) return fail(adopted.failure(), kExitFailed);
+  if (!adopted) return fail(adopted.error(), kExitFailed);
   if (!*adopted) {
     log_line(kWho, "session %s has ended; removed what it had left behind",
              request.session.c_str());
@@ -588,18 +588,18 @@ int adopt_session(const AdoptRequest& request) {
   const Supervisor* self = nullptr;
   SupervisorConfig config = supervision(&session, &self);
   // What the copies say still holds.
-  if (auto done = follow_host(&session, &config); !done) fail(done.failure());
+  if (auto done = follow_host(&session, &config); !done) fail(done.error());
   Supervisor supervisor(std::move(config), signals);
   self = &supervisor;
   log_line(kWho, "session %s: adopted by pid %d; end it with `kill %d`", r.name.c_str(), ::getpid(),
            ::getpid());
   auto status = supervisor.adopt(found);
-  return status ? *status : fail(status.failure(), kExitFailed);
+  return status ? *status : fail(status.error(), kExitFailed);
 }
 
 int print_sessions(const std::string& base, const std::string& only) {
   static constexpr const char* kState[] = {"running", "running without its mw run", "dead"};
-  if (auto checked = check_base(base); !checked) return fail(checked.failure(), kExitFailed);
+  if (auto checked = check_base(base); !checked) return fail(checked.error(), kExitFailed);
   bool found = false;
   for (const SessionRecord& r : list_sessions(base)) {
     if (!only.empty() && r.name != only) continue;
@@ -637,17 +637,17 @@ int print_sessions(const std::string& base, const std::string& only) {
 int clean_sessions(const std::string& base, const std::string& named,
                    std::vector<std::string>* removed) {
   auto lock = BaseLock::acquire(base);
-  if (!lock) return fail(lock.failure(), kExitFailed);
+  if (!lock) return fail(lock.error(), kExitFailed);
   if (!named.empty()) {
     auto found = find_session(base, named);
-    if (!found) return fail(found.failure(), kExitUnreachable);
+    if (!found) return fail(found.error(), kExitUnreachable);
     if (state_of(*found) == SessionState::running) {
       const std::string pid = std::to_string(found->owner.pid);
       return fail({"clean session " + named, "it runs, and its front end is pid " + pid,
                    "`kill " + pid + "` ends it"},
                   kExitFailed);
     }
-    if (auto done = end_application(*found); !done) return fail(done.failure(), kExitFailed);
+    if (auto done = end_application(*found); !done) return fail(done.error(), kExitFailed);
   }
   Swept swept = sweep(base);
   *removed = std::move(swept.buried);

@@ -309,7 +309,7 @@ Outcome<Done> make_session_folder(const std::string& base, const SessionRecord& 
       return Failure{"make " + folder + sub, errno_text(errno), kWriteRemedy};
     }
     if (*sub != '\0') continue;
-    if (auto saved = save(base, record); !saved) return saved.failure();
+    if (auto saved = save(base, record); !saved) return saved.error();
   }
   return Done{};
 }

@@ -101,7 +101,7 @@ TEST_F(SessionFolder, RefusesAFolderThatOthersCanWrite) {
   ASSERT_EQ(::chmod(base_.c_str(), 0777), 0);
   auto lock = BaseLock::acquire(base_);
   ASSERT_FALSE(lock);
-  EXPECT_NE(lock.failure().text().find("somebody else"), std::string::npos);
+  EXPECT_NE(lock.error().text().find("somebody else"), std::string::npos);
 }
 
 }  // namespace

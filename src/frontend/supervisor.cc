@@ -4,7 +4,6 @@
 #include <poll.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 #include <utility>
 
 #include "base/exit_codes.h"
+#include "base/pidfd.h"
 
 namespace mw {
 namespace {
@@ -44,15 +44,6 @@ std::string describe(int status) {
 
 bool says_poisoned(int status) {
   return WIFEXITED(status) && WEXITSTATUS(status) == kExitPoisoned;
-}
-
-UniqueFd open_pidfd(pid_t pid) {
-  return UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, pid, 0))};
-}
-
-bool has_ended(const UniqueFd& pidfd) {
-  pollfd p{pidfd.get(), POLLIN, 0};
-  return ::poll(&p, 1, 0) == 1;
 }
 
 bool is_stop(int sig) {
@@ -98,13 +89,13 @@ Supervisor::~Supervisor() {
 
 Outcome<int> Supervisor::run() {
   if (!signals_) return Failure{"watch signals", "signalfd: " + errno_text(errno), ""};
-  if (auto done = start(&driver_); !done) return done.failure();
-  if (auto done = start(&ins_); !done) return done.failure();
-  if (auto done = wait_until_serving(); !done) return done.failure();
+  if (auto done = start(&driver_); !done) return done.error();
+  if (auto done = start(&ins_); !done) return done.error();
+  if (auto done = wait_until_serving(); !done) return done.error();
   if (interrupted_by_ != 0) return 128 + interrupted_by_;
   starting_ = false;
   config_.serving();
-  if (auto done = start_application(); !done) return done.failure();
+  if (auto done = start_application(); !done) return done.error();
   config_.running();
   supervise();
   end_helpers();
@@ -151,7 +142,7 @@ Outcome<Done> Supervisor::start(Helper* helper) {
   UniqueFd messages;
   if (helper == &ins_) {
     auto end = ins_says_.open();
-    if (!end) return end.failure();
+    if (!end) return end.error();
     messages = std::move(*end);
     request.messages = messages.get();
   }
@@ -162,7 +153,7 @@ Outcome<Done> Supervisor::start(Helper* helper) {
   helper->started = Clock::now();
   if (!pid) {
     helper->ready_pipe.reset();
-    return pid.failure();
+    return pid.error();
   }
   helper->id = identify(*pid);
   helper->ready = false;
@@ -194,7 +185,7 @@ Outcome<Done> Supervisor::wait_until_serving() {
 Outcome<Done> Supervisor::start_application() {
   config_.application.mask = held_.previous();
   auto pid = spawn(config_.application);
-  if (!pid) return pid.failure();
+  if (!pid) return pid.error();
   application_ = identify(*pid);
   config_.changed();
   return Done{};
@@ -405,7 +396,7 @@ void Supervisor::tend(Helper* helper) {
   if (Clock::now() < helper->deadline || !application_runs()) return;
   if (helper->id.pid == 0) {
     if (auto done = start(helper); !done) {
-      config_.log(done.failure().text());
+      config_.log(done.error().text());
       helper->deadline = Clock::now() + kLongestDelay;
     }
   } else if (!helper->ready) {
@@ -447,14 +438,14 @@ bool Supervisor::application_runs() {
 // One process of the application is enough to know that it runs. When that one ends another is
 // looked for, twice: a parent that ends can hide its new child from one look.
 bool Supervisor::witness_lives() {
-  if (witness_ && !has_ended(witness_)) return true;
+  if (witness_ && !has_died(witness_.get())) return true;
   // It was told to end, and has: so does what it leaves.
   if (stop_signal_ != 0 && Clock::now() - stopped_at_ <= kStopMemory)
     for (const pid_t pid : left_behind()) ::kill(pid, for_left_behind(pid, stop_signal_));
   for (int look = 0; look < 2; ++look) {
     for (const pid_t pid : config_.session_processes()) {
       witness_ = open_pidfd(pid);
-      if (witness_ && !has_ended(witness_)) return true;
+      if (witness_ && !has_died(witness_.get())) return true;
     }
   }
   witness_.reset();

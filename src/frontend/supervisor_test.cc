@@ -78,7 +78,7 @@ class Supervise : public ::testing::Test {
 TEST_F(Supervise, ReturnsTheCommandsStatus) {
   for (const auto& [script, status] : {std::pair{"true", 0}, {"exit 7", 7}, {"kill -9 $$", 137}}) {
     auto outcome = run(script);
-    ASSERT_TRUE(outcome) << outcome.failure().text();
+    ASSERT_TRUE(outcome) << outcome.error().text();
     EXPECT_EQ(*outcome, status) << script;
     EXPECT_TRUE(served_);
   }
@@ -88,8 +88,8 @@ TEST_F(Supervise, FailsIfTheInsDiesBeforeItServes) {
   config_.ins = [](unsigned, int) { return shell("exit 3"); };
   auto outcome = run("touch " + folder_ + "/ran");
   ASSERT_FALSE(outcome);
-  EXPECT_NE(outcome.failure().text().find("mwins"), std::string::npos) << outcome.failure().text();
-  EXPECT_NE(outcome.failure().text().find("status 3"), std::string::npos);
+  EXPECT_NE(outcome.error().text().find("mwins"), std::string::npos) << outcome.error().text();
+  EXPECT_NE(outcome.error().text().find("status 3"), std::string::npos);
   EXPECT_FALSE(std::filesystem::exists(folder_ + "/ran"));
 }
 
@@ -98,8 +98,8 @@ TEST_F(Supervise, FailsIfTheDriverIsNeverReady) {
   config_.ready_timeout = milliseconds(300);
   auto outcome = run("true");
   ASSERT_FALSE(outcome);
-  EXPECT_NE(outcome.failure().text().find("mwcommsd was not ready"), std::string::npos)
-      << outcome.failure().text();
+  EXPECT_NE(outcome.error().text().find("mwcommsd was not ready"), std::string::npos)
+      << outcome.error().text();
 }
 
 TEST_F(Supervise, FailsIfTheCommandCannotBeStarted) {
@@ -108,7 +108,7 @@ TEST_F(Supervise, FailsIfTheCommandCannotBeStarted) {
   Supervisor supervisor(config_, signals);
   auto outcome = supervisor.run();
   ASSERT_FALSE(outcome);
-  EXPECT_NE(outcome.failure().text().find("/no/such/program"), std::string::npos);
+  EXPECT_NE(outcome.error().text().find("/no/such/program"), std::string::npos);
 }
 
 TEST_F(Supervise, ReplacesADeadInsWithANewId) {
@@ -164,7 +164,7 @@ TEST_F(Supervise, GivesUpAnInsThatIsPoisonedAgainAndAgain) {
   config_.poison_delay = milliseconds(5);
   auto outcome =
       run("cd " + folder_ + "; touch up; until [ -e over ]; do sleep 0.02; done; sleep 0.3");
-  ASSERT_TRUE(outcome) << outcome.failure().text();
+  ASSERT_TRUE(outcome) << outcome.error().text();
   EXPECT_EQ(*outcome, 0) << "the application goes on";
   EXPECT_EQ(read_text(folder_ + "/ids"), "1\n2\n3\n4\n5\n");
   const std::string said = "no other is started";

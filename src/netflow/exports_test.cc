@@ -13,6 +13,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/hex.h"
 #include "netflow/exporter.h"
 #include "netflow/socket_address.h"
 
@@ -366,11 +367,10 @@ TEST_F(Flows, TheTableIsBounded) {
 // ---- IPFIX ----
 
 std::string hex(const std::vector<uint8_t>& bytes) {
-  static constexpr char kDigits[] = "0123456789abcdef";
   std::string text;
   for (const uint8_t b : bytes) {
-    text += kDigits[b >> 4];
-    text += kDigits[b & 15];
+    const auto two = hex_digits(b);
+    text.append(two.begin(), two.end());
   }
   return text;
 }

@@ -72,7 +72,7 @@ struct FlowRecord {
   // Of the process that made or accepted it, as far as it is known; pid 0: not at all.
   uint32_t pid = 0;
   uint32_t uid = 0;
-  std::array<char, 16> command{};
+  CommandName command{};
 
   const Endpoint& originator() const { return inbound ? remote : local; }
   const Endpoint& responder() const { return inbound ? local : remote; }

@@ -59,10 +59,9 @@ void add_text(std::string& line, const char* name, const std::string& value) {
 }
 
 // A process chooses its own name.
-std::string text_of(const std::array<char, 16>& command) {
+std::string escaped(const CommandName& command) {
   std::string text;
-  for (const char c : command) {
-    if (c == 0) break;
+  for (const char c : command_text(command)) {
     if (c == '"' || c == '\\') text += '\\';
     text += c < ' ' || c > '~' ? '?' : c;
   }
@@ -98,7 +97,7 @@ std::string json_line(const FlowRecord& r, uint64_t monotonic_ns) {
   if (r.pid != 0) {
     add(line, "pid", std::to_string(r.pid));
     add(line, "user_id", std::to_string(r.uid));
-    add_text(line, "command", text_of(r.command));
+    add_text(line, "command", escaped(r.command));
   }
   add_text(line, "last_bytes", time_text(r.last_bytes_ns));
   add(line, "cut", (r.conn & kConnCut) != 0 ? "true" : "false");

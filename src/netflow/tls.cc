@@ -10,27 +10,14 @@
 #include <cerrno>
 #include <climits>
 
+#include "base/hex.h"
 #include "base/unique_fd.h"
 
 namespace mw::netflow {
 namespace {
 
-int digit_of(uint8_t c) {
-  if (c >= '0' && c <= '9') return c - '0';
-  if (c >= 'a' && c <= 'f') return c - 'a' + 10;
-  if (c >= 'A' && c <= 'F') return c - 'A' + 10;
-  return -1;
-}
-
-bool parse(std::span<const uint8_t> hex, Token& out) {
-  if (hex.size() != 2 * kTokenBytes) return false;
-  for (size_t i = 0; i < kTokenBytes; ++i) {
-    const int high = digit_of(hex[2 * i]);
-    const int low = digit_of(hex[2 * i + 1]);
-    if (high < 0 || low < 0) return false;
-    out[i] = static_cast<uint8_t>(high << 4 | low);
-  }
-  return true;
+bool parse(std::span<const uint8_t> line, Token& out) {
+  return parse_hex({reinterpret_cast<const char*>(line.data()), line.size()}, out);
 }
 
 }  // namespace

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "netflow/command_name.h"
 
 namespace mw::netflow {
 
@@ -117,7 +118,7 @@ struct ExtendedObservation : Observation {
   uint16_t flags = 0;
   uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
   uint32_t uid = 0;
-  std::array<char, 16> command{};  // NUL-padded
+  CommandName command{};  // NUL-padded
   bool operator==(const ExtendedObservation&) const = default;
 };
 
@@ -203,7 +204,7 @@ struct Flow {
   uint64_t bytes_out = 0;
   uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
   uint32_t uid = 0;
-  std::array<char, 16> command{};  // NUL-padded
+  CommandName command{};  // NUL-padded
   bool operator==(const Flow&) const = default;
 };
 
@@ -232,7 +233,7 @@ struct Sample {
   Endpoint remote;
   uint32_t pid = 0;  // of the process that made or accepted it; 0: not known
   uint32_t uid = 0;
-  std::array<char, 16> command{};  // NUL-padded
+  CommandName command{};  // NUL-padded
   // What the stack has taken from the network, `unread` included, and given to it. Ages and calls
   // are of these bytes.
   uint64_t bytes_in = 0;
@@ -285,7 +286,7 @@ struct ProcessSample {
   uint64_t sequence = 0;
   uint32_t pid = 0;
   uint32_t uid = 0;
-  std::array<char, 16> command{};
+  CommandName command{};
   uint64_t rss_bytes = 0;
   uint64_t cpu_us = 0;  // user and system, since it began
   uint32_t threads = 0;

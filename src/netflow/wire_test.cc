@@ -7,16 +7,18 @@
 #include <string>
 #include <vector>
 
+#include "base/hex.h"
+#include "netflow/command_name.h"
+
 namespace mw::netflow {
 namespace {
 
 std::vector<uint8_t> bytes_of_hex(const std::string& hex) {
-  std::vector<uint8_t> out;
   std::string digits;
   for (const char c : hex)
     if (c != ' ') digits += c;
-  for (size_t i = 0; i + 1 < digits.size(); i += 2)
-    out.push_back(static_cast<uint8_t>(std::stoi(digits.substr(i, 2), nullptr, 16)));
+  std::vector<uint8_t> out(digits.size() / 2);
+  EXPECT_TRUE(parse_hex(digits, out)) << hex;
   return out;
 }
 
@@ -495,6 +497,14 @@ TEST(Wire, WhatIsNoObservationIsRefused) {
     broken[at] ^= 0x40;
     EXPECT_FALSE(decode_observation(fixed<kObservationBytes>(broken))) << at;
   }
+}
+
+TEST(CommandName, IsCutAndPadded) {
+  EXPECT_EQ(command_name("nginx"), (CommandName{'n', 'g', 'i', 'n', 'x'}));
+  EXPECT_EQ(command_text(command_name("nginx")), "nginx");
+  EXPECT_EQ(command_text(command_name("")), "");
+  EXPECT_EQ(command_text(command_name("sixteen-bytes-xx")), "sixteen-bytes-xx");
+  EXPECT_EQ(command_text(command_name("sixteen-bytes-xx and more")), "sixteen-bytes-xx");
 }
 
 }  // namespace

@@ -64,7 +64,8 @@ class TidyTest(unittest.TestCase):
         self.put("src/base/b.h", '#include "a.h"\n')  # a circle
         self.put("src/netflow/n.cc", "")
         self.put("src/base/unused.h", "")
-        self.names = ["src/base/a.cc", "src/netflow/n.cc", "src/unlisted/u.cc", "tests/t.cc"]
+        self.names = ["src/base/a.cc", "src/netflow/n.cc", "src/base/a_test.cc", "src/unlisted/u.cc", "tests/t.cc"]
+        self.put("src/base/a_test.cc", "BAD")
         self.put("src/unlisted/u.cc", "BAD")
         self.put("tests/t.cc", "BAD")
         self.compile("-O2")

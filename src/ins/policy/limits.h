@@ -11,16 +11,14 @@
 #include <array>
 #include <cstdint>
 
+<<<<<<< HEAD:src/ins/policy/limits.h
 #include "ins/policy/peer_address.h"
+=======
+#include "ins/peer_address.h"
+#include "transport/local/control.h"
+>>>>>>> c05a223154c3c3c5b78b6b3c63b74b07a11fd990:src/ins/limits.h
 
 namespace mw {
-
-struct MinRate {
-  uint64_t rate = 0;  // bytes a second, 0: none
-  uint64_t grace_s = 0;
-};
-constexpr uint64_t kMaxMinRate = 1'000'000'000;
-constexpr uint64_t kMaxGraceSeconds = 1'000'000;
 
 // The clock of one direction: it runs during a turn, and counts all bytes of the turn.
 struct RateClock {

@@ -108,7 +108,7 @@ enum class InsOp : uint32_t {
   all_option = 4,   // option of every stream socket of this INS, and of those to come
   look_again = 5,   // socket: wakes whoever waits for it, because something beside it changed
   min_rate = 6,     // socket, or with gen 0 every connection that is accepted from now on: `name` 0
-                    // in, 1 out; value: u64 bytes a second (0: none), u64 seconds of grace
+                    // in, 1 out; value: MinRate
   pause = 7,        // socket: value: u32, bit 0 in, bit 1 out
   peer_cap = 8,     // `level` connections of the peer in value, family 0: of any; 0: any number
   count_peers = 9,  // counts the connections that were there before a cap, once that was answered
@@ -119,6 +119,15 @@ enum class InsOp : uint32_t {
 };
 
 constexpr uint32_t kMaxOptionBytes = 16;
+
+// The value of min_rate.
+struct MinRate {
+  uint64_t rate = 0;  // bytes a second, 0: none
+  uint64_t grace_s = 0;
+};
+static_assert(sizeof(MinRate) <= kMaxOptionBytes);
+constexpr uint64_t kMaxMinRate = 1'000'000'000;
+constexpr uint64_t kMaxGraceSeconds = 1'000'000;
 
 struct InsRequest {
   InsOp op;
