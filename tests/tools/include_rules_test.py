@@ -57,7 +57,6 @@ class IncludeRules(unittest.TestCase):
         ]:
             self.assertEqual(self.faults(path, text + "\n"), 1, f"{path}: {text}")
 
-<<<<<<< HEAD:tests/tools/include_rules_test.py
     def test_a_wing_includes_its_own_and_lower_ones(self):
         for path, name in [("calls/a.cc", "shim/calls/a.h"), ("calls/a.cc", "shim/process/a.h"),
                            ("libc/a.cc", "shim/calls/a.h"), ("start.cc", "shim/libc/a.h")]:
@@ -68,14 +67,13 @@ class IncludeRules(unittest.TestCase):
                            ("process/a_test.cc", "shim/calls/a.h"), ("calls/a.cc", "shim/libc/a.h"),
                            ("libc/a.cc", "shim/a.h"), ("newcomer/a.cc", "shim/process/a.h")]:
             self.assertEqual(self.faults(f"src/shim/{path}", f'#include "{name}"\n'), 1, f"{path}: {name}")
-=======
+
     def test_the_ins_has_wings(self):
         for path, name, faults in [("worker/a.cc", "ins/tables/a.h", 0), ("a_test.cc", "ins/control/a.h", 0),
                                    ("worker/a_test.cc", "tests/support/a.h", 0), ("tables/a.h", "ins/worker/a.h", 1),
                                    ("worker/a.cc", "ins/control/a.h", 1), ("worker/a.cc", "ins/sandbox.h", 1),
                                    ("worker/a.cc", "tests/support/a.h", 1), ("newcomer/a.cc", "ins/tables/a.h", 1)]:
             self.assertEqual(self.faults(f"src/ins/{path}", f'#include "{name}"\n'), faults, f"{path}: {name}")
->>>>>>> 6ca34165f752dbd2c8da696862a5243b306b5c2b:tests/abi/include_rules_test.py
 
     def test_nothing_to_check_is_no_success(self):
         self.assertEqual(self.faults("README", ""), -1)

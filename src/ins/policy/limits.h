@@ -11,12 +11,8 @@
 #include <array>
 #include <cstdint>
 
-<<<<<<< HEAD:src/ins/policy/limits.h
 #include "ins/policy/peer_address.h"
-=======
-#include "ins/peer_address.h"
 #include "transport/local/control.h"
->>>>>>> c05a223154c3c3c5b78b6b3c63b74b07a11fd990:src/ins/limits.h
 
 namespace mw {
 

@@ -157,16 +157,8 @@ bool LimitClock::is_too_slow(SlotRef s, int64_t now) {
 
 // ---- what the driver asks for ----
 
-<<<<<<< HEAD:src/ins/worker/limit_clock.cc
 void LimitClock::min_rate(SlotRef s, const InsRequest& r, InsReply& reply) {
-  struct Value {
-    uint64_t rate;
-    uint64_t grace_s;
-  } value{};
-=======
-void Worker::min_rate(uint32_t i, Sock* s, const InsRequest& r, InsReply& reply) {
   MinRate value;
->>>>>>> c05a223154c3c3c5b78b6b3c63b74b07a11fd990:src/ins/limits.cc
   const bool out = r.name != 0;
   if (r.write != 0 &&
       (!take_value(r, value) || value.rate > kMaxMinRate || value.grace_s > kMaxGraceSeconds)) {
