@@ -143,9 +143,9 @@ class FakePvm {
     auto listener = publisher_->listen_channel();
     if (!listener) std::abort();
     stop_ = UniqueFd{::eventfd(0, EFD_CLOEXEC)};
-    control_ =
-        std::make_unique<LocalControl>(*ins, *threads_, *publisher_, *resolver_, std::move(*listener),
-                                  UniqueFd{::dup(stop_.get())}, UniqueFd{}, ::getuid());
+    control_ = std::make_unique<LocalControl>(*ins, *threads_, *publisher_, *resolver_,
+                                              std::move(*listener), UniqueFd{::dup(stop_.get())},
+                                              UniqueFd{}, ::getuid());
     if (!control_->prepare()) std::abort();
     serving_ = std::thread([this] { exit_code = control_->serve(); });
     connect_driver(first_gen);
