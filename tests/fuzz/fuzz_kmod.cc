@@ -20,7 +20,7 @@
 namespace mw::fuzz {
 namespace {
 
-constexpr uint32_t kSlots = 8, kCells = 4, kBits = 300, kPages = 2 * MW_CHUNK_PAGES;
+constexpr uint32_t kSlots = 3, kCells = 4, kBits = 300, kPages = 2 * MW_CHUNK_PAGES;
 
 // Memory that the other side has too, each piece by itself, so that one byte beyond is a report.
 struct Shared {
@@ -102,9 +102,9 @@ class Module {
   }
 
   void step() {
-    switch (in_.below(14)) {
+    switch (in_.below(22)) {
       case 0:
-        return accept(in_.below(kSlots + 1), 1 + in_.below(6));
+        return accept(in_.below(kSlots + 1), 1 + in_.below(1000));
       case 1:
         return send();
       case 2:
@@ -446,7 +446,7 @@ class Module {
     mw_accept_record r{};
     r.magic = mostly(MW_ACCEPT_MAGIC);
     r.slot = mostly(in_.below(kSlots));
-    r.gen = mostly(1 + in_.below(6));
+    r.gen = mostly(1 + in_.below(1000));
     r.flags = mostly(MW_ACCEPT_BARE);
     const uint32_t len = in_.below(2) == 0 ? MW_IN_BYTES : MW_IN6_BYTES;
     for (mw_addr* a : {&r.local, &r.peer}) {
