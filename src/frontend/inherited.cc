@@ -3,7 +3,9 @@
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ifaddrs.h>
 #include <linux/tcp.h>
+#include <net/if.h>
 #include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
@@ -76,27 +78,40 @@ std::optional<uint64_t> network_of(int fd) {
   return cookie;
 }
 
-bool can_bind(const SocketCopy& c, int type, uint16_t port) {
-  const UniqueFd fd{::socket(c.domain, type | SOCK_CLOEXEC, type == c.type ? c.protocol : 0)};
+// Whether nobody has its address any more; errno.
+bool can_bind(const SocketCopy& c) {
+  const UniqueFd fd{::socket(c.domain, c.type | SOCK_CLOEXEC, c.protocol)};
   const int on = 1;
   const int only = is_option_on(c, IPPROTO_IPV6, IPV6_V6ONLY) ? 1 : 0;
-  sockaddr_storage a = c.address;
-  if (a.ss_family == AF_INET6) {
+  if (c.domain == AF_INET6)
     (void)::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &only, sizeof only);
-    reinterpret_cast<sockaddr_in6&>(a).sin6_port = htons(port);
-  } else {
-    reinterpret_cast<sockaddr_in&>(a).sin_port = htons(port);
-  }
   // Old connections are no obstacle; for datagrams the same option would let two have the address.
-  if (type == SOCK_STREAM) (void)::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  const socklen_t len = a.ss_family == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
-  return ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&a), len) == 0;
+  if (c.type == SOCK_STREAM) (void)::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  const socklen_t len = c.domain == AF_INET6 ? sizeof(sockaddr_in6) : sizeof(sockaddr_in);
+  return ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&c.address), len) == 0;
 }
 
-// Packets to it reach sockets of datagrams only.
+// The address of all machines of a network that this host is on.
 bool is_broadcast(const SocketCopy& c) {
-  if (!c.is_bound() || c.domain != AF_INET || c.type != SOCK_DGRAM) return false;
-  return !can_bind(c, SOCK_STREAM, 0) && errno == EADDRNOTAVAIL && can_bind(c, SOCK_DGRAM, 0);
+  if (c.address.ss_family != AF_INET) return false;
+  const in_addr_t address = v4_of(c.address).sin_addr.s_addr;
+  if (address == INADDR_BROADCAST) return true;
+  ifaddrs* list = nullptr;
+  if (::getifaddrs(&list) < 0) return false;
+  bool found = false;
+  const auto number = [](const sockaddr* a) {
+    return reinterpret_cast<const sockaddr_in*>(a)->sin_addr.s_addr;
+  };
+  for (const ifaddrs* a = list; a != nullptr; a = a->ifa_next) {
+    if (a->ifa_addr == nullptr || a->ifa_addr->sa_family != AF_INET || a->ifa_netmask == nullptr ||
+        (a->ifa_flags & IFF_BROADCAST) == 0 || number(a->ifa_addr) == address)
+      continue;
+    const bool whole_network = (number(a->ifa_addr) | ~number(a->ifa_netmask)) == address;
+    const bool said = a->ifa_broadaddr != nullptr && number(a->ifa_broadaddr) == address;
+    found = found || whole_network || said;
+  }
+  ::freeifaddrs(list);
+  return found;
 }
 
 bool is_multicast(const SocketCopy& c) {
@@ -371,8 +386,7 @@ Outcome<std::vector<UniqueFd>> InheritedSockets::withdraw() {
 // Whether all of them are gone.
 Outcome<Done> InheritedSockets::leave_host() {
   for (const SocketCopy& c : copies_) {
-    if (!c.is_bound() || c.port() == 0 || can_bind(c, c.type, c.port()) || errno != EADDRINUSE)
-      continue;
+    if (!c.is_bound() || c.port() == 0 || can_bind(c) || errno != EADDRINUSE) continue;
     return Failure{"take over " + c.text(),
                    "its address is still in use: whoever passed it keeps it open too, as systemd "
                    "does",

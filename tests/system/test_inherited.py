@@ -2,6 +2,7 @@
 whoever starts them, and what the application and the caller have closed is closed. Of sockets of the host's network
 the application gets those of the INS that are like them."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mwtest import proc
-from mwtest.session import Session, copy_of_the_build, gone, open_to_others, serves
+from mwtest.session import Session, copy_of_the_build, gone, open_to_others
 
 HELPERS = ("ins", "driver")
 CANARY = {"AWS_SECRET_ACCESS_KEY": "canary-4711", "OPENSSL_CONF": "/nonexistent/canary", "GCONV_PATH": "/tmp/canary",
@@ -400,7 +401,8 @@ def test_a_socket_of_the_ins_is_like_the_one_that_was_passed(mw, unchanged, net)
 
 def test_it_serves_whom_the_hosts_socket_would_have_served(mw, passed, visitor):
     """By the INS: from the network it is reached as before, by the family that it had, and knows its peers."""
-    sockets = [listener(3, 18211), listener(4, 18212, "::", **TCP6), listener(5, 18213, "::", **DUAL),
+    reused = [[socket.SOL_SOCKET, socket.SO_REUSEADDR, 1]]  # as systemd has it
+    sockets = [listener(3, 18211, options=reused), listener(4, 18212, "::", **TCP6), listener(5, 18213, "::", **DUAL),
                datagrams(6, 18214), listener(7, 18215, visitor.HOST4), listener(8, 18216, "127.0.0.1"),
                listener(9, 18217, visitor.HOST6, **TCP6)]
     session = passed(sockets)
@@ -428,7 +430,7 @@ def test_it_serves_whom_the_hosts_socket_would_have_served(mw, passed, visitor):
         os.kill(old, signal.SIGKILL)
         proc.wait_for(lambda: session.pid(who) not in (0, old) and session.alive(who), 60, "a successor",
                       session.background)
-    assert proc.wait_for(lambda: reached(v4, 18211), 60, "an answer", session.background) == visitor.OWN4
+        assert proc.wait_for(lambda: reached(v4, 18211), 60, "an answer", session.background) == visitor.OWN4
 
 
 def test_on_the_hosts_network_the_ins_has_the_address(mw, passed):
@@ -540,13 +542,20 @@ def test_nginx_takes_the_listeners_of_its_predecessor(mw, passed, tmp_path):
     (tmp_path / "page").mkdir(mode=0o755)
     (tmp_path / "page/index.html").write_text("page\n")
     (tmp_path / "nginx.conf").write_text(
-        f"daemon off; master_process off; user root; pid {tmp_path}/pid; error_log {tmp_path}/error; events {{}}\n"
+        f"daemon off; user root; pid {tmp_path}/pid; error_log {tmp_path}/error; events {{}}\n"
         f"http {{ access_log off; server {{ listen 18271; listen [::]:18272; root {tmp_path}/page; }} }}")
-    sockets = [listener(11, 18271, backlog=511), listener(12, 18272, "::", 511, **TCP6)]
-    passed(sockets, command=["/usr/sbin/nginx", "-c", tmp_path / "nginx.conf"], NGINX="11;12;")
-    proc.wait_for(lambda: serves(18271), 60, "nginx serves")
-    assert "using inherited sockets from" in (tmp_path / "error").read_text()
-    assert "bind()" not in (tmp_path / "error").read_text()
+    sockets = [listener(11, 18271, backlog=511, nonblocking=True),
+               listener(12, 18272, "::", 511, nonblocking=True, **TCP6)]
+    session = passed(sockets, command=["/usr/sbin/nginx", "-c", tmp_path / "nginx.conf"], NGINX="11;12;")
+
+    def page():
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", 18271), 60) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(1000), b""))
+        return b""
+    assert proc.wait_for(page, 60, "nginx serves").endswith(b"page\n")
+    assert "using inherited sockets from" in session.background.tail()
+    assert "bind()" not in session.background.tail() + (tmp_path / "error").read_text()
 
 
 @pytest.mark.parametrize("net", ["isolated", "host"])
