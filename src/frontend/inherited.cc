@@ -159,6 +159,9 @@ const char* fault_of_kind(int fd) {
 
 // Why the INS of an isolated session cannot stand for it; null: it can.
 const char* fault_of_isolated(const SocketCopy& c) {
+  // First: such a socket is bound to the interface of that link as well.
+  if (c.address.ss_family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&v6_of(c.address).sin6_addr))
+    return "an address of a link does not lead to an isolated INS, which is on another link";
   if (is_option_on(c, SOL_SOCKET, SO_BINDTODEVICE))
     return "it is bound to an interface of the host, which an isolated INS does not have";
   if (!c.is_bound()) return nullptr;
@@ -169,8 +172,6 @@ const char* fault_of_isolated(const SocketCopy& c) {
   if (IN6_IS_ADDR_LOOPBACK(&address))
     return "the kernel keeps ::1 on the host's loopback interface, so nothing can lead from it to "
            "the INS";
-  if (IN6_IS_ADDR_LINKLOCAL(&address))
-    return "an address of a link does not lead to an isolated INS, which is on another link";
   return nullptr;
 }
 

@@ -115,7 +115,10 @@ std::string quoted_set(const std::vector<std::string>& names) {
 void publish_rules(std::ostringstream& out, const AddressPlan& plan, const Publish& p, bool local) {
   const bool every = is_every_address(p.host);
   const std::string proto = p.protocol == Protocol::udp ? "udp" : "tcp";
-  const std::string match = proto + " dport " + std::to_string(p.port);
+  // Only what begins: a connection that the host's stack has at that port goes on.
+  const std::string begins =
+      p.protocol == Protocol::udp ? "" : "tcp flags & (fin | syn | rst | ack) == syn ";
+  const std::string match = begins + proto + " dport " + std::to_string(p.port);
   const std::string port = std::to_string(p.ins_port);
   if (leads_from(p, false)) {
     const std::string where =

@@ -306,7 +306,7 @@ while asked["serve"]:
 PYTHON = "/usr/bin/python3"
 TCP6 = {"family": socket.AF_INET6, "options": [[socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1]]}
 DUAL = {"family": socket.AF_INET6, "options": [[socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0]]}
-SO_REUSEPORT, SO_PRIORITY, IP_FREEBIND, TCP_FASTOPEN = 15, 12, 15, 23
+SO_REUSEPORT, SO_PRIORITY, IP_FREEBIND, IPV6_FREEBIND, TCP_FASTOPEN = 15, 12, 15, 78, 23
 
 
 def listener(number, port, address="0.0.0.0", backlog=5, **more) -> dict:
@@ -485,6 +485,21 @@ def test_what_waited_is_refused_and_told(mw, unchanged, tmp_path):
         assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
+def test_what_was_accepted_before_goes_on(mw, passed):
+    """By whoever had the socket then, through the stack of the host."""
+    with socket.create_server(("0.0.0.0", 18245)) as server, socket.create_connection(("127.0.0.1", 18245)) as client:
+        accepted = server.accept()[0]
+        os.set_inheritable(server.fileno(), True)
+        session = passed([], command=server_of([], numbers={server.fileno(): []}))
+        said_by(session)
+        with accepted:
+            for one, other in ((client, accepted), (accepted, client)):
+                one.sendall(b"x")
+                other.settimeout(60)
+                assert other.recv(1) == b"x"
+        assert answer(18245) == session.refresh()["host4"]
+
+
 def test_who_keeps_a_socket_open_keeps_the_ins_off_the_hosts_network(mw, unchanged):
     """As systemd does; isolated that is no obstacle (above)."""
     for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
@@ -618,6 +633,9 @@ REFUSED = {
     "multicast": ([datagrams(3, 18294, "224.0.0.251")], "multicast", "host"),
     "broadcast": ([datagrams(3, 18294, "255.255.255.255")], "broadcast",
                   "isolated"),
+    "broadcast of a network": ([datagrams(3, 18294, "192.0.2.255")], "broadcast", "isolated"),
+    "link": ([{"numbers": [3], "family": socket.AF_INET6, "address": ["fe80::1", 18294, 0, 1], "backlog": 1,
+               "options": [[socket.IPPROTO_IPV6, IPV6_FREEBIND, 1]]}], "address of a link", "isolated"),
     "transparent": ([listener(3, 18295, options=[[socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1]])], "IP_TRANSPARENT",
                     "isolated"),
     "two addresses": ([listener(4, 18296, "127.0.0.1"), listener(3, 18296, "127.0.0.2")], "one address for both",
