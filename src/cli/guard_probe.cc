@@ -40,7 +40,10 @@ std::string way_to(const SessionRecord& session, const Sample& listener) {
   if (session.isolated) {
     const Publish* const p = published(session, port);
     if (p == nullptr) return with_port(session.plan.ins4, port);
-    return with_port(p->host.empty() ? "127.0.0.1" : p->host, p->port);
+    if (!is_every_address(p->host)) return with_port(p->host, p->port);
+    // No rule leads from the host's ::1.
+    return leads_from(*p, false) ? with_port("127.0.0.1", p->port)
+                                 : with_port(session.plan.ins6, port);
   }
   const auto& bytes = listener.local.address.bytes;
   const bool any = std::all_of(bytes.begin(), bytes.end(), [](uint8_t b) { return b == 0; });

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <sstream>
+#include <string_view>
 
 #include "base/hex.h"
 #include "base/log.h"
@@ -26,6 +27,7 @@
 #include "cli/top.h"
 #include "frontend/run.h"
 #include "frontend/session.h"
+#include "frontend/take_over.h"
 #include "netflow/config.h"
 #include "netflow/socket_address.h"
 #include "transport/local/session_fds.h"
@@ -390,6 +392,8 @@ int adopt_command(const std::string& session) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 1 && std::string_view(argv[1]) == mw::kTakeOver)
+    return mw::take_over_and_exec({argv + 2, argv + argc});
   CLI::App app{"MwComms: programs behind isolated network stacks", "mw"};
   app.require_subcommand(1);
   RunArguments args;

@@ -146,8 +146,9 @@ class Judge {
     if (own_.count(t.to) == 0) return false;
     return std::any_of(published_.begin(), published_.end(), [&t](const Publish& p) {
       const int protocol = p.protocol == Protocol::udp ? IPPROTO_UDP : IPPROTO_TCP;
-      return t.protocol == protocol && t.to_port == p.port &&
-             (p.host.empty() || address_of(p.host) == t.to);
+      if (t.protocol != protocol || t.to_port != p.port) return false;
+      return is_every_address(p.host) ? leads_from(p, t.to.size() == sizeof(in6_addr))
+                                      : address_of(p.host) == t.to;
     });
   }
 

@@ -324,18 +324,23 @@ Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bo
   return choose_addresses(routes, taken, have_v6);
 }
 
-Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& published,
-                                             const std::vector<SessionRecord>& sessions) {
-  std::vector<UniqueFd> out;
+Outcome<Done> check_ports(const std::vector<Publish>& published,
+                          const std::vector<SessionRecord>& sessions) {
   for (const Publish& p : published) {
     for (const SessionRecord& r : sessions) {
       for (const Publish& other : r.published) {
-        const bool same_host = p.host == other.host || p.host.empty() || other.host.empty();
-        if (!same_host || p.port != other.port || p.protocol != other.protocol) continue;
+        if (!overlap(p, other)) continue;
         return Failure{"publish " + to_string(p), "session " + r.name + " publishes that port",
                        "choose another with -p, or end that session"};
       }
     }
+  }
+  return Done{};
+}
+
+Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& published) {
+  std::vector<UniqueFd> out;
+  for (const Publish& p : published) {
     const bool v6 = p.host.find(':') != std::string::npos;
     for (const int family : {AF_INET, AF_INET6}) {
       if (!p.host.empty() && v6 != (family == AF_INET6)) continue;

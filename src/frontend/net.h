@@ -21,11 +21,12 @@ namespace mw {
 // A free slot for a new session, given those that exist; with addresses if it is to be isolated.
 Outcome<AddressPlan> plan_network(const std::vector<SessionRecord>& sessions, bool isolated);
 
+// Errors: one of these sessions publishes one of the ports.
+Outcome<Done> check_ports(const std::vector<Publish>& published,
+                          const std::vector<SessionRecord>& sessions);
 // Claims the published ports on the host's own stack, bound but never listening, so that no other
-// program takes them and a connection that no rule redirects is refused. Errors: a port is in use,
-// here or by another session.
-Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& published,
-                                             const std::vector<SessionRecord>& sessions);
+// program takes them and a connection that no rule redirects is refused. Errors: a port is in use.
+Outcome<std::vector<UniqueFd>> reserve_ports(const std::vector<Publish>& published);
 
 // The names of sessions that stand for something in this network namespace.
 Outcome<std::vector<std::string>> names_in_use();

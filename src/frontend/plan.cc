@@ -113,26 +113,29 @@ std::string quoted_set(const std::vector<std::string>& names) {
 // leave the loopback interface with ::1 as its source, so it would vanish; without a rule it is
 // refused at once and clients go on to 127.0.0.1.
 void publish_rules(std::ostringstream& out, const AddressPlan& plan, const Publish& p, bool local) {
-  const bool host_is_v6 = p.host.find(':') != std::string::npos;
+  const bool every = is_every_address(p.host);
   const std::string proto = p.protocol == Protocol::udp ? "udp" : "tcp";
-  const std::string match = proto + " dport " + std::to_string(p.port);
+  // Only what begins: a connection that the host's stack has at that port goes on.
+  const std::string begins =
+      p.protocol == Protocol::udp ? "" : "tcp flags & (fin | syn | rst | ack) == syn ";
+  const std::string match = begins + proto + " dport " + std::to_string(p.port);
   const std::string port = std::to_string(p.ins_port);
-  if (p.host.empty() || !host_is_v6) {
+  if (leads_from(p, false)) {
     const std::string where =
-        p.host.empty() ? "meta nfproto ipv4 fib daddr type local" : "ip daddr " + p.host;
+        every ? "meta nfproto ipv4 fib daddr type local" : "ip daddr " + p.host;
     out << "    " << where << " " << match << " dnat ip to " << plan.ins4 << ":" << port << "\n";
   }
   // What a session is led to at the host's loopback (reach.h) may be what this one publishes there.
-  const bool on_loopback = p.host.empty() || is_loopback4(p.host);
+  const bool on_loopback = leads_from(p, false) && (every || is_loopback4(p.host));
   if (!local && on_loopback) {
-    const std::string where = p.host.empty() ? "127.0.0.0/8" : p.host;
+    const std::string where = every ? "127.0.0.0/8" : p.host;
     out << "    iifname \"" << kLinkPrefix << "*\" ip daddr " << address_on_links(where) << " "
         << match << " dnat ip to " << plan.ins4 << ":" << port << "\n";
   }
   if (plan.ins6.empty()) return;
-  if (p.host.empty() || host_is_v6) {
+  if (leads_from(p, true)) {
     const std::string where =
-        p.host.empty() ? "meta nfproto ipv6 fib daddr type local" : "ip6 daddr " + p.host;
+        every ? "meta nfproto ipv6 fib daddr type local" : "ip6 daddr " + p.host;
     const std::string not_loopback = local ? " ip6 daddr != ::1" : "";
     out << "    " << where << not_loopback << " " << match << " dnat ip6 to [" << plan.ins6
         << "]:" << port << "\n";
@@ -259,6 +262,22 @@ std::string to_string(const Publish& p) {
   std::string s = p.host.empty() ? "*" : v6 ? "[" + p.host + "]" : p.host;
   s += ":" + std::to_string(p.port) + " -> INS port " + std::to_string(p.ins_port);
   return s + (p.protocol == Protocol::udp ? "/udp" : "/tcp");
+}
+
+bool is_every_address(const std::string& host) {
+  return host.empty() || host == "0.0.0.0" || host == "::";
+}
+
+bool leads_from(const Publish& p, bool v6) {
+  return p.host.empty() || v6 == (p.host.find(':') != std::string::npos);
+}
+
+bool overlap(const Publish& a, const Publish& b) {
+  if (a.port != b.port || a.protocol != b.protocol) return false;
+  if (!(leads_from(a, false) && leads_from(b, false)) &&
+      !(leads_from(a, true) && leads_from(b, true)))
+    return false;
+  return a.host == b.host || is_every_address(a.host) || is_every_address(b.host);
 }
 
 std::vector<Prefix> parse_routes(const std::string& text) {

@@ -22,7 +22,9 @@ enum class Protocol : uint8_t { tcp, udp };
 
 // One -p argument: a port of the host that leads to a port of the INS.
 struct Publish {
-  std::string host;  // numeric address without brackets; empty means every address of the host
+  // Numeric address without brackets. Empty: every address of the host; "0.0.0.0" or "::", which only an
+  // inherited socket has: every one of that family.
+  std::string host;
   uint16_t port = 0;
   uint16_t ins_port = 0;
   Protocol protocol = Protocol::tcp;
@@ -31,6 +33,11 @@ struct Publish {
 // [HOST:]PORT[:INSPORT][/tcp|/udp]; an IPv6 HOST stands in brackets.
 Outcome<Publish> parse_publish(const std::string& text);
 std::string to_string(const Publish& p);
+bool is_every_address(const std::string& host);
+// Whether it leads from addresses of that family to the INS.
+bool leads_from(const Publish& p, bool v6);
+// Whether one packet could be meant by both.
+bool overlap(const Publish& a, const Publish& b);
 
 // The host's routes, as `ip route show table all` prints them, reduced to what they cover.
 struct Prefix {

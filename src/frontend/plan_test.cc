@@ -168,14 +168,58 @@ TEST(Ruleset, WhatItGuardsCanBeReadBack) {
   EXPECT_TRUE(both.all_v6);
 }
 
+// What a rule for a port of TCP takes: the packet that begins a connection.
+const std::string kBegins = "tcp flags & (fin | syn | rst | ack) == syn ";
+
 TEST(Ruleset, LeavesLoopbackV6Alone) {
   auto plan = choose_addresses({}, {}, true);
   ASSERT_TRUE(plan);
   auto publish = parse_publish("8080:80");
   ASSERT_TRUE(publish);
   const std::string text = ruleset("mw_a_0", *plan, {*publish}, {}, {});
-  EXPECT_NE(text.find("tcp dport 8080 dnat ip to 10.213.0.2:80"), std::string::npos);
-  EXPECT_NE(text.find("ip6 daddr != ::1 tcp dport 8080 dnat ip6"), std::string::npos);
+  EXPECT_NE(text.find(kBegins + "tcp dport 8080 dnat ip to 10.213.0.2:80"), std::string::npos);
+  EXPECT_NE(text.find("ip6 daddr != ::1 " + kBegins + "tcp dport 8080 dnat ip6"),
+            std::string::npos);
+}
+
+TEST(Ruleset, LeadsFromTheFamilyThatAnInheritedSocketHas) {
+  auto plan = choose_addresses({}, {}, true);
+  ASSERT_TRUE(plan);
+  Publish p{"0.0.0.0", 8080, 8080, Protocol::tcp};
+  std::string text = ruleset("mw_a_0", *plan, {p}, {}, {});
+  EXPECT_NE(text.find("nfproto ipv4 fib daddr type local " + kBegins + "tcp dport 8080 dnat ip to"),
+            std::string::npos);
+  EXPECT_NE(text.find("ip daddr 247.0.0.0/8 " + kBegins + "tcp dport 8080 dnat ip to"),
+            std::string::npos);
+  EXPECT_EQ(text.find("dnat ip6"), std::string::npos);
+  EXPECT_NE(text.find("meta nfproto ipv4 fib daddr type local tcp dport 8080 accept"),
+            std::string::npos);
+  p.host = "::";
+  text = ruleset("mw_a_0", *plan, {p}, {}, {});
+  EXPECT_EQ(text.find("dnat ip to"), std::string::npos);
+  EXPECT_NE(text.find("nfproto ipv6 fib daddr type local ip6 daddr != ::1 " + kBegins +
+                      "tcp dport 8080 dnat ip6"),
+            std::string::npos);
+  EXPECT_NE(text.find("meta nfproto ipv6 fib daddr type local tcp dport 8080 accept"),
+            std::string::npos);
+}
+
+TEST(Publish, OverlapsWhereOnePacketCouldBeMeantByBoth) {
+  const auto of = [](const char* host, uint16_t port = 80, Protocol protocol = Protocol::tcp) {
+    return Publish{host, port, 8080, protocol};
+  };
+  for (const char* other : {"", "0.0.0.0", "::", "192.0.2.1", "2001:db8::1"}) {
+    EXPECT_TRUE(overlap(of(""), of(other))) << other;
+    EXPECT_TRUE(overlap(of(other), of(other))) << other;
+    EXPECT_FALSE(overlap(of(other), of(other, 81))) << other;
+    EXPECT_FALSE(overlap(of(other), of(other, 80, Protocol::udp))) << other;
+  }
+  EXPECT_TRUE(overlap(of("192.0.2.1"), of("0.0.0.0")));
+  EXPECT_FALSE(overlap(of("192.0.2.1"), of("::")));
+  EXPECT_TRUE(overlap(of("::"), of("2001:db8::1")));
+  EXPECT_FALSE(overlap(of("0.0.0.0"), of("2001:db8::1")));
+  EXPECT_FALSE(overlap(of("0.0.0.0"), of("::")));
+  EXPECT_FALSE(overlap(of("192.0.2.1"), of("192.0.2.2")));
 }
 
 constexpr const char* kHosts =

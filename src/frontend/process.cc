@@ -1,15 +1,12 @@
 #include "frontend/process.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sched.h>
 #include <string.h>
 #include <sys/resource.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -23,14 +20,12 @@
 
 #include "base/helper.h"
 #include "base/raw_syscall.h"
-#include "base/socket_option.h"
 #include "base/unique_fd.h"
 
 namespace mw {
 namespace {
 
 constexpr rlim_t kHelperFds = 1u << 20;  // the kernel's default fs.nr_open
-constexpr int kFirstPassed = 3;          // sd_listen_fds(3)
 
 struct ProcStat {
   char state = 0;
@@ -133,8 +128,11 @@ void exec_application(const SpawnRequest& request) {
   std::vector<std::string> added = request.environment;
   // Sockets that were passed to us are its own.
   const char* pid = std::getenv("LISTEN_PID");
-  if (pid != nullptr && std::atoi(pid) == ::getppid())
+  if (pid != nullptr && pid == std::to_string(::getppid())) {
     added.push_back("LISTEN_PID=" + std::to_string(::getpid()));
+    // It names the same process once more, by the inode of its pidfd, from systemd 258 on.
+    ::unsetenv("LISTEN_PIDFDID");
+  }
   const std::vector<std::string> environment = merged_environment(added);
   ::execvpe(request.argv[0].c_str(), pointers(request.argv).data(), pointers(environment).data());
 }
@@ -343,44 +341,11 @@ InheritedDescriptors::InheritedDescriptors() {
   ::closedir(dir);
 }
 
-namespace {
-
-std::string own_address(int fd) {
-  sockaddr_storage a{};
-  socklen_t len = sizeof a;
-  char text[INET6_ADDRSTRLEN] = "?";
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&a), &len) < 0) return text;
-  const auto* in = reinterpret_cast<const sockaddr_in*>(&a);
-  const auto* in6 = reinterpret_cast<const sockaddr_in6*>(&a);
-  const bool v6 = a.ss_family == AF_INET6;
-  ::inet_ntop(a.ss_family, v6 ? static_cast<const void*>(&in6->sin6_addr) : &in->sin_addr, text,
-              sizeof text);
-  return (v6 ? "[" + std::string(text) + "]" : text) + ":" + std::to_string(ntohs(in->sin_port));
-}
-
-// How many sockets systemd, or who does as it does, has passed to this process.
-int passed_sockets() {
-  const char* pid = std::getenv("LISTEN_PID");
-  const char* count = std::getenv("LISTEN_FDS");
-  if (pid == nullptr || count == nullptr || std::atoi(pid) != ::getpid()) return 0;
-  return std::atoi(count);
-}
-
-}  // namespace
-
-std::string InheritedDescriptors::server_socket() const {
-  const int passed_end = kFirstPassed + passed_sockets();
-  std::vector<int> fds = fds_;
-  fds.push_back(STDIN_FILENO);
-  for (const int fd : fds) {
-    const int domain = socket_option(fd, SO_DOMAIN);
-    if (domain != AF_INET && domain != AF_INET6) continue;
-    const bool passed = fd >= kFirstPassed && fd < passed_end;
-    const bool listens = socket_option(fd, SO_ACCEPTCONN) == 1;
-    if (!listens && !passed && fd != STDIN_FILENO) continue;
-    return "descriptor " + std::to_string(fd) + ", " + own_address(fd);
-  }
-  return {};
+std::vector<int> InheritedDescriptors::all() const {
+  std::vector<int> out = fds_;
+  for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) out.push_back(fd);
+  std::sort(out.begin(), out.end());
+  return out;
 }
 
 void InheritedDescriptors::close() {

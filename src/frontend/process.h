@@ -76,9 +76,8 @@ class InheritedDescriptors {
   InheritedDescriptors();
   // Closes them, the standard input and output too; messages still go to the standard error.
   void close();
-  // A socket of the host's network among them, or as the standard input, that the application would
-  // serve: one that listens, or that is passed on as systemd does (LISTEN_FDS). Empty: there is none.
-  std::string server_socket() const;
+  // Those that the application gets, in rising order.
+  std::vector<int> all() const;
 
  private:
   std::vector<int> fds_;

@@ -54,6 +54,39 @@ TEST(Spawn, PassesOnWhatWasAskedFor) {
   EXPECT_STREQ(text, "new 0\n");
 }
 
+// What a program is told of sockets that were passed to us: by systemd's names, and by a pid that is
+// exactly ours.
+std::string told_by(const std::string& listen_pid) {
+  int ends[2];
+  EXPECT_EQ(::pipe2(ends, O_CLOEXEC), 0);
+  const UniqueFd in{ends[0]};
+  UniqueFd out{ends[1]};
+  EXPECT_EQ(::setenv("LISTEN_PID", listen_pid.c_str(), 1), 0);
+  EXPECT_EQ(::setenv("LISTEN_PIDFDID", "4711", 1), 0);
+  SpawnRequest request;
+  request.argv = {"/bin/bash", "-c",
+                  "[ \"$LISTEN_PID\" = $$ ] && echo mine ${LISTEN_PIDFDID-gone} >&" +
+                      std::to_string(out.get()) + " || echo $LISTEN_PID $LISTEN_PIDFDID >&" +
+                      std::to_string(out.get())};
+  request.keep = {out.get()};
+  auto pid = spawn(request);
+  EXPECT_TRUE(pid);
+  out.reset();
+  EXPECT_EQ(status_of(*pid), 0);
+  char text[64] = {};
+  EXPECT_GT(::read(in.get(), text, sizeof(text) - 1), 0);
+  ::unsetenv("LISTEN_PID");
+  ::unsetenv("LISTEN_PIDFDID");
+  return text;
+}
+
+TEST(Spawn, SocketsThatWerePassedToUsAreThePrograms) {
+  const std::string ours = std::to_string(::getpid());
+  EXPECT_EQ(told_by(ours), "mine gone\n");
+  for (const std::string& other : {ours + "x", "0" + ours, "x" + ours, std::string("1")})
+    EXPECT_EQ(told_by(other), other + " 4711\n");
+}
+
 TEST(Spawn, BackgroundHasItsOwnGroup) {
   SpawnRequest request;
   request.argv = {"/bin/cat"};  // ends at once: its stdin is /dev/null

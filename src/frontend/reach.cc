@@ -199,8 +199,10 @@ bool asks_name_servers(const Reach& reach) {
 void own_ports(std::ostringstream& out, const std::vector<Publish>& published) {
   for (const Publish& p : published) {
     const bool v6 = p.host.find(':') != std::string::npos;
-    const std::string where =
-        p.host.empty() ? "fib daddr type local" : (v6 ? "ip6 daddr " : "ip daddr ") + p.host;
+    std::string where = (v6 ? "ip6 daddr " : "ip daddr ") + p.host;
+    if (is_every_address(p.host)) where = "fib daddr type local";
+    if (is_every_address(p.host) && !p.host.empty())
+      where = std::string("meta nfproto ") + (v6 ? "ipv6 " : "ipv4 ") + where;
     out << "    " << where << " " << name_of(p.protocol) << " dport " << p.port << " accept\n";
   }
 }

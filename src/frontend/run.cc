@@ -20,6 +20,7 @@
 #include "frontend/app_network.h"
 #include "frontend/forwarding.h"
 #include "frontend/in_network.h"
+#include "frontend/inherited.h"
 #include "frontend/inspect.h"
 #include "frontend/names.h"
 #include "frontend/net.h"
@@ -28,6 +29,7 @@
 #include "frontend/relay.h"
 #include "frontend/session.h"
 #include "frontend/supervisor.h"
+#include "frontend/take_over.h"
 
 namespace mw {
 namespace {
@@ -75,7 +77,8 @@ class Session {
     if (ours_) close();
   }
 
-  Outcome<Done> open(const RunRequest& request) {
+  // `sockets`: those that the application would have inherited; withdrawn when this succeeds.
+  Outcome<Done> open(const RunRequest& request, InheritedSockets* sockets) {
     auto lock = BaseLock::acquire(base_);
     if (!lock) return lock.error();
     const Swept swept = sweep(base_);
@@ -85,7 +88,7 @@ class Session {
     const std::vector<SessionRecord> others = list_sessions(base_);
     auto plan = plan_network(others, request.net == NetMode::isolated);
     if (!plan) return plan.error();
-    auto ports = reserve_ports(request.published, others);
+    auto ports = claim_ports(request, others, sockets);
     if (!ports) return ports.error();
     std::vector<std::string> used;
     if (request.net == NetMode::isolated) {
@@ -99,6 +102,7 @@ class Session {
     record_.host_net = this_network();
     record_.plan = *plan;
     record_.published = request.published;
+    for (const Publish& p : sockets->published()) record_.published.push_back(p);
     record_.reach = request.reach;
     if (record_.isolated) {
       InsResolver resolver = current_resolver(true);
@@ -174,6 +178,20 @@ class Session {
   std::string folder() const { return session_folder(base_, record_.name); }
 
  private:
+  // What is open on the host's stack as long as the session lasts, so that its ports are nobody else's.
+  static Outcome<std::vector<UniqueFd>> claim_ports(const RunRequest& request,
+                                                    const std::vector<SessionRecord>& others,
+                                                    InheritedSockets* sockets) {
+    for (const std::vector<Publish>& published : {request.published, sockets->published()})
+      if (auto free = check_ports(published, others); !free) return free.error();
+    auto ports = reserve_ports(request.published);
+    if (!ports) return ports;
+    auto held = sockets->withdraw();
+    if (!held) return held;
+    for (UniqueFd& one : *held) ports->push_back(std::move(one));
+    return ports;
+  }
+
   // Of the sockets among them one is for the application's processes, which reach it in their own
   // network only.
   Outcome<Done> make_descriptors(const RunRequest& request, std::vector<UniqueFd> ports) {
@@ -454,6 +472,18 @@ std::shared_ptr<RulesKeeper> keep_rules(Session* session, SupervisorConfig* conf
   return keeper;
 }
 
+// From here on.
+Outcome<Done> refuse_at_held_sockets(const SessionDescriptors& descriptors,
+                                     SupervisorConfig* config) {
+  auto found = HeldSockets::among(descriptors.owned);
+  if (!found) return found.error();
+  if (found->empty()) return Done{};
+  auto held = std::make_shared<HeldSockets>(std::move(*found));
+  for (const std::string& sentence : held->refuse_all()) log_line(kWho, "%s", sentence.c_str());
+  config->watched.push_back({held->fd(), [held] { held->refuse(); }});
+  return Done{};
+}
+
 // From here on the session's rules and the INS's names follow the host.
 Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
   const std::shared_ptr<RulesKeeper> keeper = keep_rules(session, config);
@@ -467,7 +497,7 @@ Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
     config->watched.push_back({keeper->former_fd(), [keeper] { keeper->on_former(); }});
   }
   config->watched.push_back({names->fd(), [names] { names->on_event(); }});
-  return Done{};
+  return refuse_at_held_sockets(session->descriptors(), config);
 }
 
 SupervisorConfig supervision(Session* session, const Supervisor* const* supervisor) {
@@ -529,29 +559,33 @@ std::string pid_text(const ProcId& id) {
 
 int run_session(const RunRequest& request) {
   InheritedDescriptors inherited;
-  if (const std::string socket = inherited.server_socket(); !socket.empty()) {
-    return fail(
-        {"take over " + socket,
-         "it is a socket of the host's own network, and would be served by its stack and not "
-         "by the INS",
-         "let the server listen by itself, and publish its port with -p"});
-  }
+  auto sockets = InheritedSockets::look_for(inherited.all(), request.net == NetMode::isolated);
+  if (!sockets) return fail(sockets.error());
   const Inspection inspection = inspect_command(request.command, request.uncovered);
   if (inspection.verdict == Inspection::Verdict::allowed)
     log_line(kWho, "%s. It runs uncovered, as --allow-uncovered says.", inspection.reason.c_str());
   else if (inspection.verdict != Inspection::Verdict::coverable)
     return refuse_command(inspection);
+  if (inspection.verdict == Inspection::Verdict::allowed && !sockets->empty())
+    return fail({"pass inherited sockets to " + request.command[0],
+                 "they are the INS's, and it runs uncovered", "do not pass them"});
   if (auto missing = missing_program(request.programs)) return fail(*missing);
   if (auto done = check_preload(request.programs.shim, "true"); !done) return fail(done.error());
   const HeldSignals signals;
   Session session(request.base, request.programs);
-  if (auto done = session.open(request); !done) return fail(done.error());
+  if (auto done = session.open(request, &*sockets); !done) return fail(done.error());
   announce(request, session.record());
+  for (const std::string& sentence : sockets->report()) log_line(kWho, "%s", sentence.c_str());
   const Supervisor* self = nullptr;
   SupervisorConfig config = supervision(&session, &self);
   if (auto done = follow_host(&session, &config); !done) return fail(done.error());
   const SessionDescriptors& d = session.descriptors();
   config.application.argv = request.command;
+  if (!sockets->empty()) {
+    auto copies = sockets->copies_for(session.record().plan);
+    if (!copies) return fail(copies.error());
+    config.application.argv = take_over_command(request.programs.mw, *copies, request.command);
+  }
   config.application.netns = session.app_network();
   config.application.environment = {"LD_PRELOAD=" + preloaded(request.programs.shim),
                                     "MWCOMMS_SESSION=" + d.attach_name + ":" + d.token};

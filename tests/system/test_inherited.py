@@ -1,8 +1,12 @@
 """What the caller of `mw run` has open or in its environment: the application gets it, the session's helpers do not,
-whoever starts them, and what the application and the caller have closed is closed."""
+whoever starts them, and what the application and the caller have closed is closed. Of sockets of the host's network
+the application gets those of the INS that are like them."""
 
+import contextlib
 import fcntl
+import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from mwtest import proc
-from mwtest.session import gone
+from mwtest.session import Session, copy_of_the_build, gone, open_to_others
 
 HELPERS = ("ins", "driver")
 CANARY = {"AWS_SECRET_ACCESS_KEY": "canary-4711", "OPENSSL_CONF": "/nonexistent/canary", "GCONV_PATH": "/tmp/canary",
@@ -239,31 +243,467 @@ def breaks(fd: int) -> bool:
     return False
 
 
-# -- sockets that somebody else listens on
+# -- sockets of the host's network
 
-ACTIVATES = ("import os, socket, sys\nkind = sys.argv[1]\n"
-             "s = socket.socket(socket.AF_UNIX) if kind == 'unix' else "
-             "socket.socket(socket.AF_INET6 if kind == 'tcp6' else socket.AF_INET, "
-             "socket.SOCK_DGRAM if kind == 'udp' else socket.SOCK_STREAM)\n"
-             "s.bind(sys.argv[2] if kind == 'unix' else ('::1' if kind == 'tcp6' else '127.0.0.1', 0))\n"
-             "kind != 'udp' and s.listen()\n"
-             "number = int(sys.argv[3])\nos.dup2(os.dup2(s.fileno(), 50, inheritable=False), number, inheritable=True)\n"
-             "if number == 3: os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()))\n"
-             "os.execv(sys.argv[4], sys.argv[4:])")
+# Makes sockets as systemd, inetd or a supervisor does, puts them under their numbers, and becomes a command.
+STARTER = """
+import fcntl, json, os, socket, sys
+plan = json.loads(sys.argv[1])
+made = []
+for one in plan["sockets"]:
+    s = socket.socket(one.get("family", socket.AF_INET), one.get("type", socket.SOCK_STREAM), one.get("protocol", 0))
+    for level, name, value in one.get("options", []):
+        s.setsockopt(level, name, bytes.fromhex(value) if isinstance(value, str) else value)
+    if "address" in one:
+        s.bind(one["address"] if isinstance(one["address"], str) else tuple(one["address"]))
+    if "backlog" in one:
+        s.listen(one["backlog"])
+    if "peer" in one:
+        s.connect(tuple(one["peer"]))
+    s.setblocking(not one.get("nonblocking", False))
+    made.append((one["numbers"], fcntl.fcntl(s.detach(), fcntl.F_DUPFD_CLOEXEC, 700)))
+for numbers, fd in made:
+    for number in numbers:
+        os.dup2(fd, number, inheritable=True)
+names = {"LISTEN_PID": str(os.getpid())}
+os.environ.update({key: names.get(key, "") if value is None else value for key, value in plan.get("told", {}).items()})
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+# Prints what it has under the numbers, then answers at each with the peer's name: until it is ended, or at once not.
+SERVER = """
+import json, os, select, socket, struct, sys
+asked = json.loads(sys.argv[1])
+found = {}
+sockets = []
+for number, options in asked["numbers"].items():
+    s = socket.socket(fileno=int(number))
+    one = {"family": s.family, "type": s.type & 15, "protocol": s.proto, "name": s.getsockname(),
+           "inheritable": os.get_inheritable(s.fileno()), "blocking": os.get_blocking(s.fileno()),
+           "options": [s.getsockopt(level, name, 64).hex() for level, name in options]}
+    if one["type"] == socket.SOCK_STREAM:
+        one["listens"] = s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        one["backlog"] = struct.unpack_from("I", s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), 28)[0]
+    found[number] = one
+    sockets.append(s)
+found["told"] = {key: value for key, value in os.environ.items() if key.startswith("LISTEN_") and key != "LISTEN_PID"}
+found["mine"] = os.environ.get("LISTEN_PID") == str(os.getpid())
+found["same"] = len({os.fstat(int(number)).st_ino for number in asked["numbers"]})
+print(json.dumps(found), flush=True)
+while asked["serve"]:
+    for s in select.select(sockets, [], [])[0]:
+        if s.type & 15 == socket.SOCK_DGRAM:
+            try:
+                data, peer = s.recvfrom(100)
+            except ConnectionResetError:  # of an INS that died
+                sockets.remove(s)
+                continue
+            s.sendto(peer[0].encode(), peer)
+        else:
+            c, peer = s.accept()
+            c.sendall(b"HTTP/1.0 200 OK\\r\\n\\r\\n" + peer[0].encode())
+            c.close()
+"""
+PYTHON = "/usr/bin/python3"
+TCP6 = {"family": socket.AF_INET6, "options": [[socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1]]}
+DUAL = {"family": socket.AF_INET6, "options": [[socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0]]}
+SO_REUSEPORT, SO_PRIORITY, IP_FREEBIND, IPV6_FREEBIND, TCP_FASTOPEN = 15, 12, 15, 78, 23
+
+
+def listener(number, port, address="0.0.0.0", backlog=5, **more) -> dict:
+    return {"numbers": [number], "address": [address, port], "backlog": backlog, **more}
+
+
+def datagrams(number, port, address="0.0.0.0") -> dict:
+    return {"numbers": [number], "type": socket.SOCK_DGRAM, "address": [address, port]}
+
+
+def started(sockets: list, words: list, **told) -> list:
+    """The command, with these sockets under their numbers and these variables; None: what the pid is."""
+    return [PYTHON, "-c", STARTER, json.dumps({"sockets": sockets, "told": told}), *map(str, words)]
+
+
+def server_of(sockets: list, serve: bool = True, numbers: dict = None) -> list:
+    asked = numbers or {number: [[level, name] for level, name, _ in one.get("options", [])]
+                        for one in sockets for number in one["numbers"]}
+    return [PYTHON, "-c", SERVER, json.dumps({"numbers": asked, "serve": serve})]
+
+
+def run_with(mw, sockets, words, net="isolated", seconds=60, **told):
+    return proc.run(started(sockets, [mw, "run", "--net", net, "--", *words], **told), seconds, check=False)
+
+
+@pytest.fixture
+def passed(mw, unchanged, tmp_path):
+    """passed(sockets, net, server, told) -> the session, and what its program says of its sockets."""
+    sessions = []
+
+    def begin(sockets, net="isolated", command=None, **told):
+        words = started(sockets, [mw, "run", "--net", net, "--", *(command or server_of(sockets))], **told)
+        background = proc.Background(words, tmp_path / f"passed{len(sessions)}.log")
+        sessions.append(background)
+        return Session(background)
+
+    yield begin
+    for background in sessions:
+        background.stop()
+
+
+def said_by(session) -> dict:
+    def line():
+        lines = [one for one in session.background.tail().splitlines() if one.startswith("{")]
+        return json.loads(lines[-1]) if lines else None
+    return proc.wait_for(line, 60, "the program's sockets", session.background)
+
+
+def answer(port: int, host: str = "127.0.0.1") -> str:
+    """What the server says, which is who it takes us for."""
+    with socket.create_connection((host, port), 60) as client:
+        return b"".join(iter(lambda: client.recv(100), b"")).decode().rpartition("\n")[2]
+
+
+ALIKE = [
+    {"numbers": [3], "address": ["0.0.0.0", 18201], "backlog": 17, "nonblocking": True, "options": [
+        [socket.SOL_SOCKET, socket.SO_REUSEADDR, 1], [socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1],
+        [socket.SOL_SOCKET, socket.SO_RCVBUF, 30000], [socket.SOL_SOCKET, socket.SO_SNDBUF, 50000],
+        [socket.SOL_SOCKET, socket.SO_LINGER, "0100000009000000"], [socket.IPPROTO_TCP, socket.TCP_NODELAY, 1],
+        [socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 3], [socket.IPPROTO_TCP, TCP_FASTOPEN, 20],
+        [socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 123], [socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4],
+        [socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000], [socket.IPPROTO_IP, socket.IP_TOS, 16],
+        [socket.SOL_SOCKET, SO_PRIORITY, 3], [socket.IPPROTO_IP, socket.IP_TTL, 33],
+        [socket.IPPROTO_IP, IP_FREEBIND, 1]]},
+    {"numbers": [4], "family": socket.AF_INET6, "address": ["::", 18202], "backlog": 4096, "options": [
+        [socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1], [socket.SOL_SOCKET, SO_REUSEPORT, 1],
+        [socket.IPPROTO_IPV6, socket.IPV6_TCLASS, 32], [socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, 5]]},
+    {"numbers": [5], "type": socket.SOCK_DGRAM, "address": ["0.0.0.0", 18203], "options": [
+        [socket.SOL_SOCKET, socket.SO_BROADCAST, 1], [socket.SOL_SOCKET, socket.SO_RCVBUF, 100000],
+        [socket.IPPROTO_IP, 8, 1]]},
+    {"numbers": [6], "type": socket.SOCK_DGRAM, "family": socket.AF_INET6, "address": ["::", 18204],
+     "nonblocking": True, "options": [
+         [socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0], [socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1]]},
+    {"numbers": [17], "options": [[socket.SOL_SOCKET, socket.SO_REUSEADDR, 1]]},
+    {"numbers": [600], "type": socket.SOCK_DGRAM},
+]
+
+
+@pytest.mark.parametrize("net", ["isolated", "host"])
+def test_a_socket_of_the_ins_is_like_the_one_that_was_passed(mw, unchanged, net):
+    """Name, options, backlog, flags, numbers; what systemd says beside; and the pid that it says it to."""
+    told = {"LISTEN_PID": None, "LISTEN_FDS": "4", "LISTEN_FDNAMES": "http:https:dns:dns6"}
+    native = proc.run(started(ALIKE, server_of(ALIKE, False), **told), 60)
+    ours = run_with(mw, ALIKE, server_of(ALIKE, False), net, **told)
+    assert ours.returncode == 0, ours.stderr.decode()
+    said = json.loads(ours.stdout)
+    assert said == json.loads(native.stdout)
+    assert said["mine"] and said["same"] == len(ALIKE)
+    for one in ALIKE:
+        assert f"mw: took over descriptor {one['numbers'][0]}, ".encode() in ours.stderr
+
+
+def test_it_serves_whom_the_hosts_socket_would_have_served(mw, passed, visitor):
+    """By the INS: from the network it is reached as before, by the family that it had, and knows its peers."""
+    reused = [[socket.SOL_SOCKET, socket.SO_REUSEADDR, 1]]  # as systemd has it
+    sockets = [listener(3, 18211, options=reused), listener(4, 18212, "::", **TCP6), listener(5, 18213, "::", **DUAL),
+               datagrams(6, 18214), listener(7, 18215, visitor.HOST4), listener(8, 18216, "127.0.0.1"),
+               listener(9, 18217, visitor.HOST6, **TCP6)]
+    session = passed(sockets)
+    said_by(session)
+
+    def reached(host, port):
+        return visitor.curl(f"http://{host}:{port}/", 10, check=False).stdout.decode().strip()
+
+    v4, v6 = visitor.HOST4, f"[{visitor.HOST6}]"
+    expected = {(v4, 18211): visitor.OWN4, (v6, 18211): "", (v4, 18212): "", (v6, 18212): visitor.OWN6,
+                (v4, 18213): f"::ffff:{visitor.OWN4}", (v6, 18213): visitor.OWN6, (v4, 18215): visitor.OWN4,
+                (v6, 18215): "", (v4, 18216): "", (v6, 18217): visitor.OWN6}
+    assert {way: reached(*way) for way in expected} == expected
+    assert answer(18211) == answer(18216) == session.refresh()["host4"]
+    asks = ("import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.settimeout(20)\n"
+            f"s.sendto(b'x', ('{v4}', 18214))\nprint(s.recv(100).decode())")
+    assert visitor.run(PYTHON, "-c", asks).stdout.decode().strip() == visitor.OWN4
+    published = json.loads(proc.run([mw, "ps", "--json", session.name], 20).stdout)["sessions"][0]["published"]
+    assert [(p["host"], p["port"], p["ins_port"], p["protocol"]) for p in published[:4]] == [
+        ("0.0.0.0", 18211, 18211, "tcp"), ("::", 18212, 18212, "tcp"), ("", 18213, 18213, "tcp"),
+        ("0.0.0.0", 18214, 18214, "udp")]
+    # They are any other listeners of the session.
+    for who in HELPERS:
+        old = session.pid(who)
+        os.kill(old, signal.SIGKILL)
+        proc.wait_for(lambda: session.pid(who) not in (0, old) and session.alive(who), 60, "a successor",
+                      session.background)
+        assert proc.wait_for(lambda: reached(v4, 18211), 60, "an answer", session.background) == visitor.OWN4
+
+
+def test_on_the_hosts_network_the_ins_has_the_address(mw, passed):
+    sockets = [listener(3, 18221, "127.0.0.1"), datagrams(4, 18222, "127.0.0.1"), listener(5, 18223, "::1", **TCP6)]
+    session = passed(sockets, "host")
+    assert said_by(session)["3"]["name"] == ["127.0.0.1", 18221]
+    assert answer(18221) == "127.0.0.1" and answer(18223, "::1") == "::1"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(60)
+        client.sendto(b"x", ("127.0.0.1", 18222))
+        assert client.recv(100) == b"127.0.0.1"
+
+
+def test_the_port_of_the_host_stays_taken_and_refuses(mw, passed):
+    """What no rule leads to the INS is reset at once, by whatever front end the session has."""
+    session = passed([listener(3, 18231, "::", **DUAL)])
+    said_by(session)
+
+    def assert_held():
+        with socket.socket() as other, pytest.raises(OSError):
+            other.bind(("0.0.0.0", 18231))
+        with socket.create_connection(("::1", 18231), 60) as client, pytest.raises(ConnectionResetError):
+            client.recv(1)
+        assert answer(18231).endswith(session.refresh()["host4"])
+
+    assert_held()
+    session.adopted(session.lose_front_end())
+    assert_held()
+    session.end()
+
+
+def test_what_waited_is_refused_and_told(mw, unchanged, tmp_path):
+    """The connection or datagram that activated the server, say."""
+    with socket.create_server(("0.0.0.0", 18241)) as tcp, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("0.0.0.0", 18242))
+        clients = [socket.create_connection(("127.0.0.1", 18241)) for _ in range(3)]
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            for _ in range(2):
+                sender.sendto(b"x", ("127.0.0.1", 18242))
+        os.set_inheritable(tcp.fileno(), True)
+        os.set_inheritable(udp.fileno(), True)
+        done = proc.run([mw, "run", "--", "true"], 60)
+        assert b"mw: 3 connections that waited at 0.0.0.0:18241 were reset" in done.stderr
+        assert b"mw: 2 datagrams that waited at 0.0.0.0:18242 were dropped" in done.stderr
+        for client in clients:
+            with client, pytest.raises(ConnectionResetError):
+                client.recv(1)
+        # Whoever has the host's socket still has it as it was.
+        with socket.create_connection(("127.0.0.1", 18241)):
+            tcp.settimeout(60)
+            tcp.accept()[0].close()
+        assert tcp.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+
+
+def test_what_was_accepted_before_goes_on(mw, passed):
+    """By whoever had the socket then, through the stack of the host."""
+    with socket.create_server(("0.0.0.0", 18245)) as server, socket.create_connection(("127.0.0.1", 18245)) as client:
+        accepted = server.accept()[0]
+        os.set_inheritable(server.fileno(), True)
+        session = passed([], command=server_of([], numbers={server.fileno(): []}))
+        said_by(session)
+        with accepted:
+            for one, other in ((client, accepted), (accepted, client)):
+                one.sendall(b"x")
+                other.settimeout(60)
+                assert other.recv(1) == b"x"
+        assert answer(18245) == session.refresh()["host4"]
+
+
+def test_who_keeps_a_socket_open_keeps_the_ins_off_the_hosts_network(mw, unchanged):
+    """As systemd does; isolated that is no obstacle (above)."""
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        with socket.socket(socket.AF_INET, kind) as kept:
+            kept.setsockopt(socket.SOL_SOCKET, SO_REUSEPORT, 1)  # with it, both could have the address
+            kept.bind(("127.0.0.1", 18251))
+            if kind == socket.SOCK_STREAM:
+                kept.listen()
+            os.set_inheritable(kept.fileno(), True)
+            done = proc.run([mw, "run", "--net", "host", "--", "true"], 60, check=False)
+        assert done.returncode == 125
+        protocol = b"tcp" if kind == socket.SOCK_STREAM else b"udp"
+        assert b"127.0.0.1:18251/" + protocol + b": its address is still in use" in done.stderr
+
+
+def test_sockets_that_share_a_port_go_on_sharing(mw, passed):
+    options = [[socket.SOL_SOCKET, SO_REUSEPORT, 1]]
+    session = passed([listener(n, 18255, options=options) for n in (3, 4, 5)])
+    assert said_by(session)["same"] == 3
+    for _ in range(20):
+        assert answer(18255) == session.refresh()["host4"]
+
+
+def test_one_socket_under_three_numbers(mw, passed, tmp_path):
+    """inetd's wait, with datagrams: it writes to what it reads from."""
+    told = tmp_path / "told"
+    program = ("import os, socket, sys\n"
+               f"open({str(told)!r}, 'w').write(str(len({{os.fstat(n).st_ino for n in range(3)}})))\n"
+               "s = socket.socket(fileno=0)\nwhile True:\n    data, peer = s.recvfrom(9)\n"
+               "    socket.socket(fileno=os.dup(1)).sendto(data * 2, peer)")
+    sockets = [{"numbers": [0, 1, 2], "type": socket.SOCK_DGRAM, "address": ["0.0.0.0", 18261]}]
+    passed(sockets, command=[PYTHON, "-c", program])
+
+    def echoed():
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(1)
+            client.sendto(b"x", ("127.0.0.1", 18261))
+            try:
+                return client.recv(9)
+            except (TimeoutError, ConnectionRefusedError):
+                return b""
+    assert proc.wait_for(echoed, 60, "an answer") == b"xx"
+    assert told.read_text() == "1"
+
+
+def test_it_passes_through_shells_and_execs(mw, passed):
+    sockets = [listener(3, 18265), listener(8, 18266)]
+    session = passed(sockets, command=["/bin/sh", "-c", "true; exec env X=1 \"$@\"", "sh", *server_of(sockets)])
+    assert said_by(session)["8"]["listens"] == 1
+    assert answer(18265) == answer(18266) == session.refresh()["host4"]
+    assert proc.run([mw, "flows", "-s", session.name], 20).stdout.count(b"python3") >= 2
+
+
+def test_nginx_takes_the_listeners_of_its_predecessor(mw, passed, tmp_path):
+    (tmp_path / "page").mkdir(mode=0o755)
+    (tmp_path / "page/index.html").write_text("page\n")
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; user root; pid {tmp_path}/pid; error_log {tmp_path}/error; events {{}}\n"
+        f"http {{ access_log off; server {{ listen 18271; listen [::]:18272; root {tmp_path}/page; }} }}")
+    sockets = [listener(11, 18271, backlog=511, nonblocking=True),
+               listener(12, 18272, "::", 511, nonblocking=True, **TCP6)]
+    session = passed(sockets, command=["/usr/sbin/nginx", "-c", tmp_path / "nginx.conf"], NGINX="11;12;")
+
+    def page():
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", 18271), 60) as client:
+            client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+            return b"".join(iter(lambda: client.recv(1000), b""))
+        return b""
+    assert proc.wait_for(page, 60, "nginx serves").endswith(b"page\n")
+    assert "using inherited sockets from" in session.background.tail()
+    assert "bind()" not in session.background.tail() + (tmp_path / "error").read_text()
+
+
+@pytest.mark.parametrize("net", ["isolated", "host"])
+def test_socket_activation_by_systemd(mw, unchanged, tmp_path, net):
+    """It starts the program when the first connection comes."""
+    tool = shutil.which("systemd-socket-activate")
+    if tool is None:
+        pytest.skip("systemd-socket-activate is not installed")
+    numbers = {3: [], 4: []}
+    words = [tool, "-l", "0.0.0.0:18281", "-l", "[::]:18282", "--fdname", "a:b", mw, "run", "--net", net, "--",
+             *server_of([], numbers=numbers)]
+    with proc.Background(words, tmp_path / "log") as background:
+        proc.wait_for(lambda: "Listening on" in background.tail(), 60, "it listens", background)
+
+        def answered():
+            try:
+                return answer(18281)
+            except OSError:
+                return ""
+        proc.wait_for(answered, 60, "an answer", background)
+        said = next(json.loads(line) for line in background.tail().splitlines() if line.startswith("{"))
+        assert said["mine"] and said["told"] == {"LISTEN_FDS": "2", "LISTEN_FDNAMES": "a:b"}
+        assert "that waited at 0.0.0.0:18281 w" in background.tail()
+
+
+@pytest.mark.parametrize("told", [
+    {"LISTEN_FDS": "nonsense"}, {"LISTEN_FDS": "-1"}, {"LISTEN_FDS": "9" * 20}, {"LISTEN_FDS": "2"},
+    {"LISTEN_FDS": "1", "LISTEN_PID": "1"}, {"LISTEN_FDS": "1", "LISTEN_PID": "nonsense"}], ids=str)
+def test_what_is_said_of_the_sockets_is_the_programs_to_judge(mw, unchanged, told):
+    """A count that is none, a number without a socket: what counts is what is there."""
+    sockets = [listener(3, 18285)]
+    told = {"LISTEN_PID": None, **told}
+    native = proc.run(started(sockets, server_of(sockets, False), **told), 60)
+    ours = run_with(mw, sockets, server_of(sockets, False), **told)
+    assert ours.returncode == 0, ours.stderr.decode()
+    assert json.loads(ours.stdout) == json.loads(native.stdout)
+
+
 TELLS = ("import os, socket\nprint(os.environ['LISTEN_PID'] == str(os.getpid()), os.environ['LISTEN_FDS'], "
          "socket.socket(fileno=3).getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))")
 
 
-@pytest.mark.parametrize(("kind", "number"), [("tcp", 3), ("tcp6", 3), ("udp", 3), ("tcp", 7), ("tcp", 0)])
-def test_a_listener_of_the_host_is_refused(mw, unchanged, tmp_path, kind, number):
-    """systemd's socket activation, a descriptor that just is there, inetd."""
-    done = proc.run(["/usr/bin/python3", "-c", ACTIVATES, kind, tmp_path / "path", number, mw, "run", "--net", "host", "--",
-                     "true"], 60, check=False)
-    assert done.returncode == 125
-    assert f"mw: cannot take over descriptor {number}, ".encode() in done.stderr and b"-p" in done.stderr
-
-
 def test_a_local_listener_is_passed_on(mw, unchanged, tmp_path):
-    done = proc.run(["/usr/bin/python3", "-c", ACTIVATES, "unix", tmp_path / "path", 3, mw, "run", "--net", "host", "--",
-                     "/usr/bin/python3", "-c", TELLS], 60)
-    assert done.stdout == b"True 1 1\n"
+    local = {"numbers": [3], "family": socket.AF_UNIX, "address": str(tmp_path / "path"), "backlog": 1}
+    netlink = {"numbers": [9], "family": socket.AF_NETLINK, "type": socket.SOCK_RAW}
+    done = run_with(mw, [local, netlink], [PYTHON, "-c", TELLS], LISTEN_PID=None, LISTEN_FDS="1")
+    assert done.stdout == b"True 1 1\n", done.stderr.decode()
+    assert b"took over" not in done.stderr
+
+
+REFUSED = {
+    "raw": ([{"numbers": [3], "type": socket.SOCK_RAW, "protocol": 1}], "raw socket", "isolated"),
+    "packet": ([{"numbers": [3], "family": socket.AF_PACKET, "type": socket.SOCK_DGRAM}], "family of addresses",
+               "host"),
+    "ping": ([{"numbers": [3], "type": socket.SOCK_DGRAM, "protocol": 1}], "its protocol", "isolated"),
+    "mptcp": ([listener(3, 18291, protocol=262)], "its protocol", "isolated"),
+    "loopback": ([listener(3, 18292, "::1", **TCP6)], "::1", "isolated"),
+    "device": ([listener(3, 18293, options=[[socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo".hex()]])], "interface",
+               "isolated"),
+    "multicast": ([datagrams(3, 18294, "224.0.0.251")], "multicast", "host"),
+    "broadcast": ([datagrams(3, 18294, "255.255.255.255")], "broadcast",
+                  "isolated"),
+    "broadcast of a network": ([datagrams(3, 18294, "192.0.2.255")], "broadcast", "isolated"),
+    "link": ([{"numbers": [3], "family": socket.AF_INET6, "address": ["fe80::1", 18294, 0, 1], "backlog": 1,
+               "options": [[socket.IPPROTO_IPV6, IPV6_FREEBIND, 1]]}], "address of a link", "isolated"),
+    "transparent": ([listener(3, 18295, options=[[socket.IPPROTO_IP, socket.IP_TRANSPARENT, 1]])], "IP_TRANSPARENT",
+                    "isolated"),
+    "two addresses": ([listener(4, 18296, "127.0.0.1"), listener(3, 18296, "127.0.0.2")], "one address for both",
+                      "isolated"),
+    "many": ([listener(n, 20000 + n, "127.0.0.1") for n in range(3, 303)], "at most", "isolated"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_cannot_be_taken_over_is_refused(mw, unchanged, tmp_path, case):
+    """With one sentence, and nothing runs."""
+    sockets, reason, net = REFUSED[case]
+    if case == "ping":
+        Path("/proc/sys/net/ipv4/ping_group_range").write_text("0 0")
+    try:
+        done = run_with(mw, sockets, ["touch", tmp_path / "ran"], net)
+    finally:
+        if case == "ping":
+            Path("/proc/sys/net/ipv4/ping_group_range").write_text("1 0")
+    assert done.returncode == 125, done.stderr.decode()
+    refusal = next(line for line in done.stderr.decode().splitlines() if line.startswith("mw: cannot "))
+    assert reason in refusal
+    assert case == "many" or "descriptor 3" in refusal or "descriptor 4" in refusal
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 7])
+@pytest.mark.parametrize("net", ["isolated", "host"])
+def test_a_connection_is_refused(mw, unchanged, tmp_path, net, number):
+    """inetd's nowait, systemd's Accept=yes: it stands in the host's stack, and cannot change to another one."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sockets = [{"numbers": [number], "peer": server.getsockname()}]
+        done = run_with(mw, sockets, ["touch", tmp_path / "ran"], net)
+    assert done.returncode == 125
+    assert f"mw: cannot take over descriptor {number}, 127.0.0.1:".encode() in done.stderr
+    assert b"it is a connection" in done.stderr and not (tmp_path / "ran").exists()
+
+
+def test_a_socket_of_another_network_is_refused(mw, unchanged, namespace, tmp_path):
+    """Where it listens is not where the session would publish."""
+    words = ["nsenter", f"--net=/proc/{os.getpid()}/ns/net", mw, "run", "--", "touch", tmp_path / "ran"]
+    words[0] = shutil.which("nsenter")
+    done = proc.run(namespace.wrap(started([listener(3, 18297)], words)), 60, check=False)
+    assert done.returncode == 125
+    assert b"descriptor 3, 0.0.0.0:18297/tcp: it belongs to another network namespace" in done.stderr
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_program_that_runs_uncovered_gets_none(mw, unchanged):
+    words = [mw, "run", "--allow-uncovered", "--", "/sbin/ldconfig", "-p"]
+    done = proc.run(started([listener(3, 18298)], words), 60, check=False)
+    assert done.returncode == 125 and b"runs uncovered" in done.stderr
+
+
+def test_without_root_the_ins_of_the_same_user_takes_them(mw, unchanged, tmp_path):
+    """A low port it cannot have, which is said."""
+    open_to_others(tmp_path)
+    own = copy_of_the_build(mw, tmp_path / "own")
+    open_to_others(tmp_path / "own/bin")
+    open_to_others(tmp_path / "own/lib")
+
+    def run_as_nobody(port):
+        words = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", own, "run", "--",
+                 *server_of([], False, {3: []})]
+        return proc.run(started([listener(3, port, "127.0.0.1")], words), 60, check=False,
+                        env={**os.environ, "XDG_RUNTIME_DIR": ""})
+    done = run_as_nobody(18299)
+    assert done.returncode == 0, done.stderr.decode()
+    assert json.loads(done.stdout)["3"]["name"] == ["127.0.0.1", 18299]
+    done = run_as_nobody(81)
+    assert done.returncode == 125 and b"ip_unprivileged_port_start" in done.stderr
