@@ -27,7 +27,7 @@ std::string command_of(uint32_t pid) {
   return name;
 }
 
-Result<ProcessInfo> peer_of(int socket) {
+Result<ProcessInfo> credentials_of(int socket) {
   ucred credentials{};
   socklen_t size = sizeof credentials;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0)
@@ -35,8 +35,17 @@ Result<ProcessInfo> peer_of(int socket) {
   ProcessInfo p;
   p.pid = static_cast<uint32_t>(credentials.pid);
   p.uid = credentials.uid;
-  p.death = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, credentials.pid, 0))};
+  return p;
+}
+
+void look_up(ProcessInfo& p) {
+  p.death = UniqueFd{static_cast<int>(::syscall(SYS_pidfd_open, p.pid, 0))};
   p.command = command_of(p.pid);
+}
+
+Result<ProcessInfo> peer_of(int socket) {
+  auto p = credentials_of(socket);
+  if (p) look_up(*p);
   return p;
 }
 
