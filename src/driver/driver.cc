@@ -149,6 +149,8 @@ void Driver::handle(const Event& e) {
       return processes_.accept_placeholders();
     case Source::placeholder:
       return processes_.on_placeholder(e.id);
+    case Source::door_timer:
+      return processes_.on_door_timer();
     case Source::process:
       release_.stir();
       return processes_.on_message(e.id, e.events);

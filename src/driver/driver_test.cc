@@ -22,6 +22,7 @@
 #include <filesystem>
 #include <functional>
 #include <thread>
+#include <utility>
 
 #include "base/name_files.h"
 #include "tests/support/driver_session.h"
@@ -373,15 +374,133 @@ TEST_F(DriverTest, GivesNothingToAStranger) {
   EXPECT_EQ(driver_->attached(), 0u);
 }
 
-TEST_F(DriverTest, KeepsStrangersFew) {
-  std::vector<Peer> strangers;
-  for (size_t i = 0; i < Processes::kMaxStrangers + 10; ++i) {
-    strangers.push_back(connect_shim());
+// ---- a crowd at the door ----
+
+// Processes that connect, or come and go, while the driver works.
+class CrowdTest : public DriverTest {
+ protected:
+  static constexpr int kEach = 500;
+
+  void TearDown() override {
+    end_crowd();
+    DriverTest::TearDown();
+  }
+  void end_crowd() {
+    for (const pid_t child : std::exchange(crowd_, {})) {
+      ::kill(child, SIGKILL);
+      ::waitpid(child, nullptr, 0);
+    }
+  }
+  // A child that does `act`, says so, and stays.
+  void begin(const std::function<void()>& act) {
+    const pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      done_.a.reset();
+      act();
+      (void)!::write(done_.b.get(), "", 1);
+      for (;;) ::pause();
+    }
+    crowd_.push_back(child);
+  }
+  void be_silent() {
+    for (int i = 0; i < kEach; ++i) (void)connect_shim().socket.release();
+  }
+  // How many have finished what they do.
+  int done() {
+    char text[64];
+    pollfd p{done_.a.get(), POLLIN, 0};
+    if (::poll(&p, 1, 0) == 1)
+      finished_ += static_cast<int>(::read(done_.a.get(), text, sizeof text));
+    return finished_;
+  }
+  // A process attaches, as the shim does it: with calls that wait. How long that took.
+  std::chrono::milliseconds attach_elsewhere() {
+    const auto start = std::chrono::steady_clock::now();
+    const int before = done();
+    begin([this] {
+      Peer p = connect_shim();
+      AttachReply reply{};
+      if (!p.send(request(AttachType::attach)) ||
+          !receive_message(p.socket.get(), writable_bytes_of(reply), 0) || reply.status != 0)
+        ::_exit(1);
+    });
+    EXPECT_TRUE(until([&] { return done() > before; }));
+    return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() -
+                                                                 start);
+  }
+  static size_t open_descriptors() {
+    size_t n = 0;
+    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
+      ++n;
+    return n;
+  }
+
+  Pair done_ = make_pipe();
+  int finished_ = 0;
+  std::vector<pid_t> crowd_;
+};
+
+TEST_F(CrowdTest, FiveThousandSilentOnesKeepNobodyOutAndTakeFewDescriptors) {
+  const size_t before = open_descriptors();
+  for (int i = 0; i < 10; ++i) begin([this] { be_silent(); });
+  ASSERT_TRUE(until([&] { return done() == 10; }));
+  settle();
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  EXPECT_LE(open_descriptors() - before, std::min<size_t>(Strangers::kMost, limit.rlim_cur / 4));
+  EXPECT_LT(attach_elsewhere().count(), 1000);
+  EXPECT_EQ(driver_->attached(), 1u);
+}
+
+TEST_F(CrowdTest, ThoseThatComeAndGoKeepNobodyOut) {
+  for (int i = 0; i < 4; ++i)
+    begin([this] {
+      for (;;) (void)connect_shim();
+    });
+  for (int i = 0; i < 10; ++i) EXPECT_LT(attach_elsewhere().count(), 1000) << i;
+}
+
+TEST_F(CrowdTest, AProcessHasALimitOfItsOwn) {
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &old), 0);
+  if (old.rlim_max < 8192) GTEST_SKIP() << "the hard limit of descriptors is below 8192";
+  const rlimit more{8192, old.rlim_max};
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &more), 0);
+  std::vector<Peer> all;
+  for (size_t i = 0; i < Processes::kMaxPerProcess; ++i) {
+    all.push_back(connect_shim());
+    ASSERT_TRUE(all.back().send(request(AttachType::attach)));
     settle();
   }
-  EXPECT_TRUE(strangers.front().ended());
+  EXPECT_EQ(driver_->attached(), Processes::kMaxPerProcess);
+  Peer one_more = connect_shim();
+  ASSERT_TRUE(one_more.send(request(AttachType::attach)));
+  const auto reply = next<AttachReply>(one_more);
+  EXPECT_TRUE(reply && reply->status == EAGAIN);
+  EXPECT_TRUE(until([&] { return one_more.ended(); }));
+  EXPECT_LT(attach_elsewhere().count(), 1000) << "another process is not it";
+  end_crowd();  // it has copies of all these connections
+  all.clear();
+  EXPECT_TRUE(until([&] { return driver_->attached() == 1; })) << "all are gone, and it lives";
+  attach();
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &old), 0);
+}
+
+TEST_F(DriverTest, WhatSomebodySaidIsReadBeforeOthersTakeItsPlace) {
+  // Accepted together with a crowd that comes behind it.
+  Peer shim = connect_shim();
+  settle();
+  ASSERT_TRUE(shim.send(request(AttachType::attach)));
+  rlimit limit{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+  const Strangers most(std::min<size_t>(Strangers::kMost, limit.rlim_cur / 4));
+  std::vector<Peer> strangers;
+  for (size_t i = 0; i < most.most_of_user() + 10; ++i) strangers.push_back(connect_shim());
+  EXPECT_TRUE(next<AttachReply>(shim));
+  EXPECT_TRUE(until([&] { return strangers.front().ended(); }));
   EXPECT_FALSE(strangers.back().ended());
-  attach();  // and none of them keeps a process of ours out
 }
 
 TEST_F(DriverTest, RefusesButGoesOnWhenOutOfDescriptors) {

@@ -19,6 +19,7 @@ enum class Source : uint32_t {
   attach,         // the listening socket
   placeholders,   // the listening socket for those of processes that are out of descriptors
   placeholder,    // id: one that has not said whose it is
+  door_timer,     // of those two listening sockets
   process,        // id: attachment
   process_death,  // id: attachment
   group,          // id: group; its life pipe

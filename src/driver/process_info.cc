@@ -27,7 +27,7 @@ std::string command_of(uint32_t pid) {
   return name;
 }
 
-Result<ProcessInfo> peer_of(int socket) {
+Result<ProcessInfo> credentials_of(int socket) {
   ucred credentials{};
   socklen_t size = sizeof credentials;
   if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &credentials, &size) < 0)
@@ -35,8 +35,17 @@ Result<ProcessInfo> peer_of(int socket) {
   ProcessInfo p;
   p.pid = static_cast<uint32_t>(credentials.pid);
   p.uid = credentials.uid;
-  p.death = open_pidfd(credentials.pid);
+  return p;
+}
+
+void look_up(ProcessInfo& p) {
+  p.death = open_pidfd(static_cast<pid_t>(p.pid));
   p.command = command_of(p.pid);
+}
+
+Result<ProcessInfo> peer_of(int socket) {
+  auto p = credentials_of(socket);
+  if (p) look_up(*p);
   return p;
 }
 

@@ -18,7 +18,11 @@ struct ProcessInfo {
   UniqueFd death;       // readable when it died; none if it has already
 };
 
-// Errors: sys (no credentials).
+// Only pid and uid, in one system call. Errors: sys (no credentials).
+Result<ProcessInfo> credentials_of(int socket);
+// The rest of it.
+void look_up(ProcessInfo& p);
+// Both. Errors: sys (no credentials).
 Result<ProcessInfo> peer_of(int socket);
 // True only for a process that is known to be gone.
 bool is_dead(uint32_t pid);

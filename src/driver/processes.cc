@@ -1,6 +1,9 @@
 #include "driver/processes.h"
 
+#include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <sys/un.h>
 
 #include <algorithm>
@@ -8,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "base/pidfd.h"
 #include "transport/local/fd_message.h"
@@ -16,12 +20,18 @@ namespace mw {
 namespace {
 
 constexpr int kAcceptsPerTurn = 64;
+constexpr int64_t kDoorPauseMs = 5;
 
 // Takes the same time whatever the guess.
 bool same_token(const uint8_t* a, const uint8_t* b, size_t n) {
   volatile uint8_t difference = 0;
   for (size_t i = 0; i < n; ++i) difference = static_cast<uint8_t>(difference | (a[i] ^ b[i]));
   return difference == 0;
+}
+
+bool has_input(int fd) {
+  pollfd p{fd, POLLIN, 0};
+  return ::poll(&p, 1, 0) == 1;
 }
 
 uint32_t status_of(const Error& e) {
@@ -44,56 +54,44 @@ uint32_t status_of(const Error& e) {
 
 Status Processes::listen() {
   spare_ = UniqueFd{::open("/dev/null", O_RDONLY | O_CLOEXEC)};
+  // Of our descriptors strangers take a quarter at most, those with placeholders another one.
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) < 0) return Error{Fault::sys, errno, "getrlimit"};
+  const size_t most = std::min<size_t>(Strangers::kMost, limit.rlim_cur / 4);
+  strangers_ = Strangers(most);
+  silent_placeholders_ = Strangers(most);
+  door_timer_ = UniqueFd{::timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK)};
+  if (!door_timer_) return Error{Fault::sys, errno, "timerfd_create"};
+  if (auto s = poller_.add(door_timer_.get(), EPOLLIN, Source::door_timer); !s) return s;
   if (auto added = poller_.add(options_.attach_fd, EPOLLIN, Source::attach); !added) return added;
   return poller_.add(options_.placeholders_fd, EPOLLIN, Source::placeholders);
 }
 
-void Processes::accept_placeholders() {
-  for (int i = 0; i < kAcceptsPerTurn; ++i) {
-    UniqueFd fd{
-        ::accept4(options_.placeholders_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
-    if (!fd) {
-      if ((errno != EMFILE && errno != ENFILE) || !refuse_one(options_.placeholders_fd)) return;
-      continue;
-    }
-    if (placeholders_.size() >= kMaxStrangers) {
-      poller_.remove(placeholders_.begin()->second.get());
-      placeholders_.erase(placeholders_.begin());
-    }
-    const uint32_t id = next_id_++;
-    if (poller_.add(fd.get(), EPOLLIN | EPOLLRDHUP, Source::placeholder, id))
-      placeholders_[id] = std::move(fd);
-  }
-}
+// ---- the door ----
 
-void Processes::on_placeholder(uint32_t id) {
-  const auto it = placeholders_.find(id);
-  if (it == placeholders_.end()) return;
-  const UniqueFd fd = std::move(it->second);
-  placeholders_.erase(it);
-  poller_.remove(fd.get());
-  PlaceholderRequest request{};
-  const ssize_t n = ::recv(fd.get(), &request, sizeof request, MSG_DONTWAIT);
-  if (n != static_cast<ssize_t>(sizeof request) || request.version != MW_PROTOCOL_VERSION ||
-      !same_token(request.token, options_.token.data(), options_.token.size()))
-    return;  // its end tells the process
-  const int fds[] = {fd.get()};
-  if (auto sent = send_message(options_.drop_pvm_fd, bytes_of(request.record), fds, MSG_DONTWAIT);
-      !sent)
-    faults_.say("cannot pass a placeholder on: %s", sent.error().where);
-}
-
-void Processes::accept_new() {
+template <class Take>
+void Processes::accept_some(int listener, Take&& take) {
   for (int i = 0; i < kAcceptsPerTurn; ++i) {
-    UniqueFd fd{::accept4(options_.attach_fd, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
+    const int64_t now = monotonic_ms();
+    if (!strangers_.may_come(now) || !silent_placeholders_.may_come(now)) return open_door(false);
+    UniqueFd fd{::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK)};
     if (fd) {
-      admit(std::move(fd));
+      take(std::move(fd));
       continue;
     }
     if (errno != EMFILE && errno != ENFILE) return;
-    if (!refuse_one(options_.attach_fd)) return;
-    refusals_.say("a process was refused: the driver is out of file descriptors");
+    if (!refuse_one(listener)) return;
+    strangers_.count_wasted();
+    shortages_.say("a process was refused: the driver is out of file descriptors");
   }
+}
+
+void Processes::accept_new() {
+  accept_some(options_.attach_fd, [this](UniqueFd fd) { admit(std::move(fd)); });
+}
+
+void Processes::accept_placeholders() {
+  accept_some(options_.placeholders_fd, [this](UniqueFd fd) { admit_placeholder(std::move(fd)); });
 }
 
 // Out of descriptors: left in the queue, a connection would wake us for ever. It gets an end of file
@@ -107,37 +105,116 @@ bool Processes::refuse_one(int listener) {
   return somebody;
 }
 
+// While it is closed, who comes waits in the kernel.
+void Processes::open_door(bool open) {
+  if (door_open_ == open) return;
+  const uint32_t events = open ? uint32_t{EPOLLIN} : 0;
+  if (!poller_.modify(options_.attach_fd, events, Source::attach) ||
+      !poller_.modify(options_.placeholders_fd, events, Source::placeholders))
+    return;  // it stays as it was: nobody is kept out by that
+  door_open_ = open;
+  arm_door();
+}
+
+void Processes::arm_door() {
+  int64_t due = INT64_MAX;
+  if (!door_open_) due = monotonic_ms() + kDoorPauseMs;
+  for (const Strangers* s : {&strangers_, &silent_placeholders_})
+    if (s->size() != 0) due = std::min(due, s->due_ms());
+  if (due == INT64_MAX || (door_due_ms_ != 0 && door_due_ms_ <= due)) return;
+  door_due_ms_ = due;
+  itimerspec t{};
+  t.it_value.tv_sec = due / 1000;
+  t.it_value.tv_nsec = due % 1000 * 1'000'000;
+  (void)::timerfd_settime(door_timer_.get(), TFD_TIMER_ABSTIME, &t, nullptr);
+}
+
+void Processes::on_door_timer() {
+  uint64_t expired = 0;
+  if (::read(door_timer_.get(), &expired, sizeof expired) < 0) return;
+  door_due_ms_ = 0;
+  const int64_t now = monotonic_ms();
+  while (const uint32_t id = strangers_.overdue(now)) forget(id);
+  while (const uint32_t id = silent_placeholders_.overdue(now)) on_placeholder(id);
+  open_door(true);
+  arm_door();
+}
+
 void Processes::admit(UniqueFd connection) {
-  auto who = peer_of(connection.get());
+  auto who = credentials_of(connection.get());
   if (!who) return;
-  make_room_for_stranger();
+  const uint32_t uid = who->uid;
   const uint32_t id = next_id_++;
   if (!poller_.add(connection.get(), EPOLLIN | EPOLLRDHUP, Source::process, id)) return;
-  attachments_[id] = {std::move(connection), std::move(*who), false};
-}
-
-// Of too many that have not shown the token, the oldest of that user goes who has most of them.
-void Processes::make_room_for_stranger() {
-  std::map<uint32_t, size_t> of_user;
-  size_t strangers = 0;
-  size_t most = 0;
-  for (const auto& [id, a] : attachments_) {
-    if (a.admitted) continue;
-    ++strangers;
-    most = std::max(most, ++of_user[a.who.uid]);
+  attachments_[id] = {std::move(connection), std::move(*who)};
+  if (const uint32_t other = strangers_.in_the_way_of(uid)) {
+    on_message(other, 0);  // it may have said by now what it wants
+    if (strangers_.contains(other)) forget(other);
   }
-  if (strangers < kMaxStrangers) return;
-  const auto victim =
-      std::find_if(attachments_.begin(), attachments_.end(), [&](const auto& entry) {
-        return !entry.second.admitted && of_user[entry.second.who.uid] == most;
-      });
-  forget(victim->first);
+  strangers_.add(id, uid, monotonic_ms());
+  on_message(id, 0);
+  arm_door();
 }
 
-bool Processes::may_attach(const Attachment& a) const {
-  const auto it = per_user_.find(a.who.uid);
-  return it == per_user_.end() || it->second < kMaxPerUser;
+void Processes::admit_placeholder(UniqueFd fd) {
+  auto who = credentials_of(fd.get());
+  if (!who) return;
+  const uint32_t id = next_id_++;
+  if (!poller_.add(fd.get(), EPOLLIN | EPOLLRDHUP, Source::placeholder, id)) return;
+  if (const uint32_t other = silent_placeholders_.in_the_way_of(who->uid)) on_placeholder(other);
+  const bool asks = has_input(fd.get());
+  placeholders_[id] = std::move(fd);
+  silent_placeholders_.add(id, who->uid, monotonic_ms());
+  if (asks) on_placeholder(id);
+  arm_door();
 }
+
+// It says now what it wants, or it goes.
+void Processes::on_placeholder(uint32_t id) {
+  const auto it = placeholders_.find(id);
+  if (it == placeholders_.end()) return;
+  const UniqueFd fd = std::move(it->second);
+  placeholders_.erase(it);
+  silent_placeholders_.remove(id);
+  poller_.remove(fd.get());
+  PlaceholderRequest request{};
+  const ssize_t n = ::recv(fd.get(), &request, sizeof request, MSG_DONTWAIT);
+  if (n != static_cast<ssize_t>(sizeof request) || request.version != MW_PROTOCOL_VERSION ||
+      !same_token(request.token, options_.token.data(), options_.token.size()))
+    return silent_placeholders_.count_wasted();  // its end tells the process
+  const int fds[] = {fd.get()};
+  if (auto sent = send_message(options_.drop_pvm_fd, bytes_of(request.record), fds, MSG_DONTWAIT);
+      !sent)
+    faults_.say("cannot pass a placeholder on: %s", sent.error().where);
+}
+
+// It has shown the token. False: too many have.
+bool Processes::know(uint32_t id, Attachment& a) {
+  strangers_.remove(id);
+  look_up(a.who);
+  const auto process = per_process_.find(a.who.pid);
+  const auto user = per_user_.find(a.who.uid);
+  const size_t of_process = process == per_process_.end() ? 0 : process->second.known;
+  const size_t of_user = user == per_user_.end() ? 0 : user->second;
+  if (of_process >= kMaxPerProcess || of_user >= kMaxPerUser) {
+    crowds_.say("%s may not attach: it has %zu connections, user %u has %zu",
+                describe(a.who).c_str(), of_process, a.who.uid, of_user);
+    return false;
+  }
+  a.known = true;
+  ++per_process_[a.who.pid].known;
+  ++per_user_[a.who.uid];
+  return true;
+}
+
+void Processes::refuse_crowd(uint32_t id, AttachType request) {
+  AttachReply reply = reply_to(request);
+  reply.status = EAGAIN;  // as fork() with too many processes
+  (void)send_message(attachments_.at(id).connection.get(), bytes_of(reply), {}, MSG_DONTWAIT);
+  forget(id);
+}
+
+// ---- what they say ----
 
 void Processes::on_message(uint32_t id, uint32_t events) {
   const auto it = attachments_.find(id);
@@ -151,6 +228,7 @@ void Processes::on_message(uint32_t id, uint32_t events) {
   if (good) {
     good = m->bytes == sizeof request &&
            same_token(request.token, options_.token.data(), options_.token.size());
+    if (good && !a.known && !know(id, a)) return refuse_crowd(id, request.type);
     if (good && request.type == AttachType::attach && m->fd_count == 0) {
       good = answer_attach(a, id);
     } else if (good && request.type == AttachType::group_open && m->fd_count == 3) {
@@ -168,6 +246,7 @@ void Processes::on_message(uint32_t id, uint32_t events) {
     } else {
       good = false;
     }
+    if (!good && a.who.command.empty()) look_up(a.who);
     if (!good) refusals_.say("refused %s: its request does not fit", describe(a.who).c_str());
   }
   if (!good) connection_ended(id);
@@ -176,11 +255,7 @@ void Processes::on_message(uint32_t id, uint32_t events) {
 void Processes::connection_ended(uint32_t id) {
   Attachment& a = attachments_.at(id);
   const bool alive = a.admitted && a.who.death && !has_died(a.who.death.get());
-  const bool known_otherwise =
-      std::any_of(attachments_.begin(), attachments_.end(), [&](const auto& other) {
-        return other.first != id && other.second.admitted && other.second.who.pid == a.who.pid;
-      });
-  if (!alive || known_otherwise) {
+  if (!alive || per_process_.at(a.who.pid).admitted > 1) {
     forget(id);
   } else if (a.connection) {
     poller_.remove(a.connection.get());
@@ -189,22 +264,15 @@ void Processes::connection_ended(uint32_t id) {
 }
 
 bool Processes::answer_attach(Attachment& a, uint32_t id) {
-  AttachReply reply = reply_to(AttachType::attach);
+  const AttachReply reply = reply_to(AttachType::attach);
   if (!a.admitted) {
-    if (!may_attach(a)) {
-      reply.status = EAGAIN;  // as fork() with too many processes
-      refusals_.say("%s may not attach: user %u has %zu processes attached",
-                    describe(a.who).c_str(), a.who.uid, kMaxPerUser);
-      (void)send_message(a.connection.get(), bytes_of(reply), {}, MSG_DONTWAIT);
-      return false;
-    }
     // A process that died meanwhile has no pidfd: its connection ends by itself.
     if (a.who.death) {
       if (!poller_.add(a.who.death.get(), EPOLLIN, Source::process_death, id)) return false;
     }
     a.admitted = true;
+    ++per_process_.at(a.who.pid).admitted;
     on_process(a.who.pid, true);
-    ++per_user_[a.who.uid];
   }
   std::vector<int> fds{options_.channel_fd, options_.session_fd, options_.drop_pvm_fd};
   fds.insert(fds.end(), options_.bell_fds.begin(), options_.bell_fds.end());
@@ -278,8 +346,15 @@ void Processes::forget(uint32_t id) {
   if (a.admitted) {
     if (!a.who.death || has_died(a.who.death.get())) died = a.who.pid;
     if (a.who.death) poller_.remove(a.who.death.get());
-    if (--per_user_[a.who.uid] == 0) per_user_.erase(a.who.uid);
+    --per_process_.at(a.who.pid).admitted;
     on_process(a.who.pid, false);
+  }
+  if (a.known) {
+    if (--per_user_.at(a.who.uid) == 0) per_user_.erase(a.who.uid);
+    if (--per_process_.at(a.who.pid).known == 0) per_process_.erase(a.who.pid);
+  } else {
+    strangers_.remove(id);
+    strangers_.count_wasted();
   }
   attachments_.erase(it);
   if (died != 0) sweep_calls(died);

@@ -1,9 +1,8 @@
 // processes.h - the application's processes: attaching, liveness, groups that they ask for.
 //
 // TRUST       Anyone on the host can connect to an abstract socket. A connection that did not show
-//             the token yet is worth nothing: it is one of a bounded number, and the oldest makes
-//             room. After it a process is as trusted as the application, and still bounded per
-//             user.
+//             the token yet is worth nothing (strangers.h). After it a process is as trusted as the
+//             application, and its connections are still bounded, per process and per user.
 // INVARIANTS  The connection tells who asks; the process is alive until its pidfd says otherwise,
 //             as it may close the connection, and its children may hold it.
 #pragma once
@@ -20,6 +19,7 @@
 #include "driver/poller.h"
 #include "driver/process_info.h"
 #include "driver/session_state.h"
+#include "driver/strangers.h"
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 
@@ -43,8 +43,8 @@ class Processes {
   Status listen();
   void accept_new();
   void accept_placeholders();
-  bool refuse_one(int listener);
   void on_placeholder(uint32_t id);
+  void on_door_timer();
   void on_message(uint32_t id, uint32_t events);
   void on_death(uint32_t id);
   void answer_option(uint32_t id, uint32_t status);
@@ -58,17 +58,26 @@ class Processes {
   // "nginx[12] nginx[13] ...", shortened.
   std::string names() const;
 
-  static constexpr size_t kMaxStrangers = 64;
+  // Connections that have shown the token.
   static constexpr size_t kMaxPerUser = 8192;
+  static constexpr size_t kMaxPerProcess = 1024;
 
  private:
   struct Attachment {
     UniqueFd connection;
-    ProcessInfo who;
-    bool admitted = false;
+    ProcessInfo who;        // without its name and its pidfd while it is a stranger
+    bool known = false;     // it has shown the token
+    bool admitted = false;  // ... and asked for the session
   };
-
   void admit(UniqueFd connection);
+  void admit_placeholder(UniqueFd fd);
+  template <class Take>
+  void accept_some(int listener, Take&& take);
+  bool refuse_one(int listener);
+  void open_door(bool open);
+  void arm_door();
+  bool know(uint32_t id, Attachment& a);
+  void refuse_crowd(uint32_t id, AttachType request);
   void connection_ended(uint32_t id);
   void forget(uint32_t id);
   bool answer_attach(Attachment& a, uint32_t id);
@@ -76,8 +85,6 @@ class Processes {
   bool answer_group_find(Attachment& a, int epfd);
   bool answer_group_keep(Attachment& a, int epfd);
   AttachReply reply_to(AttachType request) const;
-  bool may_attach(const Attachment& a) const;
-  void make_room_for_stranger();
   uint32_t workers_kept_waiting();
   void announce_for_the_dead(const mw_drop_record& record);
 
@@ -96,12 +103,25 @@ class Processes {
   SessionMemory& memory_;
   Groups& groups_;
   UniqueFd spare_;  // given up for a moment to refuse a connection when we are out of descriptors
-  std::map<uint32_t, UniqueFd> placeholders_;  // at most kMaxStrangers, the oldest goes
+  UniqueFd door_timer_;
+  int64_t door_due_ms_ = 0;  // 0: the timer is off
+  bool door_open_ = true;
+  Strangers strangers_;  // attachments_ that are not known
+  Strangers silent_placeholders_;
+  std::map<uint32_t, UniqueFd> placeholders_;
   uint32_t next_id_ = 1;
   std::map<uint32_t, Attachment> attachments_;
-  std::map<uint32_t, size_t> per_user_;
-  std::map<uint32_t, Suspect> suspects_;  // by cell
+  std::map<uint32_t, size_t> per_user_;  // those that are known
+  struct Crowd {
+    size_t known = 0;
+    size_t admitted = 0;
+  };
+  std::map<uint32_t, Crowd> per_process_;  // the same, by pid
+  std::map<uint32_t, Suspect> suspects_;   // by cell
+  // One for each kind, so that none hides another.
   LineLimit refusals_{"mwcommsd"};
+  LineLimit crowds_{"mwcommsd"};
+  LineLimit shortages_{"mwcommsd"};
   LineLimit faults_{"mwcommsd"};
 };
 

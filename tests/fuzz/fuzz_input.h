@@ -47,3 +47,5 @@ inline void require(bool holds, const char* file = __builtin_FILE(), int line = 
 
 // The entry that libFuzzer and the replayer call.
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
+// A target may say what came of the input before: a number that follows from all that it did.
+extern "C" [[gnu::weak]] uint64_t mw_fuzz_outcome();

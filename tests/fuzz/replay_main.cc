@@ -1,6 +1,9 @@
 // replay_main.cc - runs a fuzz target without a fuzzer: every file of its corpus, then `rounds`
 // changed copies of them. The changes come from a fixed seed, so that a failure comes again.
 //
+// A target that says what came of an input (mw_fuzz_outcome) gets the corpus and the first changed
+// copies once more, the last one first: what an input leads to must not depend on the one before.
+//
 // usage: TARGET CORPUS_DIR ROUNDS, or TARGET FILE
 #include <fcntl.h>
 #include <sanitizer/common_interface_defs.h>
@@ -59,6 +62,30 @@ void change(Bytes& bytes, const Bytes& other, std::minstd_rand& rnd) {
   }
 }
 
+// An input of which it is known what came of it.
+struct Done {
+  Bytes bytes;
+  uint64_t outcome;
+};
+constexpr size_t kMostDone = 1000;
+
+void run(const Bytes& bytes, std::vector<Done>& done) {
+  LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  if (mw_fuzz_outcome != nullptr && done.size() < kMostDone)
+    done.push_back({bytes, mw_fuzz_outcome()});
+}
+
+// False: the order of the inputs counts.
+bool run_backward(const std::vector<Done>& done) {
+  for (size_t i = done.size(); i-- > 0;) {
+    LLVMFuzzerTestOneInput(done[i].bytes.data(), done[i].bytes.size());
+    if (mw_fuzz_outcome() == done[i].outcome) continue;
+    std::printf("input %zu leads to something else after the one behind it\n", i);
+    return false;
+  }
+  return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -82,7 +109,8 @@ int main(int argc, char** argv) {
   }
   silence_log();
   const int rounds = argc == 3 ? std::atoi(argv[2]) : 0;
-  for (const Bytes& bytes : corpus) LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+  std::vector<Done> done;
+  for (const Bytes& bytes : corpus) run(bytes, done);
   std::minstd_rand rnd(1);
   for (int i = 0; i < rounds; ++i) {
     Bytes bytes = corpus[rnd() % corpus.size()];
@@ -93,8 +121,9 @@ int main(int argc, char** argv) {
       std::ofstream(keep, std::ios::binary)
           .write(reinterpret_cast<const char*>(bytes.data()), static_cast<long>(bytes.size()));
     }
-    LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
+    run(bytes, done);
   }
+  if (!run_backward(done)) return 1;
   std::printf("%zu inputs, %d changed ones\n", corpus.size(), rounds);
   return 0;
 }
