@@ -375,7 +375,8 @@ class RulesKeeper {
     }
     if (!former_.empty()) {
       using namespace std::chrono;
-      const auto left = duration_cast<nanoseconds>(std::max(next - Clock::now(), Clock::duration{1}));
+      const auto left =
+          duration_cast<nanoseconds>(std::max(next - Clock::now(), Clock::duration{1}));
       const itimerspec when{{0, 0}, {left.count() / 1'000'000'000, left.count() % 1'000'000'000}};
       (void)::timerfd_settime(former_timer_.get(), 0, &when, nullptr);
     }
@@ -491,7 +492,9 @@ Outcome<Done> follow_host(Session* session, SupervisorConfig* config) {
   if (!started) return started.error();
   std::shared_ptr<Names> names = std::move(*started);
   if (keeper) {
-    names->on_resolver = [keeper](const InsResolver& now) { return keeper->follow_name_servers(now); };
+    names->on_resolver = [keeper](const InsResolver& now) {
+      return keeper->follow_name_servers(now);
+    };
     // It may have changed since the rules were made. Not yet admitted: the keeper tries again by itself.
     (void)keeper->follow_name_servers(current_resolver(true));
     config->watched.push_back({keeper->former_fd(), [keeper] { keeper->on_former(); }});

@@ -146,7 +146,7 @@ TEST(SocketCopy, SaysWhichSocketCannotBeMade) {
   auto made = make_socket(copy);  // the address is taken
   ASSERT_FALSE(made);
   EXPECT_EQ(made.error().text(), "cannot take over descriptors 3, 4, " + name_of(fd) +
-                                       "/tcp: bind " + name_of(fd) + ": Address already in use");
+                                     "/tcp: bind " + name_of(fd) + ": Address already in use");
 }
 
 TEST(SocketCopy, TakesNothingButItsOwnWords) {

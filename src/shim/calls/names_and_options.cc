@@ -19,6 +19,7 @@
 #include "shim/calls/socket_calls.h"
 #include "shim/process/user_memory.h"
 #include "shim/socket/call_cells.h"
+#include "shim/socket/epoll_group.h"
 #include "shim/socket/from_stack.h"
 #include "transport/local/fd_message.h"
 #include "transport/local/privileged.h"
@@ -111,6 +112,7 @@ int sock_create(int domain, int type, int protocol) {
   // Not even a word to the driver, who is not to be reached from there.
   if (!process.attached && is_abroad()) return kernel_socket(domain, type, protocol);
   if (!attach()) return -ENETDOWN;
+  prepare_group();
   const uint32_t then = descriptor_copies();
   int pair[2];
   CallRequest r;

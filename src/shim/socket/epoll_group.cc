@@ -37,6 +37,45 @@ int ask_about(AttachType what, std::span<const int> fds, ReceivedMessage* got = 
   return static_cast<int>(reply.group);
 }
 
+// Hidden descriptors that a new group needs: the memory of its registrations, its bell, and a pipe whose
+// write end the driver gets.
+struct GroupParts {
+  int memory = -1;
+  int bell = -1;
+  int life[2] = {-1, -1};
+};
+
+void close_parts(GroupParts& parts) {
+  for (int* const fd : {&parts.memory, &parts.bell, &parts.life[0], &parts.life[1]})
+    if (*fd >= 0) unhide_and_close(std::exchange(*fd, -1));
+}
+
+// 0 or -errno.
+int make_parts(GroupParts& parts) {
+  const int memory = Registrations::make_memory(stacks.slots());
+  if (memory < 0) return memory;
+  parts.memory = hide(memory);
+  parts.bell = hide(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  int life[2] = {-1, -1};
+  if (parts.bell < 0 || ::pipe2(life, O_CLOEXEC) < 0) {
+    const int err = errno;
+    close_parts(parts);
+    return -err;
+  }
+  for (int i = 0; i < 2; ++i) parts.life[i] = hide(life[i]);
+  return 0;
+}
+
+// For the next group, guarded by instances_lock. A program may use up its descriptors before it registers
+// its first socket, for which it natively needs none.
+GroupParts prepared;
+
+int take_parts(GroupParts& parts) {
+  if (prepared.memory < 0) return make_parts(parts);
+  parts = std::exchange(prepared, GroupParts{});
+  return 0;
+}
+
 // The entry of an instance without a group remembers, 16 bits each, since when this process alone
 // has it (0: it does not) and how many groups the session had made when it was asked about last.
 Entry groupless(uint32_t since, uint32_t groups_made) {
@@ -88,21 +127,12 @@ int group_of(int epfd) {
   e = instance_of(epfd);
   if (e.kind == Kind::epoll && e.slot != 0) return static_cast<int>(e.slot - 1);
   if (!have_registrations()) return -ENOMEM;
-  int memory = Registrations::make_memory(stacks.slots());
-  if (memory < 0) return memory;
-  int bell = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-  int life[2] = {-1, -1};
-  if (bell < 0 || ::pipe2(life, O_CLOEXEC) < 0) {
-    const int err = errno;
-    libc.close(memory);
-    if (bell >= 0) libc.close(bell);
-    return -err;
-  }
-  bell = hide(bell);
-  life[0] = hide(life[0]);
-  const int fds[] = {bell, life[1], memory};
+  GroupParts parts;
+  if (const int rc = take_parts(parts); rc < 0) return rc;
+  const int bell = parts.bell;
+  const int fds[] = {bell, parts.life[1], parts.memory};
   int group = ask_about(AttachType::group_open, fds);
-  libc.close(life[1]);
+  unhide_and_close(std::exchange(parts.life[1], -1));
   uint16_t serial = 0;
   if (group >= 0) {
     SessionGroup& shared = process.session.group(static_cast<uint32_t>(group));
@@ -112,16 +142,17 @@ int group_of(int epfd) {
                         {.u64 = bell_data(static_cast<uint32_t>(group), serial)}};
     if (libc.epoll_ctl(epfd, EPOLL_CTL_ADD, bell, &on_bell) < 0)
       group = -errno;
-    else if (!open_registrations(static_cast<uint32_t>(group), std::exchange(memory, -1)))
-      group = -ENOMEM;
+    else {
+      set_entry(parts.memory, Entry{});  // open() hides it by itself
+      if (!open_registrations(static_cast<uint32_t>(group), std::exchange(parts.memory, -1)))
+        group = -ENOMEM;
+    }
   }
   if (group < 0) {
-    if (memory >= 0) libc.close(memory);
-    unhide_and_close(bell);
-    unhide_and_close(life[0]);
+    close_parts(parts);
     return group;
   }
-  instances[group] = {epfd, bell, life[0], 0, true, false, serial};
+  instances[group] = {epfd, bell, parts.life[0], 0, true, false, serial};
   watch_life(epfd, instances[group], static_cast<uint32_t>(group));
   set_entry(epfd, {Kind::epoll, static_cast<uint32_t>(group) + 1, 0});
   A::fetch_add(process.session.header().groups_made, 1u);
@@ -146,6 +177,24 @@ void group_count_reference(uint32_t group, int delta) {
 
 void epoll_created(int epfd) {
   set_entry(epfd, groupless(descriptor_copies(), groups_made()));
+  prepare_group();
+}
+
+void prepare_group() {
+  if (!process.attached || highest_epoll_fd() < 0 || in_vfork_child()) return;
+  if (A::load_relaxed(prepared.memory) >= 0) return;
+  const int saved = errno;
+  SharedLock lock(instances_lock);
+  // Without room the group asks again when it is made.
+  if (prepared.memory < 0) (void)make_parts(prepared);
+  errno = saved;
+}
+
+void groups_after_fork() {
+  instances_lock = 0;
+  for (Instance& i : instances) i.used_here = false;
+  // The parent's: its driver would not see the parent's end while we have the pipe.
+  close_parts(prepared);
 }
 
 // Asks the kernel whether a descriptor that is no socket is an epoll instance.

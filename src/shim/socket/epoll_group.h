@@ -34,6 +34,10 @@ void group_count_reference(uint32_t group, int delta);
 
 // An instance that this process made.
 void epoll_created(int epfd);
+// Has ready what the next group needs, if this process has an instance and is attached. errno is preserved.
+void prepare_group();
+// In a child, before it runs.
+void groups_after_fork();
 // What an instance that came from elsewhere is.
 Entry epoll_find(int epfd);
 // What a descriptor is that is no socket and that this process has not looked at yet.

@@ -158,9 +158,8 @@ void epoll_last_close(int fd, const Entry& e) {
 }
 
 void epoll_after_fork() {
-  instances_lock = 0;
+  groups_after_fork();
   witnesses_lock = 0;
-  for (Instance& i : instances) i.used_here = false;
   registrations_after_fork();
 }
 
