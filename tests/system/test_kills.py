@@ -11,6 +11,7 @@ import socket
 import threading
 import time
 
+import pytest
 
 from mwtest import proc
 
@@ -195,6 +196,49 @@ def test_killed_children_leave_no_connection(mw, unchanged, start, tmp_path):
     assert answers.count(b"ok") > 100
     proc.wait_for(lambda: open_sockets(session) == 1, 60, "only the listener is left", session.background)
     assert ask() == b"ok"
+
+CLOSES_FIRST = """
+import socket, sys
+listener = socket.socket(socket.AF_INET6 if sys.argv[1] == "::" else socket.AF_INET)
+listener.bind((sys.argv[1], 80))
+listener.listen(64)
+while True:
+    connection, _ = listener.accept()
+    with connection:
+        value = connection.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+        connection.sendall(f"reuse {value}".encode())
+        try:
+            connection.shutdown(socket.SHUT_WR)  # first, so that TIME_WAIT is here
+            connection.recv(1)
+        except OSError:
+            pass  # its INS died
+"""
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+def test_connections_in_time_wait_keep_no_successor_from_the_port(unchanged, start, tmp_path, address):
+    """Natively a server that runs keeps its port whether or not it has set SO_REUSEADDR."""
+    program = tmp_path / "closes_first.py"
+    program.write_text(CLOSES_FIRST)
+    session = start("-p", f"{PORT}:80", "--", "/usr/bin/python3", str(program), address)
+
+    def ask() -> bytes:
+        try:
+            with socket.create_connection(("127.0.0.1", PORT), 30) as client:
+                client.settimeout(30)
+                answer = b""
+                while got := client.recv(100):
+                    answer += got
+                return answer
+        except OSError:
+            return b""
+
+    proc.wait_for(lambda: ask() == b"reuse 0", 60, "the first answer", session.background)
+    for _ in range(2):
+        before = session.pid("ins")
+        os.kill(before, signal.SIGKILL)
+        proc.wait_for(lambda: session.pid("ins") not in (0, before), 60, "another INS", session.background)
+        proc.wait_for(lambda: ask() == b"reuse 0", 20, "its answer", session.background)
 
 
 def test_random_kills_of_front_ends_too(mw, unchanged, start, server):

@@ -308,6 +308,7 @@ uint32_t LocalControl::replay(const ControlListener& l, UniqueFd placeholder) {
     if (o.level == SOL_SOCKET && o.name == SO_RCVBUF) rx_limit = granted_rcvbuf(real.get());
     log->options[log->count++] = o;
   }
+  const bool hides_reuse = reuse_address(real.get());
   if (::bind(real.get(), reinterpret_cast<const sockaddr*>(l.local.bytes), l.local.len) < 0)
     return error();
   if (::listen(real.get(), l.backlog) < 0) return error();
@@ -321,6 +322,7 @@ uint32_t LocalControl::replay(const ControlListener& l, UniqueFd placeholder) {
   s.backlog = l.backlog;
   s.linger = linger_mode;
   s.rx_limit = rx_limit;
+  if (hides_reuse) s.flags |= kHidesReuse;
   s.state = MW_ST_OPEN | MW_ST_LISTENING;
   s.made_ns = realtime_ns();
   s.options = std::move(log);

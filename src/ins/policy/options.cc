@@ -128,6 +128,14 @@ uint32_t datagrams_ahead(int fd) {
   return std::max(1u, granted_rcvbuf(fd) / kShare);
 }
 
+bool reuse_address(int fd) {
+  int value = 0;
+  socklen_t len = sizeof value;
+  if (::getsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &value, &len) < 0 || value != 0) return false;
+  value = 1;
+  return ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &value, sizeof value) == 0;
+}
+
 uint32_t granted_rcvbuf(int fd) {
   uint32_t value = 0;
   socklen_t len = sizeof value;

@@ -9,6 +9,11 @@ namespace mw {
 // who has no privilege. `argument`: it points to memory; `device`: that names one.
 int errno_of_ioctl(uint32_t request, bool inet6, bool argument, bool device);
 
+// A listener reuses its address whatever the application has set. Else the connections of an INS that died
+// would keep the port from its successor while they are in TIME_WAIT; two listeners exclude each other all
+// the same. False: the application had set it.
+bool reuse_address(int fd);
+
 // Bytes of SO_RCVBUF that are not the kernel's overhead.
 uint32_t granted_rcvbuf(int fd);
 

@@ -87,6 +87,7 @@ constexpr uint32_t kLimited = 131072;         // it has `limits`
 constexpr uint32_t kPaced = 262144;           // the driver set SO_MAX_PACING_RATE
 constexpr uint32_t kTxDoubt = 1u << 20;       // at the last beat: bytes that nobody announced
 constexpr uint32_t kRxDoubt = 1u << 21;       // at the last beat: room that nobody announced
+constexpr uint32_t kHidesReuse = 1u << 22;    // SO_REUSEADDR is on, and for the application off
 constexpr uint32_t kErrorTaken = 524288;  // an error ended the connection, and no FIN came first
 constexpr uint32_t kFinSent = 1u << 22;   // it lingers until the peer has acknowledged our FIN
 

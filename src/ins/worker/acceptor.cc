@@ -312,7 +312,7 @@ void Acceptor::begin_connection(SlotRef s, SlotRef c, Accepted& accepted) {
   c->rcvlowat = s->rcvlowat;
   c->rx_limit = s->rx_limit;
   c->state = MW_ST_OPEN | MW_ST_CONNECTED;
-  c->flags |= kAccepted;
+  c->flags |= kAccepted | (s->flags & kHidesReuse);
   c->conn = MW_CONN_INBOUND | MW_CONN_ESTABLISHED;
   c->handed.store(false, std::memory_order_relaxed);
   use_.openings.init_shared(c);

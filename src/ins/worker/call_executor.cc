@@ -87,6 +87,10 @@ uint32_t count_in(const uint8_t* payload, const SourceList& list) {
   return count;
 }
 
+bool is_reuse(int level, int name) {
+  return level == SOL_SOCKET && name == SO_REUSEADDR;
+}
+
 void call_getsockopt(Sock& s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
@@ -114,6 +118,7 @@ void call_getsockopt(Sock& s, const Request& r, Answer& a) {
   if (a.ret < 0) return;
   if (fits < wanted && count_in(a.payload, list) > fits) return failure(a, ENOPROTOOPT);
   a.out_len = std::min<uint32_t>(len, MW_CALL_PAYLOAD);
+  if (is_reuse(level, name) && (s.flags & kHidesReuse) != 0) std::memset(a.payload, 0, a.out_len);
 }
 
 void call_name(Sock& s, bool peer, Answer& a) {
@@ -297,6 +302,7 @@ void CallExecutor::call_bind(SlotRef s, const Request& r, Answer& a) {
 void CallExecutor::call_listen(SlotRef s, const Request& r, Answer& a) {
   result(a, ::listen(s->fd, r.arg[0]));
   if (a.ret != 0) return;
+  if (reuse_address(s->fd)) s->flags |= kHidesReuse;
   use_.placeholders.keep(s);
   use_.acceptor.start(s, r.arg[0]);
 }
@@ -432,6 +438,13 @@ void CallExecutor::call_shutdown(SlotRef s, const Request& r, Answer& a) {
   use_.news.announce(s, kNewsAll);
 }
 
+// The value is an int, and 0.
+static bool turns_off(const Request& r) {
+  int value = 1;
+  if (r.in_len >= sizeof value) std::memcpy(&value, r.payload, sizeof value);
+  return value == 0;
+}
+
 void CallExecutor::call_setsockopt(SlotRef s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
@@ -440,8 +453,15 @@ void CallExecutor::call_setsockopt(SlotRef s, const Request& r, Answer& a) {
                                           name, r.in_len));
   if (s->kind == SockKind::stream && level == SOL_SOCKET && wants_stream_stamps(name, r))
     return failure(a, ENOPROTOOPT);
-  result(a, ::setsockopt(s->fd, level, name, r.payload, r.in_len));
+  if (is_reuse(level, name) && turns_off(r) &&
+      (s->listener != nullptr || (s->flags & kHidesReuse) != 0)) {
+    s->flags |= kHidesReuse;
+    result(a, 0);
+  } else {
+    result(a, ::setsockopt(s->fd, level, name, r.payload, r.in_len));
+  }
   if (a.ret < 0) return;
+  if (is_reuse(level, name) && !turns_off(r)) s->flags &= ~kHidesReuse;
   if (level == SOL_SOCKET && name == SO_LINGER) {
     s->linger = linger_mode_of(r.payload);
   }
