@@ -134,10 +134,12 @@ GuardedLinks guarded_now() {
 template <class Make, class Identify>
 Outcome<Done> make_known(const std::string& base, SessionRecord& r, uint64_t SessionRecord::*what,
                          Make&& make, Identify&& identity) {
+  // What cannot be made anew may still be there as it was.
+  const uint64_t before = r.*what;
   r.*what = kBeingMade;
   if (auto saved = save(base, r); !saved) return saved.error();
   Outcome<Done> made = make();
-  r.*what = made ? identity() : 0;
+  r.*what = made ? identity() : before;
   if (auto saved = save(base, r); !saved) return saved.error();
   return made;
 }

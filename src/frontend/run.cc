@@ -1,10 +1,12 @@
 #include "frontend/run.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -74,11 +76,18 @@ class Session {
   Session(std::string base, Programs programs)
       : base_(std::move(base)), programs_(std::move(programs)) {}
   ~Session() {
+    for (UniqueFd& fd : for_the_end_) fd.reset();
     if (ours_) close();
   }
 
   // `sockets`: those that the application would have inherited; withdrawn when this succeeds.
   Outcome<Done> open(const RunRequest& request, InheritedSockets* sockets) {
+    for (UniqueFd& fd : for_the_end_) {
+      fd.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+      if (!fd)
+        return Failure{"keep descriptors for the session's end", errno_text(errno),
+                       "raise the limit of open files"};
+    }
     auto lock = BaseLock::acquire(base_);
     if (!lock) return lock.error();
     const Swept swept = sweep(base_);
@@ -230,6 +239,8 @@ class Session {
   UniqueFd netns_;
   UniqueFd app_network_;  // until the application holds it
   const UniqueFd self_ = open_pidfd(::getpid());
+  // Taking a session apart needs some, also when it failed for want of them.
+  std::array<UniqueFd, 8> for_the_end_;
   bool ours_ = false;
 };
 
