@@ -82,12 +82,7 @@ class Session {
 
   // `sockets`: those that the application would have inherited; withdrawn when this succeeds.
   Outcome<Done> open(const RunRequest& request, InheritedSockets* sockets) {
-    for (UniqueFd& fd : for_the_end_) {
-      fd.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
-      if (!fd)
-        return Failure{"keep descriptors for the session's end", errno_text(errno),
-                       "raise the limit of open files"};
-    }
+    if (auto done = keep_for_the_end(); !done) return done.error();
     auto lock = BaseLock::acquire(base_);
     if (!lock) return lock.error();
     const Swept swept = sweep(base_);
@@ -140,6 +135,7 @@ class Session {
   // Takes over a session that runs without a front end. False: its application has ended; what it
   // had left behind is removed.
   Outcome<bool> adopt(const AdoptRequest& request) {
+    if (auto done = keep_for_the_end(); !done) return done.error();
     auto lock = BaseLock::acquire(base_);
     if (!lock) return lock.error();
     auto found = find_session(base_, request.session);
@@ -187,6 +183,16 @@ class Session {
   std::string folder() const { return session_folder(base_, record_.name); }
 
  private:
+  Outcome<Done> keep_for_the_end() {
+    for (UniqueFd& fd : for_the_end_) {
+      fd.reset(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+      if (!fd)
+        return Failure{"keep descriptors for the session's end", errno_text(errno),
+                       "raise the limit of open files"};
+    }
+    return Done{};
+  }
+
   // What is open on the host's stack as long as the session lasts, so that its ports are nobody else's.
   static Outcome<std::vector<UniqueFd>> claim_ports(const RunRequest& request,
                                                     const std::vector<SessionRecord>& others,
