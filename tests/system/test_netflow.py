@@ -174,6 +174,16 @@ def test_an_option_is_set_on_the_real_socket(echo, feature, level, name, value) 
         assert int(peer.recv(20)) == granted  # as the application's own getsockopt() says
 
 
+def test_engine_and_program_see_the_same_reuse_of_an_address(echo) -> None:
+    """On the real socket it stays on, for a successor of the INS."""
+    with echo.engine() as engine, echo.pair(engine) as (peer, number):
+        for value in (None, 1, 0, 1, 0):
+            if value is not None:
+                assert engine.set(Feature.REUSEADDR, value, number) == value
+            peer.sendall(f"!opt {socket.SOL_SOCKET} {socket.SO_REUSEADDR}".encode())
+            assert int(peer.recv(20)) == engine.get(Feature.REUSEADDR, number)
+
+
 def test_what_the_stack_refuses_is_its_errno(echo) -> None:
     with echo.engine() as engine, echo.pair(engine) as (_, number):
         for feature, value, status in ((Feature.SNDLOWAT, 10, errno.ENOPROTOOPT),

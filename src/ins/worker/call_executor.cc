@@ -18,6 +18,7 @@
 #include "codec/socket_ioctl.h"
 #include "codec/socket_options.h"
 #include "ins/policy/options.h"
+#include "ins/worker/sock_options.h"
 #include "ring/atomics.h"
 
 namespace mw {
@@ -87,10 +88,6 @@ uint32_t count_in(const uint8_t* payload, const SourceList& list) {
   return count;
 }
 
-bool is_reuse(int level, int name) {
-  return level == SOL_SOCKET && name == SO_REUSEADDR;
-}
-
 void call_getsockopt(Sock& s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
@@ -100,13 +97,6 @@ void call_getsockopt(Sock& s, const Request& r, Answer& a) {
   // Some options read what they then answer. What the PVM did not send is no memory of ours.
   std::memset(a.payload, 0, len);
   std::memcpy(a.payload, r.payload, std::min<uint32_t>(r.in_len, len));
-  if (level == SOL_SOCKET && name == SO_RCVLOWAT && s.kind == SockKind::stream) {
-    const int value = static_cast<int>(s.rcvlowat);
-    len = std::min<socklen_t>(len, sizeof value);
-    std::memcpy(a.payload, &value, len);
-    a.out_len = len;
-    return;
-  }
   const SourceList list = source_list(level, name);
   const uint32_t wanted = list.count_at == 0 ? 0 : count_in(a.payload, list);
   uint32_t fits = 0;
@@ -114,11 +104,10 @@ void call_getsockopt(Sock& s, const Request& r, Answer& a) {
     fits = std::min<uint32_t>(wanted, (MW_CALL_PAYLOAD - list.head) / list.entry);
     std::memcpy(a.payload + list.count_at, &fits, sizeof fits);
   }
-  result(a, ::getsockopt(s.fd, level, name, a.payload, &len));
+  result(a, get_option(s, level, name, a.payload, &len));
   if (a.ret < 0) return;
   if (fits < wanted && count_in(a.payload, list) > fits) return failure(a, ENOPROTOOPT);
   a.out_len = std::min<uint32_t>(len, MW_CALL_PAYLOAD);
-  if (is_reuse(level, name) && (s.flags & kHidesReuse) != 0) std::memset(a.payload, 0, a.out_len);
 }
 
 void call_name(Sock& s, bool peer, Answer& a) {
@@ -438,13 +427,6 @@ void CallExecutor::call_shutdown(SlotRef s, const Request& r, Answer& a) {
   use_.news.announce(s, kNewsAll);
 }
 
-// The value is an int, and 0.
-static bool turns_off(const Request& r) {
-  int value = 1;
-  if (r.in_len >= sizeof value) std::memcpy(&value, r.payload, sizeof value);
-  return value == 0;
-}
-
 void CallExecutor::call_setsockopt(SlotRef s, const Request& r, Answer& a) {
   const int level = r.arg[0];
   const int name = r.arg[1];
@@ -453,15 +435,8 @@ void CallExecutor::call_setsockopt(SlotRef s, const Request& r, Answer& a) {
                                           name, r.in_len));
   if (s->kind == SockKind::stream && level == SOL_SOCKET && wants_stream_stamps(name, r))
     return failure(a, ENOPROTOOPT);
-  if (is_reuse(level, name) && turns_off(r) &&
-      (s->listener != nullptr || (s->flags & kHidesReuse) != 0)) {
-    s->flags |= kHidesReuse;
-    result(a, 0);
-  } else {
-    result(a, ::setsockopt(s->fd, level, name, r.payload, r.in_len));
-  }
+  result(a, set_option(*s, level, name, r.payload, r.in_len));
   if (a.ret < 0) return;
-  if (is_reuse(level, name) && !turns_off(r)) s->flags &= ~kHidesReuse;
   if (level == SOL_SOCKET && name == SO_LINGER) {
     s->linger = linger_mode_of(r.payload);
   }

@@ -9,6 +9,7 @@
 
 #include "codec/socket_options.h"
 #include "ins/policy/options.h"
+#include "ins/worker/sock_options.h"
 
 namespace mw {
 namespace {
@@ -26,11 +27,14 @@ InsReply failed(const InsRequest& r, int err) {
   return reply;
 }
 
-// Sets the option if the request says so, and reads it back. Returns 0 or errno.
-int set_and_read(int fd, const InsRequest& r, InsReply& reply) {
-  if (r.write != 0 && ::setsockopt(fd, r.level, r.name, r.value, r.len) < 0) return errno;
+// Returns 0 or errno.
+int set_value(Sock& s, const InsRequest& r) {
+  return set_option(s, r.level, r.name, r.value, r.len) < 0 ? errno : 0;
+}
+
+int read_value(const Sock& s, const InsRequest& r, InsReply& reply) {
   socklen_t len = sizeof reply.value;
-  if (::getsockopt(fd, r.level, r.name, reply.value, &len) < 0) return errno;
+  if (get_option(s, r.level, r.name, reply.value, &len) < 0) return errno;
   reply.len = std::min<uint32_t>(len, sizeof reply.value);
   return 0;
 }
@@ -92,18 +96,24 @@ void DriverRequests::of_one(const InsRequest& r, InsReply& reply) {
     ending_.cut_off(s);
 }
 
+// Sets the option if the request says so, and reads it back. Returns 0 or errno.
+int DriverRequests::set_and_read(SlotRef s, const InsRequest& r, InsReply& reply) {
+  if (r.write != 0) {
+    if (const int err = set_value(*s, r); err != 0) return err;
+    options_.option_set(s, r.level, r.name);
+  }
+  return read_value(*s, r, reply);
+}
+
 void DriverRequests::answer_option(SlotRef s, const InsRequest& r, InsReply& reply) {
   if (!may_be_asked(r)) {
     reply = failed(r, EINVAL);
     return;
   }
-  if (const int err = set_and_read(s->fd, r, reply); err != 0) {
+  if (const int err = set_and_read(s, r, reply); err != 0) {
     reply = failed(r, err);
     return;
   }
-  if (r.write != 0) options_.option_set(s, r.level, r.name);
-  if (r.level == SOL_SOCKET && r.name == SO_RCVLOWAT && s->kind == SockKind::stream)
-    std::memcpy(reply.value, &s->rcvlowat, sizeof s->rcvlowat);
   if (r.write != 0 && r.level == SOL_SOCKET && r.name == SO_MAX_PACING_RATE) {
     uint64_t rate = UINT64_MAX;
     std::memcpy(&rate, reply.value, std::min<size_t>(reply.len, sizeof rate));
@@ -122,8 +132,7 @@ void DriverRequests::option_of_all(const InsRequest& r, InsReply& reply) {
   bool any = false;
   scope_.each_socket([&](SlotRef s) {
     if (s->kind != SockKind::stream || err != 0) return;
-    err = set_and_read(s->fd, r, reply);
-    if (err == 0 && r.write != 0) options_.option_set(s, r.level, r.name);
+    err = set_and_read(s, r, reply);
     any = true;
   });
   if (!any) {
@@ -131,7 +140,11 @@ void DriverRequests::option_of_all(const InsRequest& r, InsReply& reply) {
     const UniqueFd fd{::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)};
     if (!fd) err = errno;
     if (fd && r.write == 0) wishes_.apply_to(fd.get());
-    if (fd) err = set_and_read(fd.get(), r, reply);
+    Sock made;
+    made.kind = SockKind::stream;
+    made.fd = fd.get();
+    if (fd && r.write != 0) err = set_value(made, r);
+    if (fd && err == 0) err = read_value(made, r, reply);
   }
   if (err != 0)
     reply = failed(r, err);

@@ -29,6 +29,7 @@ class DriverRequests {
 
  private:
   void of_one(const InsRequest& r, InsReply& reply);
+  int set_and_read(SlotRef s, const InsRequest& r, InsReply& reply);
   void answer_option(SlotRef s, const InsRequest& r, InsReply& reply);
   void option_of_all(const InsRequest& r, InsReply& reply);
   void cut_peer(const InsRequest& r, InsReply& reply);
