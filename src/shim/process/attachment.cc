@@ -64,7 +64,9 @@ int connect_to(int fd, const sockaddr_un& a, socklen_t len) {
 int connect_to_driver() {
   sockaddr_un a;
   const socklen_t len = driver_address(a, 0);
-  const int fd = len != 0 ? libc.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0) : -1;
+  if (len == 0) return -1;
+  const int fd =
+      beyond_limit([] { return libc.socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0); });
   if (fd < 0) return -1;
   const int rc = connect_to(fd, a, len);
   libc.setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &kDriverPatience, sizeof kDriverPatience);

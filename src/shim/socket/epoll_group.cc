@@ -9,6 +9,7 @@
 
 #include <utility>
 
+#include "shim/process/file_limit.h"
 #include "transport/local/control.h"
 #include "transport/local/fd_message.h"
 
@@ -51,7 +52,7 @@ void close_parts(GroupParts& parts) {
 }
 
 // 0 or -errno.
-int make_parts(GroupParts& parts) {
+int make_parts_once(GroupParts& parts) {
   const int memory = Registrations::make_memory(stacks.slots());
   if (memory < 0) return memory;
   parts.memory = hide(memory);
@@ -66,8 +67,15 @@ int make_parts(GroupParts& parts) {
   return 0;
 }
 
-// For the next group, guarded by instances_lock. A program may use up its descriptors before it registers
-// its first socket, for which it natively needs none.
+int make_parts(GroupParts& parts) {
+  const int rc = make_parts_once(parts);
+  if (rc != -EMFILE) return rc;
+  const FileLimit raised;
+  return make_parts_once(parts);
+}
+
+// For the next group, guarded by instances_lock. A program may use up its descriptors, up to the hard limit,
+// before it registers its first socket, for which it natively needs none.
 GroupParts prepared;
 
 int take_parts(GroupParts& parts) {
