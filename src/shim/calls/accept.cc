@@ -232,10 +232,7 @@ int next_accepted(const Sock& s, mw_accept_record& record, int flags, int* fd) {
 
 // Fetches the connection that waits with the INS. 0, -EAGAIN (it has gone) or -errno.
 int fetch_asked(const Sock& s, mw_accept_record& record) {
-  CallRequest r;
-  r.op = MW_OP_ACCEPT;
-  r.slot = s.index;
-  r.gen = s.gen;
+  const CallRequest r = about(s, MW_OP_ACCEPT);
   const CallAnswer a = call(r, &record, sizeof record);
   if (a.ret < 0) return a.err == EINVAL ? -EINVAL : -EAGAIN;
   constexpr uint32_t kKind = MW_ACCEPT_BARE | MW_ACCEPT_ASK;

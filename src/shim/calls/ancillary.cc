@@ -239,13 +239,7 @@ int64_t last_stamp(const Sock& s) {
   if (s.datagram() && (A::load_relaxed(s.mine.asked) & kStampsKept) == 0) {
     // From now on the times are kept.
     const int on = 1;
-    CallRequest r;
-    r.op = MW_OP_SETSOCKOPT;
-    r.slot = s.index;
-    r.gen = s.gen;
-    r.arg[0] = SOL_SOCKET;
-    r.arg[1] = SO_TIMESTAMPNS;
-    r.in[0] = {&on, sizeof on};
+    const CallRequest r = about_option(s, SOL_SOCKET, SO_TIMESTAMPNS, {&on, sizeof on});
     if (const CallAnswer a = call(r, nullptr, 0); a.ret < 0) return -a.err;
     A::fetch_or(s.mine.asked, kStampsKept);
   }

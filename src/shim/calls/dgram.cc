@@ -179,10 +179,7 @@ uint32_t name_bytes(const msghdr& m) {
 // Sends one message by a call. `data`: they travel in the cell.
 ssize_t send_by_call(const Sock& s, const msghdr* m, int flags, uint32_t data_len, const void* data,
                      uint32_t how = 0) {
-  CallRequest r;
-  r.op = MW_OP_SENDMSG;
-  r.slot = s.index;
-  r.gen = s.gen;
+  CallRequest r = about(s, MW_OP_SENDMSG);
   const uint32_t name_len = name_bytes(*m);
   const auto control_len = static_cast<uint32_t>(m->msg_control != nullptr ? m->msg_controllen : 0);
   r.arg[0] = flags | MSG_NOSIGNAL | MSG_DONTWAIT;
@@ -329,10 +326,7 @@ ssize_t special_recv(const Sock& s, msghdr* m, int flags) {
   for (size_t i = 0; i < m->msg_iovlen; ++i) total += m->msg_iov[i].iov_len;
   constexpr uint32_t kControlRoom = 512;
   constexpr uint32_t kDataRoom = 1344;
-  CallRequest r;
-  r.op = MW_OP_RECVMSG;
-  r.slot = s.index;
-  r.gen = s.gen;
+  CallRequest r = about(s, MW_OP_RECVMSG);
   r.arg[0] = flags | MSG_DONTWAIT;
   r.arg[1] = 32;
   r.arg[2] = kControlRoom;

@@ -20,14 +20,8 @@ namespace {
 // use fast open at all (net.ipv4.tcp_fastopen), else something else.
 int ask_for_fast_open(const Sock& s) {
   const int off = 0;
-  CallRequest r;
-  r.op = MW_OP_SETSOCKOPT;
-  r.slot = s.index;
-  r.gen = s.gen;
-  r.arg[0] = IPPROTO_TCP;
-  r.arg[1] = TCP_FASTOPEN_CONNECT;
-  r.in[0] = {&off, sizeof off};
-  const CallAnswer a = call(r, nullptr, 0);
+  const CallAnswer a =
+      call(about_option(s, IPPROTO_TCP, TCP_FASTOPEN_CONNECT, {&off, sizeof off}), nullptr, 0);
   return a.ret < 0 ? -a.err : 0;
 }
 

@@ -29,14 +29,6 @@ namespace {
 
 using A = StdAtomics;
 
-CallRequest about(const Sock& s, uint32_t op) {
-  CallRequest r;
-  r.op = op;
-  r.slot = s.index;
-  r.gen = s.gen;
-  return r;
-}
-
 int plain(const CallRequest& r) {
   const CallAnswer a = call(r, nullptr, 0);
   return a.ret < 0 ? -a.err : a.ret;
@@ -454,11 +446,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
     set_flag(s, kSlotCorked, on != 0);
     if (on == 0) {
       if ((A::fetch_and(s.mine.flags, ~kSlotCorkedBelow) & kSlotCorkedBelow) != 0) {
-        CallRequest below = about(s, MW_OP_SETSOCKOPT);
-        below.arg[0] = level;
-        below.arg[1] = name;
-        below.in[0] = {value, n};
-        return plain(below);
+        return plain(about_option(s, level, name, {value, n}));
       }
       if (unsent_bytes(s) != 0 || (A::load_relaxed(s.slot.want) & MW_WANT_HOLD) != 0)
         announce_held(s);
@@ -467,10 +455,7 @@ int sock_setsockopt(const Sock& s, int level, int name, const void* value, sockl
   }
   // Before the stack does it: its addresses have the other form from then on.
   if (level == IPPROTO_IPV6 && name == IPV6_ADDRFORM) set_flag(s, kSlotWas6, true);
-  CallRequest r = about(s, MW_OP_SETSOCKOPT);
-  r.arg[0] = level;
-  r.arg[1] = name;
-  r.in[0] = {value, n};
+  const CallRequest r = about_option(s, level, name, {value, n});
   if (never_fails(s, level, name, n)) {
     // In the kernel it pushes out what a cork holds back at that moment.
     if (level == IPPROTO_TCP && name == TCP_NODELAY && unsent_bytes(s) != 0) announce_held(s);

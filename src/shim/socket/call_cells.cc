@@ -13,6 +13,7 @@
 #include "shim/process/shared_lock.h"
 #include "shim/process/stack.h"
 #include "shim/socket/session_end.h"
+#include "shim/socket/socket.h"
 #include "transport/local/fd_message.h"
 
 namespace mw::shim {
@@ -216,6 +217,22 @@ bool session_up() {
     errno = saved;
   }
   return A::load_acquire(state) == kSessionUp;
+}
+
+CallRequest about(const Sock& s, uint32_t op) {
+  CallRequest r;
+  r.op = op;
+  r.slot = s.index;
+  r.gen = s.gen;
+  return r;
+}
+
+CallRequest about_option(const Sock& s, int level, int name, Bytes value) {
+  CallRequest r = about(s, MW_OP_SETSOCKOPT);
+  r.arg[0] = level;
+  r.arg[1] = name;
+  r.in[0] = value;
+  return r;
 }
 
 CallAnswer call(const CallRequest& request, void* room, uint32_t room_len) {

@@ -12,6 +12,8 @@
 
 namespace mw::shim {
 
+struct Sock;
+
 struct Bytes {
   const void* data;
   uint32_t len;
@@ -35,6 +37,11 @@ struct CallAnswer {
   int err = 0;  // errno, or EAI_* for lookups
   uint32_t len = 0;
 };
+
+// A call about a socket.
+CallRequest about(const Sock& s, uint32_t op);
+// MW_OP_SETSOCKOPT. The value has to last until the call is made.
+CallRequest about_option(const Sock& s, int level, int name, Bytes value);
 
 // Executes a call and waits for the answer; its payload goes to `room`. A failure of the channel
 // itself is an answer too: ret -1 with ENETDOWN, ECONNRESET or ENOBUFS (too many calls are unanswered).

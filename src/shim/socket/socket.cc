@@ -175,15 +175,8 @@ void set_cork_below(const Sock& s, int on) {
     A::fetch_or(s.mine.flags, kSlotCorkedBelow);
   else
     A::fetch_and(s.mine.flags, ~kSlotCorkedBelow);
-  CallRequest r;
-  r.op = MW_OP_SETSOCKOPT;
-  r.slot = s.index;
-  r.gen = s.gen;
-  r.arg[0] = IPPROTO_TCP;
-  r.arg[1] = TCP_CORK;
-  r.in[0] = {&on, sizeof on};
   const int saved = errno;
-  post(r);
+  post(about_option(s, IPPROTO_TCP, TCP_CORK, {&on, sizeof on}));
   errno = saved;
 }
 
